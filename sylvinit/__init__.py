@@ -1,0 +1,40 @@
+"""Initialise neural networks from data: each layer's weight solves a Sylvester equation.
+
+>>> report = sylvinit.initialize_(model, loader)        # every Conv, Linear, attention projection
+>>> report = sylvinit.initialize_head_(model, loader)   # only the classifier
+"""
+
+from __future__ import annotations
+
+from sylvinit import errors
+from sylvinit.codes import Code, Latent, available_codes, register_code
+from sylvinit.errors import SylvinitError, SylvinitWarning
+from sylvinit.initialize import initialize_, initialize_head_
+from sylvinit.layers import Layer, RowLayer, register_layer
+from sylvinit.moments import PatchMoments
+from sylvinit.patches.collect import patch_moments
+from sylvinit.report import LayerReport, Report
+from sylvinit.statistics import LayerStatistics
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Code",
+    "Latent",
+    "Layer",
+    "LayerReport",
+    "LayerStatistics",
+    "PatchMoments",
+    "Report",
+    "RowLayer",
+    "SylvinitError",
+    "SylvinitWarning",
+    "__version__",
+    "available_codes",
+    "errors",
+    "initialize_",
+    "initialize_head_",
+    "patch_moments",
+    "register_code",
+    "register_layer",
+]

@@ -1,0 +1,241 @@
+"""Reading the user's data: microbatches with inputs, labels, padding masks and global sample indices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sylvinit.errors import DataError, LabelError, OptionTypeError
+
+ForwardFn = Callable[[nn.Module, Any], Any]
+LABEL_KEYS = ("labels", "label", "targets", "target", "y")
+# Samples of a microbatch where the data come in one piece: large enough for the arithmetic to be
+# efficient, small enough for a layer's activations to stay in the caches.
+DEFAULT_MICROBATCH = 64
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One microbatch.
+
+    Attributes:
+        inputs: what the model is called with: a tensor, a tuple of positional arguments, or a mapping
+            of keyword arguments.
+        labels: of its samples, or None.
+        mask: bool (size, length), True for real tokens, or None.
+        start: index of its first sample in the stream of data.
+        size: number of samples.
+    """
+
+    inputs: Any
+    labels: Tensor | None
+    mask: Tensor | None
+    start: int
+    size: int
+
+    def head(self, count: int) -> Batch:
+        """The first ``count`` samples."""
+        return self.part(0, min(count, self.size))
+
+    def part(self, begin: int, end: int) -> Batch:
+        """Samples begin .. end - 1."""
+
+        def cut(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x[begin:end]
+
+        return Batch(
+            _map_tensors(self.inputs, lambda x: x[begin:end] if _leads(x, self.size) else x),
+            cut(self.labels),
+            cut(self.mask),
+            self.start + begin,
+            end - begin,
+        )
+
+
+def _leads(x: Tensor, size: int) -> bool:
+    return x.ndim > 0 and x.shape[0] == size
+
+
+def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """Apply a function to every tensor of nested tuples, lists and mappings."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, Mapping):
+        return {key: _map_tensors(item, function) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return tuple(_map_tensors(item, function) for item in value)
+    return value
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    found: list[Tensor] = []
+    _map_tensors(value, lambda x: found.append(x) or x)
+    return found
+
+
+def call_model(
+    model: nn.Module, batch: Batch, device: torch.device, forward_fn: ForwardFn | None
+) -> Any:
+    """Run the model on a copy of the batch's inputs on ``device``.
+
+    A copy, because the forward may work in place and the batch may be needed again.
+    """
+
+    def copy(x: Tensor) -> Tensor:
+        return x.clone() if x.device == device else x.to(device)
+
+    inputs = _map_tensors(batch.inputs, copy)
+    if forward_fn is not None:
+        return forward_fn(model, inputs)
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    if isinstance(inputs, tuple):
+        return model(*inputs)
+    return model(inputs)
+
+
+def read_batches(
+    data: Any, *, microbatch: int | None = None, max_samples: int | None = None
+) -> list[Batch]:
+    """Read the data once.
+
+    Args:
+        data: a tensor, a 2-tuple (inputs, labels), one mapping, or an iterable of batches.
+        microbatch: batches are split into pieces of at most this many samples.
+        max_samples: stop after so many.
+
+    Raises:
+        DataError: there are no samples, or a batch has an unknown form, inputs that are not finite,
+            or members that disagree about the number of samples.
+        LabelError: a batch has another number of labels than samples.
+        OptionTypeError: ``data`` is none of the above.
+    """
+    whole = isinstance(data, (Tensor, np.ndarray, Mapping)) or (
+        isinstance(data, tuple) and len(data) == 2
+    )
+    if whole:
+        items: Iterable[Any] = [data]
+        microbatch = microbatch or DEFAULT_MICROBATCH
+    elif isinstance(data, Iterable) and not isinstance(data, (str, bytes, nn.Module)):
+        items = data
+    else:
+        raise OptionTypeError(
+            "data must be a tensor, a tuple (inputs, labels) or an iterable of batches, got "
+            f"{type(data).__name__}"
+        )
+    batches: list[Batch] = []
+    start = 0
+    for item in items:
+        batch = _batch(item, start)
+        if max_samples is not None:
+            batch = batch.head(max_samples - start)
+        if batch.size == 0:
+            continue
+        step = microbatch or batch.size
+        batches.extend(
+            batch.part(begin, min(begin + step, batch.size)) for begin in range(0, batch.size, step)
+        )
+        start += batch.size
+        if max_samples is not None and start >= max_samples:
+            break
+    if not batches:
+        raise DataError("data is empty: at least one sample is needed")
+    if len({batch.labels is None for batch in batches}) > 1:
+        raise LabelError("some batches have labels and some have none; give all or none of them")
+    return batches
+
+
+def _batch(item: Any, start: int) -> Batch:
+    inputs, labels = _split(item)
+    inputs = _as_tensors(inputs)
+    found = _tensors(inputs)
+    if not found:
+        raise DataError(f"a batch holds no tensor (batch at sample {start}: {type(item).__name__})")
+    mask = None
+    if isinstance(inputs, Mapping) and isinstance(inputs.get("attention_mask"), Tensor):
+        mask = inputs["attention_mask"]
+    size = found[0].shape[0] if found[0].ndim else 0
+    for x in found:
+        if x.device.type == "meta":
+            raise DataError("data holds meta tensors, which have no values; pass real ones")
+        if x.is_floating_point() and not bool(x.isfinite().all()):
+            raise DataError(
+                f"data holds NaN or Inf (batch at sample {start}); clean or drop those samples"
+            )
+    if labels is not None:
+        labels = torch.as_tensor(labels)
+        if labels.ndim == 0 or labels.shape[0] != size:
+            raise LabelError(
+                f"labels must have one entry per sample: the batch at sample {start} has {size} "
+                f"samples and labels of shape {tuple(labels.shape)}"
+            )
+    if mask is not None and (mask.ndim != 2 or mask.shape[0] != size):
+        mask = None  # a 3-D or 4-D mask says who sees whom, not which tokens are padding
+    return Batch(inputs, labels, None if mask is None else mask != 0, start, size)
+
+
+def _split(item: Any) -> tuple[Any, Any]:
+    """Inputs and labels of a batch."""
+    if isinstance(item, Mapping):
+        rest = {key: value for key, value in item.items() if key not in LABEL_KEYS}
+        return rest, next((item[key] for key in LABEL_KEYS if key in item), None)
+    fields = getattr(item, "_fields", None)
+    if isinstance(item, tuple) and fields and any(field in LABEL_KEYS for field in fields):
+        labels = next(getattr(item, field) for field in fields if field in LABEL_KEYS)
+        rest = tuple(getattr(item, field) for field in fields if field not in LABEL_KEYS)
+        return rest[0] if len(rest) == 1 else rest, labels
+    if isinstance(item, (tuple, list)):
+        if len(item) == 1:
+            return item[0], None
+        if len(item) == 2:
+            return item[0], item[1]
+        raise DataError(
+            f"a batch of {len(item)} members cannot be told apart; use (inputs, labels), where inputs "
+            "may be a tuple of arguments, or a dict of keyword arguments"
+        )
+    return item, None
+
+
+def _as_tensors(value: Any) -> Any:
+    """Arrays become tensors, mappings become plain dicts, inference tensors become normal ones."""
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value)
+    if isinstance(value, Mapping):
+        return {str(key): _as_tensors(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return tuple(_as_tensors(item) for item in value)
+    if isinstance(value, Tensor) and value.is_inference():
+        return value.clone()
+    return value
+
+
+def class_count(batches: list[Batch]) -> int:
+    """Number of classes, the largest label plus one.
+
+    Raises:
+        LabelError: labels are missing, not integers, not one per sample, or negative.
+    """
+    most = 0
+    for batch in batches:
+        labels = batch.labels
+        if labels is None:
+            raise LabelError(
+                "labels are needed for this code and data has none; pass (inputs, labels) or choose "
+                "a code without labels"
+            )
+        if labels.is_floating_point() or labels.is_complex() or labels.ndim != 1:
+            raise LabelError(
+                "labels must be integers of shape (samples,), got "
+                f"{labels.dtype} {tuple(labels.shape)}; for other targets pass head_code='pca' and a "
+                "code without labels"
+            )
+        low, high = (int(v) for v in torch.aminmax(labels.long()))
+        if low < 0:
+            raise LabelError(f"labels must not be negative, got {low}; drop those samples")
+        most = max(most, high + 1)
+    return most

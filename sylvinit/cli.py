@@ -1,0 +1,312 @@
+"""The command ``sylvinit``: demo, init, info.
+
+The only part of the package that writes to standard output. Imports that take time wait until a
+subcommand needs them, so that ``--help`` is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import sys
+import warnings
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO, TypeVar
+
+from sylvinit import __version__
+from sylvinit.errors import OptionError, SylvinitError, SylvinitWarning
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from sylvinit.demo.experiment import Result
+
+T = TypeVar("T")
+
+EXIT_ERROR = 2
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: arguments without the program's name; None takes those of the process.
+
+    Returns:
+        The exit status: 0, 2 after an error in the arguments, the data or the model, 130 after
+        Ctrl-C.
+    """
+    arguments = _parser().parse_args(argv)
+    with _messages_on_stderr(logging.DEBUG if arguments.verbose else logging.INFO):
+        try:
+            arguments.run(arguments)
+        except SylvinitError as error:
+            if arguments.verbose:
+                raise
+            sys.stderr.write(f"sylvinit: error: {' '.join(str(error).split())}\n")
+            return EXIT_ERROR
+        except KeyboardInterrupt:
+            sys.stderr.write("sylvinit: interrupted\n")
+            return EXIT_INTERRUPTED
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sylvinit",
+        description="Initialise PyTorch networks from a little data, without gradients.",
+    )
+    parser.add_argument("--version", action="version", version=f"sylvinit {__version__}")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "-v", "--verbose", action="store_true", help="log more, and show tracebacks of errors"
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_demo(commands.add_parser("demo", parents=[common], help="see what it does to a network"))
+    _add_init(commands.add_parser("init", parents=[common], help="initialise a model of yours"))
+    _add_info(commands.add_parser("info", parents=[common], help="versions and backends"))
+    return parser
+
+
+# ------------------------------------------------------------------------------------------- demo
+
+
+def _add_demo(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Compare He's random weights, the same with a solved head, and sylvinit, before and during "
+        "the same training. Writes sylvinit-demo.png and sylvinit-demo.json."
+    )
+    parser.set_defaults(run=_demo)
+    parser.add_argument(
+        "--data",
+        metavar="DIR",
+        help="a cifar-10-batches-py folder: ResNet-20, 100 images a class (minutes); "
+        "default: scikit-learn's digits and a small network (seconds)",
+    )
+    parser.add_argument(
+        "--out", metavar="DIR", default="sylvinit-demo", help="default: %(default)s"
+    )
+    parser.add_argument("--seeds", metavar="N", type=int, default=3, help="default: %(default)s")
+    parser.add_argument("--epochs", metavar="N", type=int, help="default: 15 digits, 6 CIFAR-10")
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    from sylvinit.demo.run import run_demo
+
+    outcome = run_demo(arguments.out, arguments.data, arguments.seeds, arguments.epochs)
+    _say(_demo_table(outcome.result))
+    _say(f"\npicture: {outcome.picture}\nnumbers: {outcome.numbers}")
+
+
+def _demo_table(result: Result) -> str:
+    task = result.task
+    after = f"after {task['epochs']} epochs"
+    lines = [
+        f"{task['name']}: {task['network']}, {task['train_samples_per_class']} training images per "
+        f"class, {task['test_samples']} test images",
+        f"test accuracy in %, mean and standard deviation over {len(task['seeds'])} seeds; "
+        f"{result.seconds:.0f} s in all",
+        "",
+        f"{'':<18}{'before training':>18}{after:>18}{'initialisation':>18}",
+    ]
+    for row in result.summary():
+        before, trained = (f"{mean:.1f} ± {std:.1f}" for mean, std in (row.before, row.after))
+        seconds = f"{row.init_seconds:.2f} s"
+        lines.append(f"{row.method:<18}{before:>18}{trained:>18}{seconds:>18}")
+    return "\n".join(lines)
+
+
+# ------------------------------------------------------------------------------------------- init
+
+
+def _add_init(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Build a model, compute its weights from data, and write them as a safetensors file. "
+        "safetensors.torch.load_model reads it, tied weights included."
+    )
+    parser.set_defaults(run=_init)
+    add = parser.add_argument
+    add(
+        "--model",
+        metavar="PKG.MOD:FACTORY",
+        required=True,
+        help="callable without arguments that returns the model; the current directory is searched",
+    )
+    add(
+        "--data",
+        metavar="FILE_OR_DIR",
+        required=True,
+        help=".npy, .npz, .pt, .safetensors (keys x/inputs/images, y/labels) or a "
+        "cifar-10-batches-py folder; uint8 inputs are scaled to [0, 1]",
+    )
+    add("--out", metavar="FILE.safetensors", required=True, type=Path)
+    add("--report", metavar="FILE.json", type=Path, help="write the report there, too")
+    add("--weights", metavar="FILE", type=Path, help="load these first (.safetensors, .pt)")
+    add("--head-only", action="store_true", help="solve the classifier, leave the rest alone")
+    add(
+        "--code",
+        action="append",
+        metavar="[PATTERN=]CODE",
+        help="pca, lda, ica, kmeans, onehot; may be given for several patterns of layer names",
+    )
+    add("--lam", action="append", metavar="[PATTERN=]LAMBDA", help="weight of the decoder's term")
+    add("--head", metavar="NAME", help="the classifier; default: the last layer executed")
+    add("--head-code", metavar="CODE")
+    add("--patches", metavar="N|all", help="patches of each sample")
+    add("--include", action="append", metavar="PATTERN", help="only layers that match; repeatable")
+    add("--exclude", action="append", metavar="PATTERN", help="but not these; repeatable")
+    add("--microbatch", metavar="N", type=int)
+    add("--max-samples", metavar="N", type=int)
+    add("--rescale", choices=["variance"], help="unit output variance, for nets without norms")
+    add("--backend", metavar="NAME")
+    add("--device", metavar="DEVICE", help="move the model there first, as cuda:0")
+    add("--seed", metavar="N", type=int)
+
+
+# Arguments of both functions, and those of initialize_ alone: passed on where they are given, so
+# that every default has one home.
+_HEAD_OPTIONS = ("lam", "head", "microbatch", "max_samples", "backend", "seed")
+_OPTIONS = (*_HEAD_OPTIONS, "code", "head_code", "patches", "include", "exclude", "rescale")
+
+
+def _init(arguments: argparse.Namespace) -> None:
+    from sylvinit import modelfiles
+
+    modelfiles.check_output("--out", arguments.out, ".safetensors")
+    if arguments.report is not None:
+        modelfiles.check_output("--report", arguments.report, ".json")
+    given = {name: getattr(arguments, name) for name in _OPTIONS}
+    options = {name: value for name, value in given.items() if value is not None}
+    if "code" in options:
+        options["code"] = _per_pattern("--code", options["code"], str)
+    if "lam" in options:
+        options["lam"] = _per_pattern("--lam", options["lam"], float)
+    if options.get("patches", "all") != "all":
+        options["patches"] = _number("--patches", options["patches"], int)
+    if arguments.head_only and not options.keys() <= set(_HEAD_OPTIONS):
+        extra = ", ".join(
+            "--" + name.replace("_", "-") for name in options if name not in _HEAD_OPTIONS
+        )
+        raise OptionError(f"{extra}: not with --head-only, which solves one layer with labels.")
+
+    import sylvinit
+    from sylvinit.datasets import load_tensors
+
+    model = modelfiles.build_model(arguments.model)
+    if arguments.weights is not None:
+        modelfiles.load_weights(model, arguments.weights)
+    if arguments.device is not None:
+        modelfiles.move(model, arguments.device)
+    inputs, labels = load_tensors(arguments.data)
+    inputs = modelfiles.like_parameters(inputs, model)
+    data = inputs if labels is None else (inputs, labels.to(inputs.device))
+    initialise = sylvinit.initialize_head_ if arguments.head_only else sylvinit.initialize_
+    report = initialise(model, data, **options)
+    _say(str(report))
+    modelfiles.save_weights(model, arguments.out)
+    _say(f"\nweights: {arguments.out}")
+    if arguments.report is not None:
+        modelfiles.write_text(report.to_json(), arguments.report)
+        _say(f"report: {arguments.report}")
+
+
+def _per_pattern(option: str, values: list[str], convert: Callable[[str], T]) -> T | dict[str, T]:
+    """One value for all layers, or a value for each pattern of names."""
+    if len(values) == 1 and "=" not in values[0]:
+        return _number(option, values[0], convert)
+    pairs = [value.rpartition("=") for value in values]
+    if not all(pattern for pattern, _, _ in pairs):
+        raise OptionError(
+            f"{option}: expected a single value, or PATTERN=VALUE each time, got {values}."
+        )
+    return {pattern: _number(option, value, convert) for pattern, _, value in pairs}
+
+
+def _number(option: str, text: str, convert: Callable[[str], T]) -> T:
+    try:
+        return convert(text)
+    except ValueError as error:
+        raise OptionError(f"{option}: expected a number, got {text!r}.") from error
+
+
+# ------------------------------------------------------------------------------------------- info
+
+
+def _add_info(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Show versions, threads and which backend runs, and why."
+    parser.set_defaults(run=_info)
+
+
+def _info(_: argparse.Namespace) -> None:
+    import platform
+
+    import torch
+
+    from sylvinit import backends
+
+    _say(f"sylvinit {__version__}, Python {platform.python_version()}")
+    for package in ("torch", "numpy", "scipy", "scikit-learn", "safetensors", "matplotlib"):
+        _say(f"  {package:<14}{_version(package)}")
+    _say(f"  {'threads':<14}{torch.get_num_threads()} of {os.cpu_count()} processors")
+    _say(f"  {'GPUs':<14}{', '.join(_gpus()) or 'none'}")
+    _say("backends, in the order in which they are tried (CUDA kernels come with a later version)")
+    for row in backends.table():
+        state = "runs" if row.available else "does not run"
+        _say(f"  {row.name:<8}{state:<14}{'/'.join(row.devices):<8}{row.reason}")
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _gpus() -> Iterable[str]:
+    import torch
+
+    return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+
+
+# ----------------------------------------------------------------------------------------- output
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+
+
+@contextlib.contextmanager
+def _messages_on_stderr(level: int) -> Iterator[None]:
+    """Log records and warnings of this package, a line each, for the time of the command."""
+    logger = logging.getLogger("sylvinit")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    former = logger.level
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def show_warning(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if issubclass(category, SylvinitWarning):
+                sys.stderr.write(f"sylvinit: warning: {message}\n")
+            else:
+                show(message, category, filename, lineno, file, line)
+
+        warnings.showwarning = show_warning
+        logger.addHandler(handler)
+        logger.setLevel(level)
+        try:
+            yield
+        finally:
+            logger.removeHandler(handler)
+            logger.setLevel(former)

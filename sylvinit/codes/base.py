@@ -1,0 +1,135 @@
+"""The protocol of a latent code, and what it returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from sylvinit.statistics import LayerStatistics
+
+
+@dataclass(frozen=True)
+class Latent:
+    """A latent code s of the rows x, by the moments that the layer's equation needs.
+
+    Every tensor is float64 with a leading axis of groups, k is the number of code entries.
+
+    Attributes:
+        second_moment: A = E[s s^T], (groups, k, k).
+        cross: E[s x^T], (groups, k, d).
+        mean: E[s], (groups, k).
+        encoder: E of an affine code s = E x - c, (groups, k, d); None if s is not a function of x.
+        label: what to call the code in the report.
+    """
+
+    second_moment: Tensor
+    cross: Tensor
+    mean: Tensor
+    encoder: Tensor | None
+    label: str
+
+    @property
+    def rows(self) -> int:
+        """Number of code entries k."""
+        return self.mean.shape[1]
+
+    @staticmethod
+    def affine(
+        stats: LayerStatistics, encoder: Tensor, center: Tensor | None = None, label: str = "affine"
+    ) -> Latent:
+        """The moments of s = E (x - m).
+
+        A = E Sigma E^T + e e^T and E[s x^T] = E Sigma + e mu^T with e = E[s] = E (mu - m).
+
+        Args:
+            stats: of the layer's input.
+            encoder: E, (groups, k, d) or (k, d).
+            center: m, (groups, d); by default zero. Pass ``stats.mean`` for a centred code.
+            label: for the report.
+        """
+        encoder = encoder.to(stats.mean).expand(stats.groups, *encoder.shape[-2:])
+        offset = stats.mean if center is None else stats.mean - center
+        mean = (encoder @ offset[:, :, None])[:, :, 0]
+        cross = encoder @ stats.covariance
+        second = cross @ encoder.mT + mean[:, :, None] * mean[:, None, :]
+        second = (second + second.mT) / 2
+        cross = cross + mean[:, :, None] * stats.mean[:, None, :]
+        return Latent(second, cross, mean, encoder, label)
+
+    def select(self, index: Tensor) -> Latent:
+        """The code entries with these indices."""
+        return Latent(
+            self.second_moment[:, index][:, :, index],
+            self.cross[:, index],
+            self.mean[:, index],
+            None if self.encoder is None else self.encoder[:, index],
+            self.label,
+        )
+
+    def joined(self, other: Latent, stats: LayerStatistics) -> Latent:
+        """This code and another, affine one, one after the other.
+
+        E[s s'^T] = E[s x^T] E'^T - E[s] c'^T, with c' = E' mu - E[s'].
+        """
+        if other.encoder is None:
+            raise TypeError("only an affine code can be joined to another")
+        offset = (other.encoder @ stats.mean[:, :, None])[:, :, 0] - other.mean
+        mixed = self.cross @ other.encoder.mT - self.mean[:, :, None] * offset[:, None, :]
+        top = torch.cat((self.second_moment, mixed), dim=2)
+        bottom = torch.cat((mixed.mT, other.second_moment), dim=2)
+        encoder = None if self.encoder is None else torch.cat((self.encoder, other.encoder), dim=1)
+        return Latent(
+            torch.cat((top, bottom), dim=1),
+            torch.cat((self.cross, other.cross), dim=1),
+            torch.cat((self.mean, other.mean), dim=1),
+            encoder,
+            self.label,
+        )
+
+
+@runtime_checkable
+class Code(Protocol):
+    """What a layer's outputs are asked to be; implement it for a code of your own.
+
+    Attributes:
+        name: for reports and messages.
+        needs_labels: whether ``stats.class_counts`` and ``stats.class_means`` must be there.
+        reservoir: how many rows ``stats.reservoir`` should hold at most; 0 for none.
+        reducible: whether ``fit`` works in any orthonormal coordinates of the rows' span. If false,
+            ``stats`` always comes in the coordinates of the layer's input (features in the order of
+            the weight: channels, then taps).
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def needs_labels(self) -> bool: ...
+    @property
+    def reservoir(self) -> int: ...
+    @property
+    def reducible(self) -> bool: ...
+
+    def fit(self, stats: LayerStatistics, k: int, seed: int) -> Latent:
+        """A code with at most ``k`` entries for a layer with these input statistics.
+
+        Fewer than k entries may come back, and entries that are identically zero; the driver fills
+        them up. ``seed`` is the only source of randomness.
+        """
+        ...
+
+
+def fix_signs(stats: LayerStatistics, encoder: Tensor) -> Tensor:
+    """The encoder with the entry of largest magnitude of every row positive.
+
+    Entries within one part in a million of the largest count as tied, and the first of them decides:
+    symmetric filters have exact ties, which rounding must not settle.
+    """
+    rows = stats.in_input_coordinates(encoder)
+    size = rows.abs()
+    tied = size >= size.amax(dim=-1, keepdim=True) * (1 - 1e-6)
+    first = tied.to(torch.uint8).argmax(dim=-1, keepdim=True)
+    negative = rows.gather(-1, first) < 0
+    return torch.where(negative, -encoder, encoder)

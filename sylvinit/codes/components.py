@@ -1,0 +1,141 @@
+"""Codes that are components of the input: PCA, LDA, ICA."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from sklearn.decomposition import FastICA
+from sklearn.exceptions import ConvergenceWarning
+from torch import Tensor
+
+from sylvinit.codes.base import Latent, fix_signs
+from sylvinit.statistics import LayerStatistics
+
+_log = logging.getLogger(__name__)
+
+
+def top_eigenvectors(
+    stats: LayerStatistics, spectrum: tuple[Tensor, Tensor], k: int, largest: Tensor | None = None
+) -> Tensor:
+    """Rows of the k leading eigenvectors, signs fixed; zero rows beyond the numerical rank.
+
+    Args:
+        stats: of the layer's input.
+        spectrum: eigenvalues (groups, d), ascending, and eigenvectors (groups, d, d).
+        k: how many.
+        largest: (groups, 1), the scale against which an eigenvalue counts as zero; by default the
+            largest of ``spectrum``.
+
+    Returns:
+        float64 (groups, min(k, d), d).
+    """
+    values, vectors = spectrum
+    k = min(k, stats.d)
+    threshold = stats.threshold((values[:, -1:] if largest is None else largest).clamp(min=0))
+    rows = vectors.flip(-1)[:, :, :k].mT
+    significant = values.flip(-1)[:, :k] > threshold
+    return torch.where(significant[:, :, None], fix_signs(stats, rows), 0.0)
+
+
+@dataclass(frozen=True)
+class PCA:
+    """Principal components, s = P (x - mu): the paper's code for hidden layers.
+
+    With ``center=False`` P holds the leading eigenvectors of E[x x^T] and s = P x; then W = P solves
+    the equation for every lam and the solver changes nothing. With ``center=True`` row i is
+
+        w_i = p_i - [lam (p_i . mu) / (1 + lam mu^T K_i^-1 mu)] K_i^-1 mu,   K_i = a_i I + lam Sigma.
+    """
+
+    center: bool = True
+    needs_labels: bool = False
+    reservoir: int = 0
+    reducible: bool = True
+
+    @property
+    def name(self) -> str:
+        """ "pca", or "pca-uncentred"."""
+        return "pca" if self.center else "pca-uncentred"
+
+    def fit(self, stats: LayerStatistics, k: int, seed: int) -> Latent:
+        """The min(k, d) leading components; entries beyond the rank are zero."""
+        if self.center:
+            encoder = top_eigenvectors(stats, stats.spectrum(), k)
+            return Latent.affine(stats, encoder, stats.mean, self.name)
+        spectrum = stats.backend.eigh(stats.second_moment())
+        encoder = top_eigenvectors(stats, spectrum, k)
+        return Latent.affine(stats, encoder, None, self.name)
+
+
+@dataclass(frozen=True)
+class LDA:
+    """Fisher's discriminant directions, s = E (x - mu), rows of unit length.
+
+    The directions are the generalised eigenvectors of the between-class covariance against the total
+    one within its numerical range, at most classes - 1 of them, most discriminating first.
+    """
+
+    name: str = "lda"
+    needs_labels: bool = True
+    reservoir: int = 0
+    reducible: bool = True
+
+    def fit(self, stats: LayerStatistics, k: int, seed: int) -> Latent:
+        """The min(k, classes - 1) directions."""
+        if stats.class_counts is None or stats.class_means is None:
+            raise ValueError("LDA needs class statistics")
+        values, vectors = stats.spectrum()
+        keep = values > stats.threshold(values[:, -1:].clamp(min=0))
+        scale = torch.where(keep, values.clamp(min=0), 1.0).rsqrt() * keep
+        whitener = vectors * scale[:, None, :]
+        weight = (stats.class_counts / stats.n).sqrt()[None, :, None]
+        spread = weight * (stats.class_means - stats.mean[:, None, :])
+        # The between-class covariance has rank < classes: a thin SVD of its factor is enough.
+        factor = torch.linalg.svd(spread @ whitener, full_matrices=False)
+        k = min(k, factor.S.shape[-1], int((stats.class_counts > 0).sum()) - 1)
+        ratio, rows = factor.S[:, :k], factor.Vh[:, :k] @ whitener.mT
+        rows = rows / torch.linalg.vector_norm(rows, dim=-1, keepdim=True).clamp(min=1e-300)
+        # ratio**2 is the share of a direction's variance that lies between the classes.
+        significant = ratio**2 > stats.d * stats.eps
+        encoder = torch.where(significant[:, :, None], fix_signs(stats, rows), 0.0)
+        return Latent.affine(stats, encoder, stats.mean, self.name)
+
+
+@dataclass(frozen=True)
+class ICA:
+    """Independent components by scikit-learn's FastICA on a bounded random sample of the rows."""
+
+    reservoir: int = 10_000
+    max_iter: int = 200
+    name: str = "ica"
+    needs_labels: bool = False
+    reducible: bool = True
+
+    def fit(self, stats: LayerStatistics, k: int, seed: int) -> Latent:
+        """The min(k, rank) unit-variance sources of every group."""
+        if stats.reservoir is None:
+            raise ValueError("ICA needs a reservoir of rows")
+        k = min(k, stats.d)
+        encoder = stats.mean.new_zeros((stats.groups, k, stats.d))
+        for index in range(stats.groups):
+            one = stats.group(index)
+            sample = stats.reservoir[index].double().cpu().numpy()
+            count = min(k, one.rank(), sample.shape[0] - 1)
+            if count < 1:
+                continue
+            ica = FastICA(
+                count, whiten="unit-variance", max_iter=self.max_iter, random_state=seed % 2**32
+            )
+            with warnings.catch_warnings():
+                # Few iterations give a useful code; that it is not the optimum goes to the log.
+                warnings.simplefilter("ignore", ConvergenceWarning)
+                ica.fit(sample)
+            if ica.n_iter_ >= self.max_iter:
+                _log.info("FastICA stopped after %d iterations", self.max_iter)
+            rows = torch.from_numpy(np.ascontiguousarray(ica.components_)).to(stats.mean)
+            encoder[index, :count] = fix_signs(one, rows[None])[0]
+        return Latent.affine(stats, encoder, stats.mean, self.name)

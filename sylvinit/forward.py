@@ -1,0 +1,156 @@
+"""Propagating microbatches in lockstep, layer by layer, with one forward pass.
+
+Every microbatch runs the model's forward in a greenlet of its own. A forward pre-hook switches back to
+the caller when the microbatch reaches a point that is still pending (a layer to be solved, a
+normalisation to be calibrated). When all have arrived, the caller does its work and resumes them.
+Greenlets share one thread, so there are no locks, no thread pools beside torch's, and an exception in
+one forward surfaces in the caller.
+"""
+
+from __future__ import annotations
+
+import contextvars
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import greenlet
+import torch
+from torch import Tensor, nn
+
+from sylvinit.batches import Batch
+from sylvinit.state import forward_modes, plain_modes
+
+
+class Point(Protocol):
+    """A place in the model whose input is observed."""
+
+    @property
+    def module(self) -> nn.Module: ...
+    def input(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor: ...
+
+
+@dataclass
+class Arrival:
+    """A microbatch waiting at a point.
+
+    Attributes:
+        point: where it waits.
+        call: which call of the point's module this is, from 0.
+        x: the point's input.
+        args, kwargs: all arguments of the module's forward.
+    """
+
+    point: Any
+    call: int
+    x: Tensor
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+
+class Runner:
+    """One microbatch on its way through the model."""
+
+    def __init__(self, batch: Batch, body: Callable[[Batch], None]) -> None:
+        self.batch = batch
+        self.calls: Counter[nn.Module] = Counter()
+        self.observing = False
+        self.arrival: Arrival | None = None
+        self._greenlet = greenlet.greenlet(lambda: body(batch))
+        self._greenlet.gr_context = contextvars.copy_context()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the forward has returned."""
+        return self._greenlet.dead
+
+    def resume(self) -> None:
+        """Run until the next pending point (then :attr:`arrival` is set) or the end."""
+        self.arrival = None
+        self._greenlet.switch()
+
+    def pause(self, arrival: Arrival) -> None:
+        """Called inside the forward: wait until resumed."""
+        self.arrival = arrival
+        with plain_modes():
+            # The forward's own grad mode and autocast are put back on leaving this block.
+            self._greenlet.parent.switch()
+
+    def abandon(self) -> None:
+        """End the forward here; its `finally` blocks run."""
+        self.arrival = None
+        if not self._greenlet.dead:
+            self._greenlet.throw(greenlet.GreenletExit)
+
+
+class Propagation:
+    """All microbatches on their way through the model.
+
+    Args:
+        call: runs the model on a batch.
+        points: what is observed, by module, in the order in which it is needed.
+        pending: whether a point still has to be stopped at.
+        autocast: settings for the forward, see :func:`sylvinit.state.ambient_autocast`.
+        check: called with the output of a finished forward.
+    """
+
+    def __init__(
+        self,
+        call: Callable[[Batch], Any],
+        points: Mapping[nn.Module, list[Any]],
+        pending: Callable[[Any], bool],
+        autocast: list[tuple[str, torch.dtype]],
+        check: Callable[[Any], None],
+    ) -> None:
+        self._call, self._points, self._pending = call, points, pending
+        self._autocast, self._check = autocast, check
+        self._current: Runner | None = None
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """The time during which the hooks are on the model."""
+        handles = [
+            module.register_forward_pre_hook(self._observe, with_kwargs=True)
+            for module in self._points
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def start(self, batch: Batch) -> Runner:
+        """A runner for a batch; it does nothing until it is advanced."""
+        return Runner(batch, self._body)
+
+    def advance(self, runner: Runner) -> Arrival | None:
+        """Resume a runner; its next arrival, or None at the end of its forward."""
+        before, self._current = self._current, runner
+        try:
+            runner.resume()
+        finally:
+            self._current = before
+        return runner.arrival
+
+    def _body(self, batch: Batch) -> None:
+        with forward_modes(self._autocast):
+            self._check(self._call(batch))
+
+    def _observe(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        runner = self._current
+        if runner is None or runner.observing:
+            return
+        call = runner.calls[module]
+        runner.calls[module] += 1
+        for point in self._points[module]:
+            if not self._pending(point):
+                continue
+            # A point may call its module to compute its input: those calls are not observed.
+            runner.observing = True
+            try:
+                x = point.input(args, kwargs)
+            finally:
+                runner.observing = False
+            runner.pause(Arrival(point, call, x, args, kwargs))

@@ -1,0 +1,327 @@
+"""The public drivers."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from sylvinit.batches import Batch, ForwardFn, call_model, class_count, read_batches
+from sylvinit.codes import Code
+from sylvinit.errors import ModelError, SylvinitWarning
+from sylvinit.options import Options, check_options
+from sylvinit.patches.rows import RowToSample
+from sylvinit.planning import Work, make_work
+from sylvinit.report import LayerReport, Report
+from sylvinit.solving import solve_in_order
+from sylvinit.state import ModelGuard, ambient_autocast
+from sylvinit.survey import Survey, find_points, materialise, run_survey
+
+_log = logging.getLogger(__name__)
+
+
+def initialize_(
+    model: nn.Module,
+    data: Any,
+    *,
+    code: str | Code | Mapping[str, str | Code] = "pca",
+    head: str | None = None,
+    head_code: str | Code = "auto",
+    lam: float | Mapping[str, float] = 10.0,
+    patches: int | Literal["all"] = 10,
+    include: str | list[str] | tuple[str, ...] | None = None,
+    exclude: str | list[str] | tuple[str, ...] | None = None,
+    microbatch: int | None = None,
+    max_samples: int | None = None,
+    storage: Literal["memory", "recompute"] = "memory",
+    siblings: Literal["split", "same"] = "split",
+    calibrate_norm: bool = True,
+    rescale: Literal["variance"] | None = None,
+    seed: int = 0,
+    backend: str = "auto",
+    progress: bool | None = None,
+    dry_run: bool = False,
+    forward_fn: ForwardFn | None = None,
+    row_to_sample: RowToSample | None = None,
+) -> Report:
+    """Initialise a network from its data, in place, layer by layer in execution order.
+
+    The weight W of each layer solves A W + W B = Q with A = E[s s^T], B = lam E[x x^T] and
+    Q = (1 + lam) E[s x^T], where x are the patches of the layer's own input under the layers already
+    solved and s their latent code ("Data-driven Weight Initialization with Sylvester Solvers", eq. 2).
+    No gradients; the data pass through the network once.
+
+    Args:
+        model: any module. Wrappers (torch.compile, DataParallel) are looked through.
+        data: a tensor, a 2-tuple (inputs, labels), a mapping of keyword arguments, or an iterable of
+            such batches, read once. Labels are int64 (samples,). In mappings they are found under
+            "labels", "label", "targets", "target" or "y", and "attention_mask" drops padding tokens.
+        code: "pca", "lda", "ica", "kmeans", "onehot", a :class:`sylvinit.Code`, or a mapping from name
+            patterns to those (the first match decides; layers without one use PCA).
+        head: name of the classifier; None takes the last layer executed.
+        head_code: code of the head; "auto" is one-hot if there are labels and the head has an output
+            for every class, else ``code``.
+        lam: weight of the encoding loss, positive, or a mapping from name patterns.
+        patches: random patches (for Linear layers: rows) per sample and layer, or "all".
+        include, exclude: fnmatch patterns over module names, of layers and normalisations alike.
+        microbatch: samples that pass through the network together; by default the batches of the
+            iterable, or 64 where the data come in one piece.
+        max_samples: use at most so many samples.
+        storage: "memory" holds the live activations of all samples; "recompute" holds only the inputs
+            and runs the network again for each layer.
+        siblings: layers with the same input (q, k, v; branches) take successive components ("split")
+            or the same ones ("same").
+        calibrate_norm: set running statistics of batch normalisations to those of the whole data.
+        rescale: "variance" scales the rows of hidden layers to unit output variance, for networks
+            without normalisation.
+        seed: of patch positions and codes. Global random states are neither used nor changed.
+        backend: "auto", "cpu", "torch" or "cuda".
+        progress: whether to show a bar; None shows it on terminals.
+        dry_run: change nothing, report what would be done.
+        forward_fn: (model, inputs) -> anything, if the model is not called as model(inputs).
+        row_to_sample: (layer name, input, samples) -> sample of every entry of the input's leading
+            axes, for layers whose input is not batch first; None from it means the usual rule.
+
+    Returns:
+        A :class:`sylvinit.Report`; print it.
+
+    Raises:
+        OptionError, OptionTypeError: an argument is out of its domain or of the wrong type.
+        DataError, LabelError: the data are empty, not finite or inconsistent; labels are missing.
+        ModelError: meta device, mixed devices, no layer that can be solved, no such head.
+        RowLayoutError: rows of a layer cannot be assigned to samples.
+        NonFiniteError: NaN or Inf appeared in an activation.
+        SolverError: an equation could not be solved.
+        Exception: whatever the model's forward or the data raise. In every case, Ctrl-C included, the
+            model is left bit for bit as it was (lazy modules stay materialised).
+    """
+    options = check_options(
+        code=code,
+        head=head,
+        head_code=head_code,
+        lam=lam,
+        patches=patches,
+        include=include,
+        exclude=exclude,
+        microbatch=microbatch,
+        max_samples=max_samples,
+        storage=storage,
+        siblings=siblings,
+        calibrate_norm=calibrate_norm,
+        rescale=rescale,
+        seed=seed,
+        backend=backend,
+        progress=progress,
+        dry_run=dry_run,
+        forward_fn=forward_fn,
+        row_to_sample=row_to_sample,
+    )
+    return _initialize(model, data, options)
+
+
+def initialize_head_(
+    model: nn.Module,
+    data: Any,
+    *,
+    head: str | None = None,
+    lam: float = 10.0,
+    head_code: str | Code = "onehot",
+    patches: int | Literal["all"] = 10,
+    microbatch: int | None = None,
+    max_samples: int | None = None,
+    seed: int = 0,
+    backend: str = "auto",
+    progress: bool | None = None,
+    dry_run: bool = False,
+    forward_fn: ForwardFn | None = None,
+    row_to_sample: RowToSample | None = None,
+) -> Report:
+    """Solve only the classifier, from the features that the rest of the network already provides.
+
+    Everything else is left alone, running statistics included. Arguments, result and errors are those
+    of :func:`initialize_`; ``data`` needs labels unless ``head_code`` does without.
+    """
+    options = check_options(
+        code="pca",
+        head=head,
+        head_code=head_code,
+        lam=lam,
+        patches=patches,
+        include=None,
+        exclude=None,
+        microbatch=microbatch,
+        max_samples=max_samples,
+        storage="memory",
+        siblings="split",
+        calibrate_norm=False,
+        rescale=None,
+        seed=seed,
+        backend=backend,
+        progress=progress,
+        dry_run=dry_run,
+        forward_fn=forward_fn,
+        row_to_sample=row_to_sample,
+        head_only=True,
+    )
+    return _initialize(model, data, options)
+
+
+def _initialize(model: nn.Module, data: Any, options: Options) -> Report:
+    begin = time.perf_counter()
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    autocast = ambient_autocast()
+    model = _unwrapped(model)
+    device = _device(model)
+    with ModelGuard(model) as guard:
+        batches = read_batches(data, microbatch=options.microbatch, max_samples=options.max_samples)
+
+        def call(batch: Batch) -> Any:
+            return call_model(model, batch, device, options.forward_fn)
+
+        materialise(model, batches[0], call, autocast)
+        survey = find_points(model)
+        options.check_patterns(survey.names.values())
+        run_survey(survey, batches[0], call, autocast)
+        if not survey.layers:
+            raise ModelError(
+                "the forward pass reached no layer that can be solved (Linear, Conv, "
+                "MultiheadAttention, ...); register its type with sylvinit.register_layer"
+            )
+        classes = _classes(batches, options)
+        work = make_work(survey, options, classes)
+        if options.dry_run:
+            reports = _planned(survey, work)
+        else:
+            units = {id(unit): unit for unit in work.unit_of.values()}
+            total = len(units) + len(work.norms)
+            hidden = None if options.progress is None else not options.progress
+            with tqdm(total=total, desc="sylvinit", unit="layer", disable=hidden) as bar:
+
+                def done(report: LayerReport) -> None:
+                    bar.update()
+                    bar.set_postfix_str(report.name)
+                    _log.debug("%s: %s %s", report.name, report.status, report.reason)
+
+                reports = solve_in_order(
+                    survey, work, batches, call, autocast, guard, options.recompute, done
+                )
+    report = _report(survey, work, reports, batches, options)
+    report.seconds = time.perf_counter() - begin
+    _warn(report, work, batches)
+    _log.info("initialised %d layers in %.2f s", len(report.solved), report.seconds)
+    return report
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside torch.compile, DataParallel and DistributedDataParallel."""
+    while True:
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model._orig_mod  # type: ignore[assignment]
+        else:
+            return model
+
+
+def _device(model: nn.Module) -> torch.device:
+    """The one device of the model's parameters and buffers."""
+    devices = {x.device for x in (*model.parameters(), *model.buffers())}
+    if any(device.type == "meta" for device in devices):
+        raise ModelError(
+            "the model is on the meta device and has no values; use model.to_empty(device=...) first"
+        )
+    if len(devices) > 1:
+        names = ", ".join(sorted(str(device) for device in devices))
+        raise ModelError(f"the model lies on several devices ({names}); move it to one")
+    if not devices:
+        raise ModelError("the model has no parameters")
+    return devices.pop()
+
+
+def _classes(batches: list[Batch], options: Options) -> int | None:
+    """Number of classes, if labels are there and some code may use them.
+
+    Labels that nothing asks for need not be class labels; they are ignored.
+    """
+    codes = [*options.code.values()]
+    if options.head_code is not None:
+        codes.append(options.head_code)
+    needed = any(code.needs_labels for code in codes)
+    if batches[0].labels is None:
+        return None
+    if not needed and options.head_code is not None:
+        return None
+    return class_count(batches)
+
+
+def _planned(survey: Survey, work: Work) -> dict[int, LayerReport]:
+    reports: dict[int, LayerReport] = {}
+    for unit in {id(unit): unit for unit in work.unit_of.values()}.values():
+        groups, outputs, features = unit.layers[0].get_weight().shape
+        report = LayerReport(unit.name, unit.layers[0].kind, "planned", code=unit.plan.code.name)
+        report.lam, report.d_in, report.d_out, report.groups = (
+            unit.plan.lam,
+            features,
+            outputs,
+            groups,
+        )
+        reports[id(unit)] = report
+    for norm in work.norms.values():
+        reports[id(norm)] = LayerReport(norm.name, norm.kind, "planned")
+    return reports
+
+
+def _report(
+    survey: Survey,
+    work: Work,
+    reports: dict[int, LayerReport],
+    batches: list[Batch],
+    options: Options,
+) -> Report:
+    """Reports in execution order, tied layers beside their first, everything else last."""
+    report = Report(samples=sum(batch.size for batch in batches), head=work.head)
+    skipped = dict(work.skipped)
+    told: set[int] = set()
+    for point in survey.order:
+        unit = work.unit_of.get(id(point))
+        key = id(unit) if unit is not None else id(point)
+        if key in reports and key not in told:
+            told.add(key)
+            report.layers.append(reports[key])
+        elif unit is not None and key in told:
+            text = f"shares its weight with {unit.name}"
+            report.layers.append(LayerReport(point.name, point.kind, "skipped", text))
+        elif point.name in skipped:
+            report.layers.append(skipped.pop(point.name))
+    report.layers.extend(skipped.values())
+    report.settings = {
+        "code": options.code.default.name,
+        "lam": options.lam.default,
+        "patches": options.patches or "all",
+        "seed": options.seed,
+        "backend": options.backend,
+    }
+    return report
+
+
+def _warn(report: Report, work: Work, batches: list[Batch]) -> None:
+    """Collect remarks of all layers by kind, and raise each kind once as a warning."""
+    report.warnings.extend(work.warnings)
+    kinds: dict[str, list[str]] = {}
+    for layer in report.layers:
+        for kind, detail in layer.remarks.items():
+            kinds.setdefault(kind, []).append(f"{layer.name} ({detail})")
+    for kind, places in kinds.items():
+        more = f" and {len(places) - 3} more" if len(places) > 3 else ""
+        report.warnings.append(f"{kind}: {', '.join(places[:3])}{more}")
+    if batches[0].labels is not None and not work.uses_labels:
+        report.warnings.append("labels were given but no code used them")
+    for text in report.warnings:
+        warnings.warn(text, SylvinitWarning, stacklevel=4)

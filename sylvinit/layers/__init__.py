@@ -1,0 +1,23 @@
+"""Layer types: where a module keeps its weight, and which rows or patches of its input it multiplies.
+
+Importing this package fills the registry with the built-in types.
+"""
+
+from __future__ import annotations
+
+from sylvinit.layers.attention import attention_layers
+from sylvinit.layers.base import Layer, RowLayer, layers_of, register_layer
+from sylvinit.layers.convolution import ConvLayer, ConvTransposeLayer
+from sylvinit.layers.linear import LinearLayer, TransposedLinearLayer
+
+__all__ = [
+    "ConvLayer",
+    "ConvTransposeLayer",
+    "Layer",
+    "LinearLayer",
+    "RowLayer",
+    "TransposedLinearLayer",
+    "attention_layers",
+    "layers_of",
+    "register_layer",
+]

@@ -1,0 +1,359 @@
+"""Streaming first and second moments of a layer's input rows.
+
+For rows x_1 .. x_n in R^d this keeps
+
+    n,  mu = (1/n) sum x,  M = sum (x - mu)(x - mu)^T,  and per class the count and the sum of x,
+
+which is all that the equation of a layer needs (see :mod:`sylvinit.equation`). Products are taken in the
+precision of the rows (bf16 and fp16 are upcast to float32) about the mean of the chunk, and added up
+in float64 by the pairwise update of Chan, Golub and LeVeque (1983). Until n reaches d the rows
+themselves are kept, so that the dual (n x n) problem can be solved.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sylvinit.errors import DataError, LabelError, OptionError
+from sylvinit.sampling import philox4x32
+
+_CHUNK_BYTES = 16 * 2**20
+_GRAM_BLOCK = 192
+
+
+def gram(x: Tensor) -> Tensor:
+    """x^T x for x of shape (..., n, d), from the blocks of its upper triangle, in the dtype of x."""
+    d = x.shape[-1]
+    if d < 2 * _GRAM_BLOCK:
+        return x.mT @ x
+    out = x.new_empty((*x.shape[:-2], d, d))
+    blocks = -(-d // _GRAM_BLOCK)
+    edges = [d * i // blocks for i in range(blocks + 1)]
+    for begin, end in zip(edges[:-1], edges[1:], strict=True):
+        part = x[..., begin:end].mT @ x[..., begin:]
+        out[..., begin:end, begin:] = part
+        out[..., begin:, begin:end] = part.mT
+    return out
+
+
+class PatchMoments:
+    """Moments of rows that arrive in chunks; they add over chunks, devices and machines.
+
+    Args:
+        d_in: features of a row.
+        groups: independent groups of features; rows then have shape (groups, n, d_in).
+        classes: number of classes whose counts and sums are kept; 0 for none.
+        reservoir: upper bound on the rows kept as a uniform random sample; 0 for none.
+        precision: dtype of the products; by default that of the first rows, at least float32.
+
+    Raises:
+        OptionError: a size is negative or ``d_in`` or ``groups`` is zero.
+    """
+
+    def __init__(
+        self,
+        d_in: int,
+        *,
+        groups: int = 1,
+        classes: int = 0,
+        reservoir: int = 0,
+        precision: torch.dtype | None = None,
+    ) -> None:
+        for name, value, least in (
+            ("d_in", d_in, 1),
+            ("groups", groups, 1),
+            ("classes", classes, 0),
+            ("reservoir", reservoir, 0),
+        ):
+            if value < least:
+                raise OptionError(f"{name} must be at least {least}, got {value}")
+        self.d_in, self.groups, self.classes = d_in, groups, classes
+        self.precision = precision
+        self._merged = 0
+        self._mean: Tensor | None = None
+        self._scatter: Tensor | None = None
+        self._class_counts: Tensor | None = None
+        self._class_sums: Tensor | None = None
+        self._pending: list[Tensor] = []
+        self._pending_labels: list[Tensor] = []
+        self._pending_rows = 0
+        self._reservoir = Reservoir(reservoir)
+
+    @property
+    def n(self) -> int:
+        """Rows seen so far."""
+        return self._merged + self._pending_rows
+
+    @property
+    def reservoir_size(self) -> int:
+        """Upper bound on the rows of the reservoir."""
+        return self._reservoir.capacity
+
+    @property
+    def eps(self) -> float:
+        """Unit round-off of the products."""
+        return torch.finfo(self.precision or torch.float64).eps
+
+    def update(
+        self, x: Tensor, labels: Tensor | None = None, priority: Tensor | None = None
+    ) -> PatchMoments:
+        """Add rows.
+
+        Args:
+            x: floating tensor (n, d_in), or (groups, n, d_in).
+            labels: int64 (n,) in [0, classes); needed if ``classes`` is positive.
+            priority: int64 (n,), the order in which a reservoir prefers rows (least first); by
+                default a counter-based random one.
+
+        Returns:
+            self.
+
+        Raises:
+            DataError: the shape or dtype of ``x`` does not fit.
+            LabelError: labels are missing, of the wrong length, or out of range.
+        """
+        if x.ndim == 2 and self.groups == 1:
+            x = x.unsqueeze(0)
+        if x.ndim != 3 or x.shape[0] != self.groups or x.shape[2] != self.d_in:
+            raise DataError(
+                f"x must have shape ({self.groups}, n, {self.d_in}) or, with one group, "
+                f"(n, {self.d_in}); got {tuple(x.shape)}"
+            )
+        if not x.is_floating_point():
+            raise DataError(f"x must be floating point, got {x.dtype}; convert it first")
+        if x.shape[1] == 0:
+            return self
+        if self.precision is None:
+            self.precision = torch.promote_types(x.dtype, torch.float32)
+        x = x.to(self.precision)
+        if self.classes:
+            self._pending_labels.append(self._checked(labels, x.shape[1]))
+        if self._reservoir.capacity:
+            self._reservoir.offer(x, self.n, priority)
+        self._pending.append(x)
+        self._pending_rows += x.shape[1]
+        if self._pending_rows >= self._chunk_rows():
+            self._flush()
+        return self
+
+    def offer(self, x: Tensor, priority: Tensor) -> None:
+        """Offer rows (groups, n, d_in) to the reservoir alone, without adding them to the moments."""
+        self._reservoir.offer(x.to(self.precision or x.dtype), 0, priority)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the moments are."""
+        held = self._mean if self._mean is not None else next(iter(self._pending), None)
+        return torch.device("cpu") if held is None else held.device
+
+    def add_sums(
+        self,
+        n: int,
+        total: Tensor,
+        second: Tensor,
+        shift: Tensor,
+        class_counts: Tensor | None = None,
+        class_totals: Tensor | None = None,
+    ) -> PatchMoments:
+        """Add n rows given by their sums about ``shift``, as the all-patch Gram matrix provides them.
+
+        Args:
+            n: rows.
+            total: float64 (groups, d_in), sum of x - shift.
+            second: float64 (groups, d_in, d_in), sum of (x - shift)(x - shift)^T.
+            shift: (groups, d_in).
+            class_counts: float64 (classes,).
+            class_totals: float64 (groups, classes, d_in), class sums of x - shift.
+        """
+        residual = total / n
+        scatter = second - n * residual[:, :, None] * residual[:, None, :]
+        self._merge(n, shift.double() + residual, scatter)
+        if self.classes and class_counts is not None and class_totals is not None:
+            sums = class_totals + class_counts[None, :, None] * shift.double()[:, None, :]
+            self._merge_classes(class_counts, sums)
+        return self
+
+    def merge(self, other: PatchMoments) -> PatchMoments:
+        """Add the rows that ``other`` has seen; ``other`` is left as it was.
+
+        Raises:
+            DataError: the two have different sizes.
+        """
+        mine, theirs = ((m.d_in, m.groups, m.classes, m._reservoir.capacity) for m in (self, other))
+        if mine != theirs:
+            raise DataError(
+                "moments of different sizes cannot be merged: (d_in, groups, classes, reservoir) "
+                f"is {mine} here and {theirs} there"
+            )
+        if other.precision is not None:
+            self.precision = torch.promote_types(self.precision or other.precision, other.precision)
+        if other._mean is not None and other._scatter is not None:
+            self._merge(other._merged, other._mean, other._scatter)
+            if other._class_counts is not None and other._class_sums is not None:
+                self._merge_classes(other._class_counts, other._class_sums)
+        self._pending.extend(other._pending)
+        self._pending_labels.extend(other._pending_labels)
+        self._pending_rows += other._pending_rows
+        self._reservoir.merge(other._reservoir)
+        if self._pending_rows >= self._chunk_rows():
+            self._flush()
+        return self
+
+    def columns(self) -> Tensor | None:
+        """The rows themselves, (groups, n, d_in), while there are fewer than d_in; else None."""
+        if self._merged or self.n >= self.d_in or not self._pending:
+            return None
+        return torch.cat(self._pending, dim=1)
+
+    def mean(self) -> Tensor:
+        """mu, float64 (groups, d_in)."""
+        return self._finished()[0]
+
+    def covariance(self) -> Tensor:
+        """Sigma = M / n, float64 (groups, d_in, d_in)."""
+        return self._finished()[1] / self._merged
+
+    def class_counts(self) -> Tensor | None:
+        """Rows per class, float64 (classes,), or None without classes."""
+        self._finished()
+        return self._class_counts
+
+    def class_means(self) -> Tensor | None:
+        """Mean row of every class, float64 (groups, classes, d_in), zero for absent classes."""
+        self._finished()
+        if self._class_counts is None or self._class_sums is None:
+            return None
+        return self._class_sums / self._class_counts.clamp(min=1)[None, :, None]
+
+    def reservoir(self) -> Tensor | None:
+        """A uniform random sample of the rows, (groups, rows, d_in), or None."""
+        return self._reservoir.rows
+
+    def reordered(self, index: Tensor) -> PatchMoments:
+        """The moments of the rows with features in the order x[..., index]."""
+        other = PatchMoments(
+            self.d_in, groups=self.groups, classes=self.classes, precision=self.precision
+        )
+        other._merged, other._class_counts = self._merged, self._class_counts
+        if self._mean is not None and self._scatter is not None:
+            other._mean = self._mean.index_select(-1, index)
+            other._scatter = self._scatter.index_select(-1, index).index_select(-2, index)
+        if self._class_sums is not None:
+            other._class_sums = self._class_sums.index_select(-1, index)
+        other._pending = [x.index_select(-1, index) for x in self._pending]
+        other._pending_labels = list(self._pending_labels)
+        other._pending_rows = self._pending_rows
+        other._reservoir = self._reservoir.reordered(index)
+        return other
+
+    def _chunk_rows(self) -> int:
+        itemsize = (self.precision or torch.float32).itemsize
+        return max(self.d_in, _CHUNK_BYTES // (self.d_in * self.groups * itemsize))
+
+    def _checked(self, labels: Tensor | None, n: int) -> Tensor:
+        if labels is None:
+            raise LabelError(f"labels are needed for moments with {self.classes} classes")
+        if labels.shape != (n,) or labels.dtype != torch.int64:
+            raise LabelError(
+                f"labels must be int64 of shape ({n},), got {labels.dtype} {tuple(labels.shape)}"
+            )
+        low, high = (int(v) for v in torch.aminmax(labels))
+        if low < 0 or high >= self.classes:
+            raise LabelError(f"labels must lie in [0, {self.classes}), got {low} to {high}")
+        return labels
+
+    def _finished(self) -> tuple[Tensor, Tensor]:
+        if self._pending:
+            self._flush()
+        if self._mean is None or self._scatter is None:
+            raise DataError("no rows have been added to these moments")
+        return self._mean, self._scatter
+
+    def _flush(self) -> None:
+        x = self._pending[0] if len(self._pending) == 1 else torch.cat(self._pending, dim=1)
+        labels = torch.cat(self._pending_labels) if self._pending_labels else None
+        self._pending, self._pending_labels, self._pending_rows = [], [], 0
+        n = x.shape[1]
+        shift = x.mean(dim=1)
+        x = x - shift[:, None, :]
+        if self.classes and labels is not None:
+            counts, sums = _class_sums(x, labels, self.classes)
+            self._merge_classes(counts, sums + counts[None, :, None] * shift.double()[:, None, :])
+        # The mean was rounded; what is left of it is summed after the shift, where it is small.
+        residual = x.sum(dim=1).double() / n
+        scatter = gram(x).double() - n * residual[:, :, None] * residual[:, None, :]
+        self._merge(n, shift.double() + residual, scatter)
+
+    def _merge(self, n: int, mean: Tensor, scatter: Tensor) -> None:
+        if self._mean is None or self._scatter is None:
+            self._mean, self._scatter, self._merged = mean, scatter, n
+            return
+        total = self._merged + n
+        step = mean - self._mean
+        weight = self._merged * n / total
+        self._scatter = self._scatter + scatter + weight * step[:, :, None] * step[:, None, :]
+        self._mean = self._mean + step * (n / total)
+        self._merged = total
+
+    def _merge_classes(self, counts: Tensor, sums: Tensor) -> None:
+        if self._class_counts is None or self._class_sums is None:
+            self._class_counts, self._class_sums = counts, sums
+        else:
+            self._class_counts = self._class_counts + counts
+            self._class_sums = self._class_sums + sums
+
+
+class Reservoir:
+    """The rows of least priority among all that were offered: a uniform sample for random priorities.
+
+    The choice depends on the rows' priorities alone, not on the chunks in which they came, and two
+    reservoirs merge into that of the union.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.rows: Tensor | None = None
+        self._priority: Tensor | None = None
+
+    def offer(self, x: Tensor, first: int, priority: Tensor | None = None) -> None:
+        """Offer rows (groups, n, d); ``first`` is the running index of the first one."""
+        if priority is None:
+            counter = np.zeros((x.shape[1], 4), dtype=np.uint32)
+            counter[:, 0] = np.arange(first, first + x.shape[1], dtype=np.uint64) & 0xFFFFFFFF
+            words = philox4x32(counter, (0, 0))[:, 0].astype(np.int64)
+            priority = torch.from_numpy(words).to(x.device)
+        if self.rows is not None and self._priority is not None:
+            if len(self._priority) == self.capacity:
+                better = priority < self._priority[-1]
+                x, priority = x[:, better], priority[better]
+            x = torch.cat((self.rows, x), dim=1)
+            priority = torch.cat((self._priority, priority))
+        kept = torch.argsort(priority, stable=True)[: self.capacity]
+        self.rows, self._priority = x[:, kept], priority[kept]
+
+    def merge(self, other: Reservoir) -> None:
+        """Offer the rows of another reservoir."""
+        if other.rows is not None and other._priority is not None:
+            self.offer(other.rows, 0, other._priority)
+
+    def reordered(self, index: Tensor) -> Reservoir:
+        """The same rows with features in the order x[..., index]."""
+        other = Reservoir(self.capacity)
+        other._priority = self._priority
+        if self.rows is not None:
+            other.rows = self.rows.index_select(-1, index)
+        return other
+
+
+def _class_sums(x: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """Counts (classes,) and sums (groups, classes, d) in float64 of rows x (groups, n, d)."""
+    counts = torch.bincount(labels, minlength=classes).double()
+    # A product with one-hot rows is deterministic on every device, unlike index_add.
+    step = max(1, _CHUNK_BYTES // (4 * classes))
+    sums = x.new_zeros((x.shape[0], classes, x.shape[2]), dtype=torch.float64)
+    for begin in range(0, x.shape[1], step):
+        part = torch.nn.functional.one_hot(labels[begin : begin + step], classes).to(x.dtype)
+        sums += (part.T @ x[:, begin : begin + step]).double()
+    return counts, sums

@@ -1,0 +1,95 @@
+"""Calibrating the running statistics of batch normalisation over the whole data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sylvinit.errors import NonFiniteError
+
+NORM_TYPES = (nn.modules.batchnorm._BatchNorm,)
+
+
+class Norm:
+    """A batch normalisation whose running mean and variance become those of the whole data.
+
+    As in training, the variance kept is the unbiased one; unlike there, it is that of all samples and
+    not an average over batches.
+    """
+
+    def __init__(self, module: nn.modules.batchnorm._BatchNorm, name: str) -> None:
+        self.module = module
+        self.name = name
+        self.kind = type(module).__name__
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what was collected."""
+        self.count = 0
+        self._mean: Tensor | None = None
+        self._scatter: Tensor | None = None
+
+    def input(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+        """The input (samples, channels, ...)."""
+        return args[0] if args else kwargs["input"]
+
+    def collect(self, x: Tensor) -> None:
+        """Add the statistics of a microbatch (Chan, Golub and LeVeque 1983)."""
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        count = x.numel() // x.shape[1]
+        if count == 0:
+            return
+        variance, mean = torch.var_mean(x, dim=[0, *range(2, x.ndim)], correction=0)
+        mean, scatter = mean.double(), variance.double() * count
+        if self._mean is None or self._scatter is None:
+            self.count, self._mean, self._scatter = count, mean, scatter
+            return
+        total = self.count + count
+        step = mean - self._mean
+        self._scatter = self._scatter + scatter + step**2 * (self.count * count / total)
+        self._mean = self._mean + step * (count / total)
+        self.count = total
+
+    def finish(self) -> tuple[float, float]:
+        """Write the running statistics.
+
+        Returns:
+            Root mean square over channels of the running deviation before, and of the new one.
+
+        Raises:
+            NonFiniteError: the statistics are not finite.
+        """
+        module, mean, scatter = self.module, self._mean, self._scatter
+        if mean is None or scatter is None or module.running_mean is None:
+            return float("nan"), float("nan")
+        if not bool(mean.isfinite().all() and scatter.isfinite().all()):
+            raise NonFiniteError(
+                f"NaN or Inf in the input of {self.name} ({self.kind}); look at the layers before it"
+            )
+        variance = scatter / max(self.count - 1, 1)
+        before = module.running_var if module.running_var is not None else variance
+        std_before = float(before.double().mean().sqrt())
+        module.running_mean.copy_(mean)
+        if module.running_var is not None:
+            module.running_var.copy_(variance)
+        if module.num_batches_tracked is not None:
+            module.num_batches_tracked.add_(1)
+        return std_before, float(variance.mean().sqrt())
+
+
+def buffers(module: nn.modules.batchnorm._BatchNorm) -> list[str]:
+    """Names of the buffers that calibration writes."""
+    names = ("running_mean", "running_var", "num_batches_tracked")
+    return [name for name in names if getattr(module, name) is not None]
+
+
+def reason_to_skip(module: nn.modules.batchnorm._BatchNorm) -> str | None:
+    """Why a normalisation is left alone, or None."""
+    if module.running_mean is None:
+        return "keeps no running statistics"
+    if module.weight is not None and not module.weight.requires_grad:
+        return "frozen (its weight does not require a gradient)"
+    return None

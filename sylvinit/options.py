@@ -1,0 +1,205 @@
+"""The arguments of the drivers, checked before anything is touched."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, Generic, TypeVar
+
+from sylvinit.batches import ForwardFn
+from sylvinit.codes import Code, get_code
+from sylvinit.errors import OptionError, OptionTypeError
+from sylvinit.patches.rows import RowToSample
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ByName(Generic[T]):
+    """A value for every layer name: the first pattern that matches decides, else the default."""
+
+    argument: str
+    default: T
+    patterns: dict[str, T]
+
+    def __call__(self, name: str) -> T:
+        for pattern, value in self.patterns.items():
+            if fnmatchcase(name, pattern):
+                return value
+        return self.default
+
+    def values(self) -> list[T]:
+        """Every value that may be asked for."""
+        return [self.default, *self.patterns.values()]
+
+
+@dataclass(frozen=True)
+class Options:
+    """Checked arguments of :func:`sylvinit.initialize_`."""
+
+    code: ByName[Code]
+    head: str | None
+    head_code: Code | None
+    lam: ByName[float]
+    patches: int | None
+    include: tuple[str, ...] | None
+    exclude: tuple[str, ...]
+    microbatch: int | None
+    max_samples: int | None
+    recompute: bool
+    split_siblings: bool
+    calibrate_norm: bool
+    rescale: bool
+    seed: int
+    backend: str
+    progress: bool | None
+    dry_run: bool
+    forward_fn: ForwardFn | None
+    row_to_sample: RowToSample | None
+    head_only: bool
+
+    def selects(self, name: str) -> bool:
+        """Whether include and exclude let a module through."""
+        if any(fnmatchcase(name, pattern) for pattern in self.exclude):
+            return False
+        return self.include is None or any(fnmatchcase(name, pattern) for pattern in self.include)
+
+    def check_patterns(self, names: Iterable[str]) -> None:
+        """Raise OptionError if a pattern matches no name."""
+        names = list(names)
+        given = {
+            "include": self.include or (),
+            "exclude": self.exclude,
+            "code": tuple(self.code.patterns),
+            "lam": tuple(self.lam.patterns),
+        }
+        for argument, patterns in given.items():
+            for pattern in patterns:
+                if not any(fnmatchcase(name, pattern) for name in names):
+                    shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+                    raise OptionError(
+                        f"{argument}: the pattern {pattern!r} matches no module; names are {shown}"
+                    )
+
+
+def check_options(
+    *,
+    code: Any,
+    head: Any,
+    head_code: Any,
+    lam: Any,
+    patches: Any,
+    include: Any,
+    exclude: Any,
+    microbatch: Any,
+    max_samples: Any,
+    storage: Any,
+    siblings: Any,
+    calibrate_norm: Any,
+    rescale: Any,
+    seed: Any,
+    backend: str,
+    progress: bool | None,
+    dry_run: bool,
+    forward_fn: ForwardFn | None,
+    row_to_sample: RowToSample | None,
+    head_only: bool = False,
+) -> Options:
+    """Check every argument.
+
+    Raises:
+        OptionError: a value is outside its domain.
+        OptionTypeError: a value has the wrong type.
+    """
+    if head is not None and not isinstance(head, str):
+        raise OptionTypeError(f"head must be a module name or None, got {type(head).__name__}")
+    for argument, function in (("forward_fn", forward_fn), ("row_to_sample", row_to_sample)):
+        if function is not None and not callable(function):
+            raise OptionTypeError(f"{argument} must be callable, got {type(function).__name__}")
+    return Options(
+        code=_by_name("code", code, "pca", get_code),
+        head=head,
+        head_code=None if head_code == "auto" else get_code(head_code),
+        lam=_by_name("lam", lam, 10.0, _lam),
+        patches=None if patches == "all" else _count("patches", patches, "or 'all'"),
+        include=None if include is None else _patterns("include", include),
+        exclude=() if exclude is None else _patterns("exclude", exclude),
+        microbatch=None if microbatch is None else _count("microbatch", microbatch, "or None"),
+        max_samples=None if max_samples is None else _count("max_samples", max_samples, "or None"),
+        recompute=_choice("storage", storage, ("memory", "recompute")) == "recompute",
+        split_siblings=_choice("siblings", siblings, ("split", "same")) == "split",
+        calibrate_norm=bool(calibrate_norm),
+        rescale=_choice("rescale", rescale, (None, "variance")) is not None,
+        seed=_seed(seed),
+        backend=backend,
+        progress=progress,
+        dry_run=bool(dry_run),
+        forward_fn=forward_fn,
+        row_to_sample=row_to_sample,
+        head_only=head_only,
+    )
+
+
+def _by_name(argument: str, value: Any, default: Any, check: Callable[[Any], T]) -> ByName[T]:
+    if not isinstance(value, Mapping):
+        return ByName(argument, check(value), {})
+    for pattern in value:
+        if not isinstance(pattern, str):
+            raise OptionTypeError(f"{argument}: patterns must be strings, got {pattern!r}")
+    return ByName(argument, check(default), {key: check(item) for key, item in value.items()})
+
+
+def _lam(value: Any) -> float:
+    try:
+        lam = float(value)
+    except (TypeError, ValueError) as error:
+        raise OptionTypeError(f"lam must be a positive number, got {value!r}") from error
+    if not (lam > 0 and math.isfinite(lam)):
+        raise OptionError(f"lam must be positive and finite, got {value!r}")
+    return lam
+
+
+def _count(argument: str, value: Any, otherwise: str) -> int:
+    try:
+        count = operator.index(value)
+    except TypeError as error:
+        raise OptionTypeError(
+            f"{argument} must be a positive integer {otherwise}, got {value!r}"
+        ) from error
+    if isinstance(value, bool) or count < 1:
+        raise OptionError(f"{argument} must be at least 1 {otherwise}, got {value!r}")
+    return count
+
+
+def _seed(value: Any) -> int:
+    try:
+        seed = operator.index(value)
+    except TypeError as error:
+        raise OptionTypeError(f"seed must be an integer, got {value!r}") from error
+    if not -(2**63) <= seed < 2**63:
+        raise OptionError(f"seed must fit into 64 bits, got {value!r}")
+    return seed
+
+
+def _choice(argument: str, value: Any, choices: tuple[Any, ...]) -> Any:
+    if value not in choices:
+        raise OptionError(f"{argument} must be one of {list(choices)}, got {value!r}")
+    return value
+
+
+def _patterns(argument: str, value: Any) -> tuple[str, ...]:
+    if isinstance(value, str):
+        return (value,)
+    try:
+        patterns = tuple(value)
+    except TypeError as error:
+        raise OptionTypeError(
+            f"{argument} must be a pattern or a list of patterns, got {value!r}"
+        ) from error
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise OptionTypeError(f"{argument}: patterns must be strings, got {pattern!r}")
+    return patterns

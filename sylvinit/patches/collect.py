@@ -1,0 +1,221 @@
+"""Adding the patches of an activation to moments: sampled, or all of them by the cheapest exact route."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+from sylvinit.errors import DataError, OptionError
+from sylvinit.moments import PatchMoments
+from sylvinit.patches.correlate import (
+    correlation_gram,
+    correlation_is_cheaper,
+    pad_channels_last,
+    window_sums,
+)
+from sylvinit.patches.gather import gather_patches
+from sylvinit.patches.geometry import PADDING_MODES, PatchGeometry
+from sylvinit.patches.rows import Rows
+from sylvinit.sampling import Key, stream_key
+
+_UNFOLD_BYTES = 16 * 2**20
+# Patches per sample that feed a reservoir where the moments themselves need none gathered.
+_RESERVOIR_DRAWS = 10
+
+
+@dataclass(frozen=True)
+class PatchSource:
+    """An activation and how a layer reads it.
+
+    Attributes:
+        x: (entries, channels, *spatial), any strides.
+        geometry: which pixels a patch reads.
+        groups: channel groups.
+        out_size: spatial size of the layer's output.
+        rows: which entries belong to which sample.
+        labels: int64 (samples,), or None.
+    """
+
+    x: Tensor
+    geometry: PatchGeometry
+    groups: int
+    out_size: tuple[int, ...]
+    rows: Rows
+    labels: Tensor | None
+
+    def gather(self, entry: Tensor, position: Tensor) -> Tensor:
+        """Patches (groups, n, taps * channels), features tap-major."""
+        device = self.x.device
+        patches = gather_patches(
+            self.x, self.geometry, entry.to(device), position.to(device), self.out_size
+        )
+        n, taps, channels = patches.shape
+        split = patches.view(n, taps, self.groups, channels // self.groups)
+        return split.permute(2, 0, 1, 3).reshape(self.groups, n, -1)
+
+    def labels_of(self, sample: Tensor) -> Tensor | None:
+        """The label of every row, given its sample."""
+        return None if self.labels is None else self.labels[sample.to(self.labels.device)]
+
+
+def canonical_order(channels: int, taps: int) -> Tensor:
+    """Index that turns tap-major features into the order of a weight: channels first, then taps."""
+    return torch.arange(taps * channels).view(taps, channels).T.flatten()
+
+
+def add_sampled(
+    moments: PatchMoments, source: PatchSource, key: Key, start: int, patches: int
+) -> None:
+    """Add ``patches`` random patches of every sample; see :mod:`sylvinit.sampling`."""
+    sample, entry, position, priority = source.rows.draw(key, start, patches)
+    gathered = source.gather(entry, position)
+    moments.update(gathered, source.labels_of(sample), priority.to(gathered.device))
+
+
+def add_all(moments: PatchMoments, source: PatchSource, key: Key, start: int) -> None:
+    """Add every patch: by shifted correlations where that takes fewer flops, else by unfolding."""
+    x, rows = source.x, source.rows
+    plain = rows.entries is None and bool((rows.counts == 1).all())
+    width = x.shape[1] // source.groups
+    if not (plain and correlation_is_cheaper(source.geometry, tuple(x.shape[2:]), width)):
+        _unfold(moments, source)
+        return
+    _correlate(moments, source)
+    if moments.reservoir_size:
+        _, entry, position, priority = rows.draw(key, start, _RESERVOIR_DRAWS)
+        moments.offer(source.gather(entry, position), priority.to(x.device))
+
+
+def _unfold(moments: PatchMoments, source: PatchSource) -> None:
+    """Gather all patches, a bounded number of bytes at a time."""
+    sample, entry, position = source.rows.all_positions()
+    features = source.x.shape[1] * source.geometry.taps
+    step = max(1, _UNFOLD_BYTES // (features * max(source.x.itemsize, 4)))
+    for begin in range(0, len(entry), step):
+        part = slice(begin, begin + step)
+        gathered = source.gather(entry[part], position[part])
+        moments.update(gathered, source.labels_of(sample[part]))
+
+
+def _correlate(moments: PatchMoments, source: PatchSource) -> None:
+    """All patches at once, about the mean of every channel."""
+    geometry, groups, out_size = source.geometry, source.groups, source.out_size
+    x = source.x.to(torch.promote_types(source.x.dtype, torch.float32))
+    padded = pad_channels_last(x, geometry)
+    centre = padded.mean(dim=tuple(range(padded.ndim - 1)))
+    padded = padded - centre
+
+    def by_group(sums: Tensor) -> Tensor:
+        """(..., taps, channels) -> (groups, ..., taps * channels / groups)."""
+        return sums.unflatten(-1, (groups, -1)).movedim(-2, 0).flatten(-2)
+
+    outputs = prod(out_size)
+    counts = class_totals = None
+    if source.labels is None:
+        sums = padded.sum(dim=0, dtype=torch.float64)
+        total = by_group(window_sums(sums, geometry, out_size))
+    else:
+        per_entry = by_group(window_sums(padded.double(), geometry, out_size))
+        one_hot = torch.nn.functional.one_hot(source.labels, moments.classes).double()
+        counts, class_totals = one_hot.sum(dim=0) * outputs, one_hot.T @ per_entry
+        total = per_entry.sum(dim=1)
+    moments.add_sums(
+        x.shape[0] * outputs,
+        total,
+        correlation_gram(padded, geometry, out_size, groups),
+        by_group(centre.expand(geometry.taps, -1)),
+        counts,
+        class_totals,
+    )
+
+
+def patch_moments(
+    x: Tensor,
+    kernel_size: int | tuple[int, ...],
+    *,
+    stride: int | tuple[int, ...] = 1,
+    padding: int | tuple[int, ...] = 0,
+    dilation: int | tuple[int, ...] = 1,
+    padding_mode: str = "zeros",
+    groups: int = 1,
+    patches: int | str = "all",
+    labels: Tensor | None = None,
+    reservoir: int = 0,
+    seed: int = 0,
+    name: str = "",
+    start: int = 0,
+) -> PatchMoments:
+    """Moments of the patches that a convolution reads from an activation.
+
+    Args:
+        x: floating tensor (samples, channels, *spatial) with one to three spatial axes.
+        kernel_size, stride, padding, dilation: as in ``torch.nn.Conv2d``; numbers or one per axis.
+        padding_mode: "zeros", "reflect", "replicate" or "circular".
+        groups: channel groups; every group has moments of its own.
+        patches: random patches per sample, or "all". For stride 1 "all" costs about a third of
+            unfolding and forms no patches.
+        labels: int64 (samples,), to keep class sums.
+        reservoir: rows to keep as a random sample.
+        seed, name, start: of the random positions: the layer's name and the index of the first sample.
+
+    Returns:
+        :class:`PatchMoments` with d_in = channels / groups * taps, features ordered as in a weight.
+
+    Raises:
+        DataError: ``x`` has the wrong number of axes or dtype, or is smaller than the kernel.
+        OptionError: a setting is out of its domain.
+    """
+    dims = x.ndim - 2
+    if dims not in (1, 2, 3) or not x.is_floating_point():
+        raise DataError(
+            "x must be floating point of shape (samples, channels, *spatial) with one to three spatial "
+            f"axes, got {x.dtype} {tuple(x.shape)}"
+        )
+    if padding_mode not in PADDING_MODES:
+        raise OptionError(f"padding_mode must be one of {PADDING_MODES}, got {padding_mode!r}")
+    if groups < 1 or x.shape[1] % groups:
+        raise OptionError(f"groups must divide the {x.shape[1]} channels of x, got {groups}")
+    if patches != "all" and (not isinstance(patches, int) or patches < 1):
+        raise OptionError(f"patches must be at least 1, or 'all'; got {patches!r}")
+    pads = _per_axis("padding", padding, dims, 0)
+    geometry = PatchGeometry(
+        kernel=_per_axis("kernel_size", kernel_size, dims, 1),
+        stride=_per_axis("stride", stride, dims, 1),
+        dilation=_per_axis("dilation", dilation, dims, 1),
+        pad_before=pads,
+        pad_after=pads,
+        padding_mode=padding_mode,
+    )
+    out_size = geometry.output_size(tuple(x.shape[2:]))
+    if min(out_size) < 1:
+        raise DataError(
+            f"x of spatial size {tuple(x.shape[2:])} is smaller than the kernel's reach"
+        )
+    channels = x.shape[1] // groups
+    moments = PatchMoments(
+        channels * geometry.taps,
+        groups=groups,
+        classes=0 if labels is None else int(labels.max()) + 1,
+        reservoir=reservoir,
+        precision=torch.promote_types(x.dtype, torch.float32),
+    )
+    rows = Rows.one_each(x.shape[0], prod(out_size))
+    source = PatchSource(x, geometry, groups, out_size, rows, labels)
+    key = stream_key(seed, name, 0)
+    if isinstance(patches, int):
+        add_sampled(moments, source, key, start, patches)
+    else:
+        add_all(moments, source, key, start)
+    return moments.reordered(canonical_order(channels, geometry.taps).to(x.device))
+
+
+def _per_axis(name: str, value: int | tuple[int, ...], dims: int, least: int) -> tuple[int, ...]:
+    values = (value,) * dims if isinstance(value, int) else tuple(value)
+    if len(values) != dims or any(not isinstance(v, int) or v < least for v in values):
+        raise OptionError(
+            f"{name} must be an integer or {dims} integers, at least {least}; got {value!r}"
+        )
+    return values

@@ -1,0 +1,197 @@
+"""The Gram matrix of *all* patches of a stride-1 convolution, without forming a patch.
+
+With the padded activation flattened to rows M[t], t = (entry, y, x), the block of the Gram matrix for
+two taps depends on their lag s alone, up to the border:
+
+    sum over output positions  =  sum_t M[t] M[t + s]^T   -   the t outside the tap's output window
+
+so that one product per lag ((2 kh - 1)(2 kw - 1) lags, half of them by symmetry) replaces one per pair
+of taps, and the border costs strips of (kernel - 1) * dilation pixels.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+from math import prod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sylvinit.patches.geometry import PatchGeometry
+
+_TORCH_MODES = {"zeros": "constant"}
+
+
+def correlation_is_cheaper(
+    geometry: PatchGeometry, in_size: tuple[int, ...], channels: int
+) -> bool:
+    """Whether the shifted correlations need fewer flops than unfolding and one product.
+
+    Both are counted in multiply-adds per entry and per pair of channels: an unfolded Gram matrix
+    takes taps**2 for every output, each lag takes one for every padded pixel, and the border strips
+    of each pair of taps take one for every pixel outside the output window.
+    """
+    if geometry.transposed or any(s != 1 for s in geometry.stride):
+        return False
+    outputs = geometry.output_size(in_size)
+    padded = _padded_size(geometry, in_size)
+    taps = geometry.taps
+    lags = (prod(2 * k - 1 for k in geometry.kernel) + 1) // 2
+    pairs = taps * (taps + 1) // 2
+    # Gathering one feature costs about as much as this many multiply-adds of a product (measured).
+    copy = 16 / channels
+    unfolded = prod(outputs) * (taps**2 + copy * taps)
+    shifted = prod(padded) * (lags + copy) + pairs * (prod(padded) - prod(outputs)) * (1 + copy)
+    return shifted < unfolded
+
+
+def _padded_size(geometry: PatchGeometry, in_size: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(
+        size + before + after
+        for size, before, after in zip(
+            in_size, geometry.pad_before, geometry.pad_after, strict=True
+        )
+    )
+
+
+def pad_channels_last(x: Tensor, geometry: PatchGeometry) -> Tensor:
+    """The padded activation as a contiguous tensor (entries, *padded spatial, channels)."""
+    pads = [
+        amount
+        for axis in reversed(range(len(geometry.kernel)))
+        for amount in (geometry.pad_before[axis], geometry.pad_after[axis])
+    ]
+    if any(pads):
+        mode = _TORCH_MODES.get(geometry.padding_mode, geometry.padding_mode)
+        x = F.pad(x, pads, mode=mode)
+    return x.movedim(1, -1).contiguous()
+
+
+def window_sums(padded: Tensor, geometry: PatchGeometry, outputs: tuple[int, ...]) -> Tensor:
+    """Sum over all output positions of every tap's pixel.
+
+    Args:
+        padded: (..., *padded spatial, channels); leading axes are kept.
+
+    Returns:
+        Tensor (..., taps, channels).
+    """
+    dims = len(geometry.kernel)
+    axes = tuple(range(padded.ndim - 1 - dims, padded.ndim - 1))
+    sums: list[Tensor] = []
+    for tap in product(*(range(k) for k in geometry.kernel)):
+        view = padded
+        for axis, index, size, dilation in zip(axes, tap, outputs, geometry.dilation, strict=True):
+            view = view.narrow(axis, index * dilation, size)
+        sums.append(view.sum(dim=axes))
+    return torch.stack(sums, dim=-2)
+
+
+def correlation_gram(
+    padded: Tensor, geometry: PatchGeometry, outputs: tuple[int, ...], groups: int
+) -> Tensor:
+    """Sum over all patches p of p p^T, per group of channels.
+
+    Args:
+        padded: (entries, *padded spatial, channels), contiguous.
+        geometry: stride 1, not transposed.
+        outputs: spatial size of the layer's output.
+        groups: channel groups.
+
+    Returns:
+        float64 tensor (groups, taps * c, taps * c) with c = channels // groups, features tap-major.
+    """
+    size, channels = tuple(padded.shape[1:-1]), padded.shape[-1]
+    width = channels // groups
+    flat = padded.view(-1, groups, width)
+    taps = list(product(*(range(k) for k in geometry.kernel)))
+    steps = [prod(size[axis + 1 :]) for axis in range(len(size))]
+    border, ends, outside = _border(padded, geometry, outputs)
+    left = flat.index_select(0, border)
+    gram = padded.new_zeros((groups, len(taps), width, len(taps), width), dtype=torch.float64)
+    blocks: dict[int, list[tuple[int, int]]] = {}
+    for (i, first), (j, second) in product(enumerate(taps), repeat=2):
+        if j >= i:
+            moves = zip(first, second, geometry.dilation, steps, strict=True)
+            shift = sum((b - a) * dilation * step for a, b, dilation, step in moves)
+            blocks.setdefault(shift, []).append((i, j))
+    for shift, pairs in blocks.items():
+        whole = _product(flat[: len(flat) - shift], flat[shift:])
+        strips = _strip_products(flat, left, border, ends, shift)
+        for i, j in pairs:
+            block = whole - (strips * outside[i][:, None, None, None]).sum(dim=0)
+            gram[:, i, :, j] = block
+            gram[:, j, :, i] = block.mT
+    return gram.reshape(groups, len(taps) * width, len(taps) * width)
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """sum_t left[t] right[t]^T per group, in float64, for tensors (t, groups, width)."""
+    if left.shape[2] == 1:
+        return (left * right).sum(dim=0, dtype=torch.float64)[:, :, None]
+    if left.shape[1] == 1:
+        return (left[:, 0].T @ right[:, 0]).double()[None]
+    return torch.bmm(left.permute(1, 2, 0), right.transpose(0, 1)).double()
+
+
+def _border(
+    padded: Tensor, geometry: PatchGeometry, outputs: tuple[int, ...]
+) -> tuple[Tensor, list[int], Tensor]:
+    """The pixels that some tap's output window leaves out, sorted into cells.
+
+    A cell is a box that lies wholly inside or wholly outside every tap's window, so that one product
+    per cell and lag serves all pairs of taps with that lag.
+
+    Returns:
+        (rows of the flattened activation sorted by cell, the end of every cell in them, and a float64
+        matrix (taps, cells) that is 1 where the cell lies outside the tap's window).
+    """
+    entries, size = padded.shape[0], tuple(padded.shape[1:-1])
+    device = padded.device
+    cell_of_axis: list[Tensor] = []
+    inside_of_axis: list[Tensor] = []
+    for extent, length, kernel, dilation in zip(
+        size, outputs, geometry.kernel, geometry.dilation, strict=True
+    ):
+        begins = [tap * dilation for tap in range(kernel)]
+        edges = torch.tensor(sorted({0, *begins, *(begin + length for begin in begins)} - {extent}))
+        cell_of_axis.append(torch.bucketize(torch.arange(extent), edges, right=True) - 1)
+        start = torch.tensor(begins)[:, None]
+        inside_of_axis.append((edges >= start) & (edges < start + length))
+    cell, inside = torch.zeros((), dtype=torch.int64), torch.ones((1, 1), dtype=torch.bool)
+    for cells, within in zip(cell_of_axis, inside_of_axis, strict=True):
+        cell = cell[..., None] * within.shape[1] + cells
+        inside = (inside[:, None, :, None] & within[None, :, None, :]).flatten(2).flatten(0, 1)
+    partial = ~inside.all(dim=0)
+    pixel = partial[cell.flatten()].nonzero().flatten()
+    pixel = pixel[torch.argsort(cell.flatten()[pixel], stable=True)]
+    counts = torch.bincount(cell.flatten()[pixel], minlength=inside.shape[1])[partial]
+    # Cell-major over the entries, so that a cell is one contiguous run of rows.
+    runs = [
+        (torch.arange(entries)[:, None] * prod(size) + part).flatten()
+        for part in pixel.split(counts.tolist())
+    ]
+    rows = torch.cat(runs) if runs else pixel
+    ends = (counts.cumsum(0) * entries).tolist()
+    outside = (~inside[:, partial]).double()
+    return rows.to(device), ends, outside.to(device)
+
+
+def _strip_products(
+    flat: Tensor, left: Tensor, border: Tensor, ends: list[int], shift: int
+) -> Tensor:
+    """One product per cell of the border with the rows ``shift`` further on.
+
+    Those may belong to the next line or entry: what the product over all rows has counted there is
+    what must be taken away. The last rows have no partner, and none was counted.
+    """
+    partner = border + shift
+    alone = partner >= len(flat)
+    right = flat.index_select(0, partner.masked_fill(alone, 0))
+    right = right.masked_fill(alone[:, None, None], 0) if shift else right
+    begins = [0, *ends][: len(ends)]
+    parts = [_product(left[a:b], right[a:b]) for a, b in zip(begins, ends, strict=True)]
+    width = flat.shape[2]
+    empty = flat.new_zeros((0, flat.shape[1], width, width), dtype=torch.float64)
+    return torch.stack(parts) if parts else empty

@@ -1,0 +1,77 @@
+"""Gathering chosen patches straight from an activation: no padding, no unfolding of the rest."""
+
+from __future__ import annotations
+
+from math import prod
+
+import torch
+from torch import Tensor
+
+from sylvinit.patches.geometry import PatchGeometry
+
+
+def tap_index(
+    geometry: PatchGeometry,
+    in_size: tuple[int, ...],
+    out_size: tuple[int, ...],
+    position: Tensor,
+) -> Tensor:
+    """Flat input coordinate of every tap of every patch; -1 is a structural zero.
+
+    Args:
+        geometry: kernel, stride, padding, ...
+        in_size: spatial size of the input.
+        out_size: spatial size of the output.
+        position: int64 (n,), flat row-major output positions.
+
+    Returns:
+        int64 tensor of shape (n, taps), taps in row-major kernel order.
+    """
+    flat = position.new_zeros((len(position), 1))
+    inside = torch.ones_like(flat, dtype=torch.bool)
+    rest = position
+    for axis, table in enumerate(geometry.tables(in_size, out_size)):
+        stride = prod(out_size[axis + 1 :])
+        coordinate = rest // stride
+        rest = rest - coordinate * stride
+        # torch.tensor copies: the cached table is read-only, and it is a few entries.
+        taps = torch.tensor(table, device=position.device).index_select(0, coordinate)
+        flat = (flat[:, :, None] * in_size[axis] + taps[:, None, :]).flatten(1)
+        inside = (inside[:, :, None] & (taps >= 0)[:, None, :]).flatten(1)
+    return flat.masked_fill_(~inside, -1)
+
+
+def gather_patches(
+    x: Tensor,
+    geometry: PatchGeometry,
+    entry: Tensor,
+    position: Tensor,
+    out_size: tuple[int, ...] | None = None,
+) -> Tensor:
+    """Patches of ``x`` at the given positions.
+
+    Args:
+        x: activation (entries, channels, *spatial), any strides.
+        geometry: which pixels a patch reads.
+        entry: int64 (n,), index along the first axis of ``x``.
+        position: int64 (n,), flat row-major output position.
+        out_size: spatial size of the layer's output, where the geometry alone does not fix it.
+
+    Returns:
+        Tensor (n, taps, channels) in the dtype of ``x``. Features are tap-major, so that the channels
+        of a channels_last activation are copied as contiguous runs.
+    """
+    channels, in_size = x.shape[1], tuple(x.shape[2:])
+    area = prod(in_size)
+    tap = tap_index(geometry, in_size, out_size or geometry.output_size(in_size), position)
+    outside = tap < 0
+    tap.clamp_(min=0)
+    if x.stride(1) == 1 and channels > 1:
+        pixels = x.movedim(1, -1).reshape(-1, channels)
+        pixel = tap + (entry * area)[:, None]
+        patches = pixels.index_select(0, pixel.flatten())
+        patches.index_fill_(0, outside.flatten().nonzero().flatten(), 0)
+        return patches.view(len(entry), -1, channels)
+    plane = torch.arange(channels, device=x.device) * area
+    element = tap[:, :, None] + (entry * (area * channels))[:, None, None] + plane
+    return x.reshape(-1).take(element).masked_fill_(outside[:, :, None], 0)

@@ -1,0 +1,255 @@
+"""From a survey and the options to units: what will be solved, as what, and what is left alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from sylvinit.backends import choose
+from sylvinit.codes import Code, OneHot
+from sylvinit.errors import LabelError, ModelError
+from sylvinit.layers import Layer
+from sylvinit.norms import Norm, reason_to_skip
+from sylvinit.options import Options
+from sylvinit.report import LayerReport
+from sylvinit.survey import Survey
+from sylvinit.units import LayerUnit, Plan
+
+
+@dataclass
+class Work:
+    """What the driver has to do.
+
+    Attributes:
+        unit_of: the unit of every layer to be solved, by the layer's id.
+        norms: normalisations to be calibrated, by their id.
+        skipped: reports on what is left alone, by the name of the layer or module.
+        head: name of the classifier, or None.
+        uses_labels: whether any code does.
+        warnings: found while planning.
+    """
+
+    unit_of: dict[int, LayerUnit] = field(default_factory=dict)
+    norms: dict[int, Norm] = field(default_factory=dict)
+    skipped: dict[str, LayerReport] = field(default_factory=dict)
+    head: str | None = None
+    uses_labels: bool = False
+    warnings: list[str] = field(default_factory=list)
+
+
+def find_head(survey: Survey, options: Options) -> Layer | None:
+    """The classifier: the layer named by ``head=``, or the last layer that ran.
+
+    Raises:
+        ModelError: there is no such layer, or it never ran.
+    """
+    if options.head is None:
+        return survey.layers[-1] if survey.layers else None
+    for layer in survey.layers:
+        if layer.name == options.head:
+            return layer
+    if options.head in survey.names.values():
+        raise ModelError(
+            f"head={options.head!r} is not a layer that ran and can be solved; those are "
+            f"{_names(survey.layers)}"
+        )
+    raise ModelError(
+        f"head={options.head!r} names no module; the layers are {_names(survey.layers)}"
+    )
+
+
+def _names(layers: list[Layer]) -> str:
+    names = [layer.name for layer in layers]
+    return ", ".join(names if len(names) <= 8 else ["...", *names[-8:]])
+
+
+def make_work(survey: Survey, options: Options, classes: int | None) -> Work:
+    """Units, norms and everything that is left alone.
+
+    Args:
+        survey: of the model.
+        options: checked arguments.
+        classes: number of classes, or None without labels.
+
+    Raises:
+        LabelError: a code needs labels and there are none, or they exceed the head's outputs.
+        ModelError: see :func:`find_head`.
+    """
+    work = Work()
+    head = find_head(survey, options)
+    work.head = None if head is None else head.name
+    groups = _by_weight(survey, options, head, work)
+    taken: dict[tuple[object, ...], int] = {}
+    for layers in groups:
+        unit = _unit(layers, survey, options, head, classes, taken, work)
+        for layer in layers:
+            work.unit_of[id(layer)] = unit
+    if options.calibrate_norm:
+        for norm in survey.norms:
+            reason = reason_to_skip(norm.module)
+            if reason is None and not options.selects(norm.name):
+                reason = "not selected by include and exclude"
+            if reason is None:
+                work.norms[id(norm)] = norm
+            else:
+                work.skipped[norm.name] = LayerReport(norm.name, norm.kind, "skipped", reason)
+    _report_rest(survey, work)
+    return work
+
+
+def _by_weight(
+    survey: Survey, options: Options, head: Layer | None, work: Work
+) -> list[list[Layer]]:
+    """Layers that may be solved, grouped by the weight they share, in order of the first call."""
+    holders = _holders(survey)
+    groups: dict[tuple[object, ...], list[Layer]] = {}
+    for layer in survey.layers:
+        reason = _reason(layer, options, head)
+        if reason is None:
+            key = (*(id(p) for p in layer.parameters("weight")), layer.slot)
+            groups.setdefault(key, []).append(layer)
+        else:
+            work.skipped[layer.name] = LayerReport(layer.name, layer.kind, "skipped", reason)
+    chosen: list[list[Layer]] = []
+    for layers in groups.values():
+        reason = _shared_reason(layers, survey, holders)
+        if reason is None:
+            chosen.append(layers)
+            continue
+        for layer in layers:
+            work.skipped[layer.name] = LayerReport(layer.name, layer.kind, "skipped", reason)
+    return chosen
+
+
+def _reason(layer: Layer, options: Options, head: Layer | None) -> str | None:
+    """Why a layer that ran is not solved."""
+    if options.head_only and layer is not head:
+        return "not the head"
+    if not options.selects(layer.name):
+        return "not selected by include and exclude"
+    try:
+        parameters = layer.parameters("weight")
+    except ModelError as error:
+        return str(error)
+    if not parameters[0].is_floating_point():
+        return f"its weight is {parameters[0].dtype}, not a real floating-point tensor"
+    if not all(parameter.requires_grad for parameter in parameters):
+        return "frozen (its weight does not require a gradient)"
+    return None
+
+
+def _holders(survey: Survey) -> dict[int, list[nn.Module]]:
+    holders: dict[int, list[nn.Module]] = {}
+    for module in survey.names:
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                holders.setdefault(id(parameter), []).append(module)
+    return holders
+
+
+def _shared_reason(
+    layers: list[Layer], survey: Survey, holders: dict[int, list[nn.Module]]
+) -> str | None:
+    """Why a weight that several modules hold is not solved."""
+    shapes = {(type(layer), tuple(layer.get_weight().shape)) for layer in layers}
+    if len(shapes) > 1:
+        return "its weight is tied to a layer that uses it in another shape"
+    owners = {layer.owner for layer in layers}
+    for parameter in layers[0].parameters("weight"):
+        for module in holders.get(id(parameter), []):
+            if module not in owners:
+                kind = type(module).__name__
+                return f"its weight is tied to {survey.names[module]} ({kind}), which is not solved"
+    return None
+
+
+def _unit(
+    layers: list[Layer],
+    survey: Survey,
+    options: Options,
+    head: Layer | None,
+    classes: int | None,
+    taken: dict[tuple[object, ...], int],
+    work: Work,
+) -> LayerUnit:
+    first = layers[0]
+    weight = first.get_weight()
+    is_head = head is not None and head in layers
+    code = _head_code(options, first, classes, work) if is_head else options.code(first.name)
+    outputs = weight.shape[1]
+    if isinstance(code, OneHot) and classes is not None and classes > outputs * weight.shape[0]:
+        raise LabelError(
+            f"labels go up to {classes - 1}, but layer {first.name} has only "
+            f"{outputs * weight.shape[0]} outputs for one-hot codes"
+        )
+    if code.needs_labels:
+        if classes is None:
+            raise LabelError(
+                f"code {code.name!r} of layer {first.name} needs labels and data has none; pass "
+                "(inputs, labels)"
+            )
+        work.uses_labels = True
+    solves_head = is_head and isinstance(code, OneHot)
+    skip = 0
+    if options.split_siblings and not solves_head:
+        key = (survey.inputs[id(first)], code.name)
+        skip = taken.get(key, 0)
+        taken[key] = skip + outputs
+    if solves_head and classes is not None and classes < outputs * weight.shape[0]:
+        work.warnings.append(
+            f"fewer classes in the data than outputs of the head: {classes} of "
+            f"{outputs * weight.shape[0]}; the other outputs of {first.name} are zero"
+        )
+    plan = Plan(
+        code=code,
+        lam=options.lam(first.name),
+        patches=options.patches,
+        seed=options.seed,
+        skip=skip,
+        head=solves_head,
+        classes=(classes or 0) if code.needs_labels else 0,
+        rescale=options.rescale,
+    )
+    calls = sum(survey.calls[module] for module in {layer.module for layer in layers})
+    backend = choose(options.backend, weight.device)
+    return LayerUnit(layers, calls, plan, backend, options.row_to_sample)
+
+
+def _head_code(options: Options, head: Layer, classes: int | None, work: Work) -> Code:
+    """The head's code: as asked; else one-hot if the labels allow it, else as hidden layers."""
+    if options.head_code is not None:
+        return options.head_code
+    weight = head.get_weight()
+    outputs = weight.shape[0] * weight.shape[1]
+    if classes is not None and outputs >= classes:
+        return OneHot()
+    code = options.code(head.name)
+    cause = "data has no labels" if classes is None else f"{classes} classes, {outputs} outputs"
+    work.warnings.append(
+        f"the head {head.name} is solved with code {code.name!r} and not one-hot: {cause}"
+    )
+    return code
+
+
+def _report_rest(survey: Survey, work: Work) -> None:
+    """Modules that hold parameters and of which nothing has been said yet."""
+    ran = set(survey.calls)
+    solved_by = {id(point) for point in survey.order}
+    for module, points in survey.points.items():
+        if module in ran:
+            continue
+        for point in points:
+            work.skipped.setdefault(
+                point.name, LayerReport(point.name, point.kind, "skipped", "never executed")
+            )
+    spoken = {module for module in survey.points}
+    for points in survey.points.values():
+        spoken.update(point.owner for point in points if isinstance(point, Layer))
+    del solved_by
+    for module, name in survey.names.items():
+        if module in spoken or not any(p is not None for p in module._parameters.values()):
+            continue
+        kind = type(module).__name__
+        reason = f"no layer type is registered for {kind}; its parameters are kept"
+        work.skipped.setdefault(name, LayerReport(name, kind, "skipped", reason))

@@ -1,0 +1,157 @@
+"""What was done to every layer."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+
+@dataclass
+class LayerReport:
+    """One layer, one normalisation, or one module that was left alone.
+
+    Attributes:
+        name: qualified name in the model.
+        kind: type of the module.
+        status: "solved", "calibrated", "skipped", or "planned" in a dry run.
+        reason: why it was skipped.
+        code: the latent code.
+        lam: weight of the encoding loss.
+        d_in, d_out: inputs and outputs per group.
+        groups: number of groups, each with an equation of its own.
+        patches: rows or patches behind the moments.
+        rank: numerical rank of the input covariance (largest over groups).
+        filled: outputs per group that the code did not provide; see the notes.
+        residual: |AW + WB - Q| / ((|A| + |B|)|W| + |Q|).
+        std_before, std_after: root mean square over outputs of the output's standard deviation under
+            the old and the new weight (for a normalisation: of its input, as it kept it before and now).
+        seconds: spent on this layer, the forward pass excluded.
+        notes: what was done beyond the plain equation.
+        remarks: kind of weakness -> detail.
+    """
+
+    name: str
+    kind: str
+    status: str
+    reason: str = ""
+    code: str = ""
+    lam: float = math.nan
+    d_in: int = 0
+    d_out: int = 0
+    groups: int = 1
+    patches: int = 0
+    rank: int = 0
+    filled: int = 0
+    residual: float = math.nan
+    std_before: float = math.nan
+    std_after: float = math.nan
+    seconds: float = 0.0
+    notes: list[str] = field(default_factory=list)
+    remarks: dict[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields; quantities that do not apply are None."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        return {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in values.items()
+        }
+
+
+@dataclass
+class Report:
+    """What :func:`sylvinit.initialize_` did; ``str(report)`` is a table.
+
+    Attributes:
+        layers: in execution order, modules that never ran last.
+        samples: samples of data used.
+        head: name of the classifier, or None.
+        seconds: of the whole call.
+        warnings: what the user should know; also raised as warnings.
+        settings: the arguments of the call.
+    """
+
+    layers: list[LayerReport] = field(default_factory=list)
+    samples: int = 0
+    head: str | None = None
+    seconds: float = 0.0
+    warnings: list[str] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> LayerReport:
+        """The report of the layer of that name."""
+        for layer in self.layers:
+            if layer.name == name:
+                return layer
+        raise KeyError(name)
+
+    @property
+    def solved(self) -> list[LayerReport]:
+        """The layers whose weights were written."""
+        return [layer for layer in self.layers if layer.status == "solved"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists, dicts, strings and numbers."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        values["layers"] = [layer.to_dict() for layer in self.layers]
+        return values
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """The same as JSON."""
+        return json.dumps(self.to_dict(), indent=indent)
+
+    def __str__(self) -> str:
+        header = (
+            "layer",
+            "kind",
+            "status",
+            "code",
+            "size",
+            "rows",
+            "rank",
+            "residual",
+            "std",
+            "ms",
+        )
+        rows = [header, *(_cells(layer) for layer in self.layers)]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+        lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
+        lines = [line.rstrip() for line in lines]
+        lines.insert(1, "-" * len(lines[0]))
+        solved, calibrated = len(self.solved), self._count("calibrated")
+        lines.append(
+            f"{solved} layers solved, {calibrated} normalisations calibrated, "
+            f"{self._count('skipped')} left alone; {self.samples} samples, {self.seconds:.2f} s"
+        )
+        if self._count("planned"):
+            lines[-1] = f"dry run: {self._count('planned')} layers would be initialised"
+        for layer in self.layers:
+            lines.extend(f"  {layer.name}: {note}" for note in layer.notes)
+        lines.extend(f"warning: {text}" for text in self.warnings)
+        return "\n".join(lines)
+
+    def _count(self, status: str) -> int:
+        return sum(layer.status == status for layer in self.layers)
+
+
+def _cells(layer: LayerReport) -> tuple[str, ...]:
+    name, kind, status = layer.name or "(model)", layer.kind, layer.status
+    if layer.status == "skipped":
+        return (name, kind, f"skipped: {layer.reason}", "", "", "", "", "", "", "")
+    groups = f"{layer.groups} x " if layer.groups > 1 else ""
+    size = f"{groups}{layer.d_in} -> {layer.d_out}" if layer.d_in else ""
+    std = "" if math.isnan(layer.std_after) else f"{layer.std_before:.3g} -> {layer.std_after:.3g}"
+    return (
+        name,
+        kind,
+        status,
+        layer.code,
+        size,
+        str(layer.patches or ""),
+        str(layer.rank or ""),
+        "" if math.isnan(layer.residual) else f"{layer.residual:.0e}",
+        std,
+        f"{layer.seconds * 1e3:.1f}" if layer.seconds else "",
+    )

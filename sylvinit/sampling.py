@@ -1,0 +1,101 @@
+"""Counter-based choice of patch positions: the same for every device, microbatch and rank.
+
+Philox4x32-10 (Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011) with
+
+    key      = the two 32-bit halves (low, high) of a 64-bit BLAKE2b hash of (seed, name, call)
+    counter  = (sample low, sample high, draw, 0)
+    position = (word 0 * P) >> 32                 among the P output positions, row-major
+    priority = word 1                             used by reservoirs; independent of word 0
+
+so that a position depends on nothing but the seed, the layer and the sample's index in the stream.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+
+import numpy as np
+import numpy.typing as npt
+
+_MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_LOW = np.uint64(0xFFFFFFFF)
+_SHIFT = np.uint64(32)
+
+Key = tuple[int, int]
+IntArray = npt.NDArray[np.int64]
+WordArray = npt.NDArray[np.uint32]
+
+
+def philox4x32(counter: npt.ArrayLike, key: Key) -> WordArray:
+    """Ten rounds of Philox4x32.
+
+    Args:
+        counter: uint32 array of shape (..., 4).
+        key: two 32-bit words.
+
+    Returns:
+        uint32 array of the shape of ``counter``.
+    """
+    words = np.asarray(counter, dtype=np.uint32).astype(np.uint64)
+    c0, c1, c2, c3 = (words[..., i] for i in range(4))
+    k0, k1 = int(key[0]), int(key[1])
+    for _ in range(10):
+        p0, p1 = _MULTIPLIERS[0] * c0, _MULTIPLIERS[1] * c2
+        c0, c1, c2, c3 = (
+            (p1 >> _SHIFT) ^ c1 ^ np.uint64(k0),
+            p1 & _LOW,
+            (p0 >> _SHIFT) ^ c3 ^ np.uint64(k1),
+            p0 & _LOW,
+        )
+        k0, k1 = (k0 + _WEYL[0]) & 0xFFFFFFFF, (k1 + _WEYL[1]) & 0xFFFFFFFF
+    return np.stack((c0, c1, c2, c3), axis=-1).astype(np.uint32)
+
+
+def stream_key(seed: int, name: str, call: int) -> Key:
+    """The Philox key of one call of one module.
+
+    The hash is BLAKE2b with an 8-byte digest, read as a little-endian integer, of
+    ``int64le(seed) + int64le(call) + utf8(name)``.
+    """
+    message = struct.pack("<qq", seed, call) + name.encode()
+    value = int.from_bytes(hashlib.blake2b(message, digest_size=8).digest(), "little")
+    return value & 0xFFFFFFFF, value >> 32
+
+
+def draws(key: Key, samples: IntArray, count: int) -> WordArray:
+    """Philox words for draws 0 .. count-1 of every sample, shape (len(samples), count, 4)."""
+    index = np.asarray(samples).astype(np.uint64)
+    counter = np.zeros((len(index), count, 4), dtype=np.uint32)
+    counter[..., 0] = (index & _LOW)[:, None]
+    counter[..., 1] = (index >> _SHIFT)[:, None]
+    counter[..., 2] = np.arange(count, dtype=np.uint32)
+    return philox4x32(counter, key)
+
+
+def choose_positions(
+    key: Key, samples: IntArray, available: IntArray, patches: int
+) -> tuple[IntArray, IntArray, WordArray]:
+    """Positions of the patches drawn from each sample.
+
+    Args:
+        key: from :func:`stream_key`.
+        samples: int64 (n,), global sample indices.
+        available: int64 (n,), P of each sample; at most 2**32.
+        patches: draws per sample. Where P <= patches, every position is taken once.
+
+    Returns:
+        (row, position, priority): ``row`` indexes ``samples``, ``position`` is in [0, P), and
+        ``priority`` is a uniform uint32 that orders a reservoir. Sorted by row, then draw.
+    """
+    samples, available = np.asarray(samples), np.asarray(available)
+    everything = available <= patches
+    counts = np.where(everything, available, patches)
+    row = np.repeat(np.arange(len(samples)), counts)
+    first = np.cumsum(counts) - counts
+    draw = np.arange(len(row)) - first[row]
+    words = draws(key, samples, int(counts.max(initial=0)))[row, draw]
+    drawn = (words[:, 0].astype(np.uint64) * available[row].astype(np.uint64)) >> _SHIFT
+    position = np.where(everything[row], draw, drawn.astype(np.int64))
+    return row, position, words[:, 1]

@@ -1,0 +1,203 @@
+"""The order of work: propagate to the next pending point, finish it, go on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sylvinit.batches import Batch
+from sylvinit.errors import NonFiniteError
+from sylvinit.forward import Arrival, Propagation, Runner
+from sylvinit.norms import Norm, buffers
+from sylvinit.planning import Work
+from sylvinit.report import LayerReport
+from sylvinit.state import ModelGuard
+from sylvinit.survey import Survey
+from sylvinit.units import LayerUnit
+
+Target = LayerUnit | Norm
+
+
+class _Progress:
+    """What is still pending, and which target alone is being collected, if any."""
+
+    def __init__(self, survey: Survey, work: Work) -> None:
+        self._target_of: dict[int, Target] = {**work.unit_of, **work.norms}
+        self.rank: dict[int, int] = {}
+        self.calls: dict[int, int] = {}
+        for point in survey.order:
+            target = self._target_of.get(id(point))
+            if target is not None and id(target) not in self.rank:
+                self.rank[id(target)] = len(self.rank)
+                calls = (
+                    target.calls if isinstance(target, LayerUnit) else survey.calls[point.module]
+                )
+                self.calls[id(target)] = calls
+        self.reports: dict[int, LayerReport] = {}
+        self.only: Target | None = None
+
+    def restart(self) -> None:
+        """Forget what unfinished targets have collected."""
+        for target in self._target_of.values():
+            if id(target) not in self.reports:
+                target.reset()
+
+    def target(self, point: Any) -> Target:
+        """The unit or norm behind a point."""
+        return self._target_of[id(point)]
+
+    def pending(self, point: Any) -> bool:
+        """Whether a microbatch has to stop at this point."""
+        target = self._target_of.get(id(point))
+        if target is None or id(target) in self.reports:
+            return False
+        return self.only is None or target is self.only
+
+
+def solve_in_order(
+    survey: Survey,
+    work: Work,
+    batches: list[Batch],
+    call: Callable[[Batch], Any],
+    autocast: list[tuple[str, torch.dtype]],
+    guard: ModelGuard,
+    recompute: bool,
+    done: Callable[[LayerReport], None],
+) -> dict[int, LayerReport]:
+    """Finish every unit and norm.
+
+    All microbatches are held where they are while a target is finished. A target that is called more
+    than once needs the inputs of all its calls before its weight is known: the microbatches run to
+    the end with the weights they have, the target is finished from the sum, and all start again. The
+    same, after every target, is what ``recompute`` means; then nothing but the inputs is held.
+
+    Returns:
+        Reports by the id of the unit or norm.
+    """
+    progress = _Progress(survey, work)
+    propagation = Propagation(call, survey.points, progress.pending, autocast, _check_output)
+    runners: list[Runner] = []
+    with propagation.attached():
+        try:
+            while True:
+                if recompute:
+                    target = _collect_by_replay(propagation, progress, batches)
+                else:
+                    runners = runners or [propagation.start(batch) for batch in batches]
+                    target = _collect_in_lockstep(propagation, progress, runners)
+                if target is None:
+                    return progress.reports
+                report = _finish(target, guard)
+                progress.reports[id(target)] = report
+                done(report)
+                if progress.calls[id(target)] > 1:
+                    runners = _abandon(runners)
+                    progress.restart()
+        finally:
+            _abandon(runners)
+
+
+def _abandon(runners: list[Runner]) -> list[Runner]:
+    for runner in runners:
+        runner.abandon()
+    return []
+
+
+def _collect_in_lockstep(
+    propagation: Propagation, progress: _Progress, runners: list[Runner]
+) -> Target | None:
+    """Bring every microbatch to a pending point; the first target in order, or None at the end."""
+    for runner in runners:
+        waiting = runner.arrival
+        if runner.finished or (waiting is not None and progress.pending(waiting.point)):
+            continue
+        arrival = propagation.advance(runner)
+        if arrival is not None:
+            _collect(progress, arrival, runner.batch)
+    arrivals = [runner.arrival for runner in runners if runner.arrival is not None]
+    if not arrivals:
+        return None
+    targets = [progress.target(arrival.point) for arrival in arrivals]
+    target = min(targets, key=lambda item: progress.rank[id(item)])
+    if progress.calls[id(target)] > 1:
+        _collect_later_calls(propagation, progress, runners, target)
+    return target
+
+
+def _collect_later_calls(
+    propagation: Propagation, progress: _Progress, runners: list[Runner], target: Target
+) -> None:
+    """Run every microbatch to its end, collecting for one target only."""
+    progress.only = target
+    try:
+        for runner in runners:
+            while not runner.finished:
+                arrival = propagation.advance(runner)
+                if arrival is not None:
+                    _collect(progress, arrival, runner.batch)
+    finally:
+        progress.only = None
+
+
+def _collect_by_replay(
+    propagation: Propagation, progress: _Progress, batches: list[Batch]
+) -> Target | None:
+    """Run one microbatch after the other up to the next target; that target, or None at the end."""
+    try:
+        for batch in batches:
+            runner = propagation.start(batch)
+            try:
+                arrival = propagation.advance(runner)
+                while arrival is not None:
+                    progress.only = progress.target(arrival.point)
+                    _collect(progress, arrival, batch)
+                    once = progress.calls[id(progress.only)] == 1
+                    arrival = None if once else propagation.advance(runner)
+            finally:
+                runner.abandon()
+        return progress.only
+    finally:
+        progress.only = None
+
+
+def _collect(progress: _Progress, arrival: Arrival, batch: Batch) -> None:
+    target = progress.target(arrival.point)
+    if isinstance(target, LayerUnit):
+        target.collect(arrival, batch)
+    else:
+        target.collect(arrival.x)
+
+
+def _finish(target: Target, guard: ModelGuard) -> LayerReport:
+    if isinstance(target, LayerUnit):
+        return target.finish(guard)
+    begin = time.perf_counter()
+    for name in buffers(target.module):
+        guard.keep_buffer(target.module, name)
+    report = LayerReport(target.name, target.kind, "calibrated", d_in=target.module.num_features)
+    report.patches = target.count
+    report.d_out = report.d_in
+    report.std_before, report.std_after = target.finish()
+    target.reset()
+    report.seconds = time.perf_counter() - begin
+    return report
+
+
+def _check_output(output: Any) -> None:
+    """No NaN may reach the output past what the layers in between have sampled.
+
+    Inf is let through: masked logits are -inf on purpose.
+    """
+    if isinstance(output, Tensor):
+        if output.is_floating_point() and bool(output.isnan().any()):
+            raise NonFiniteError("NaN in the output of the model; look at its last layers")
+    elif isinstance(output, dict):
+        for item in output.values():
+            _check_output(item)
+    elif isinstance(output, (tuple, list)):
+        for item in output:
+            _check_output(item)

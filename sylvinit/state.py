@@ -1,0 +1,135 @@
+"""Leaving the user's model and process as they were: modes, buffers, weights, RNG, global switches."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from types import TracebackType
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+_AUTOCAST_DEVICES = ("cpu", "cuda")
+
+
+class ModelGuard:
+    """Context in which a model is in evaluation mode and may be written to.
+
+    On leaving, training flags and RNG states are restored, and so are all buffers but those that
+    :meth:`keep_buffer` named. If an exception leaves the block (Ctrl-C included), everything is
+    restored, weights bit for bit.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._stack = ExitStack()
+        self._training: list[tuple[nn.Module, bool]] = []
+        self._buffers: dict[tuple[int, str], tuple[nn.Module, Tensor, Tensor]] = {}
+        self._kept: set[tuple[int, str]] = set()
+        self._originals: dict[int, tuple[nn.Parameter, Tensor]] = {}
+
+    def __enter__(self) -> ModelGuard:
+        self._stack.enter_context(_global_state(self._model))
+        for module in self._model.modules():
+            self._training.append((module, module.training))
+            # Not .eval(): a user's own train() may do more than set flags.
+            module.training = False
+            for name, buffer in module._buffers.items():
+                if buffer is not None and not nn.parameter.is_lazy(buffer):
+                    self._buffers[id(module), name] = (module, buffer, buffer.detach().clone())
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        failed = kind is not None
+        try:
+            for (key, name), (module, buffer, saved) in self._buffers.items():
+                if failed or (key, name) not in self._kept:
+                    _copy(buffer, saved)
+                    module._buffers[name] = buffer
+            if failed:
+                for parameter, saved in self._originals.values():
+                    _copy(parameter, saved)
+        finally:
+            for module, training in self._training:
+                module.training = training
+            self._stack.close()
+
+    def save(self, parameters: list[nn.Parameter]) -> None:
+        """Remember the values of parameters that are about to be written."""
+        for parameter in parameters:
+            if id(parameter) not in self._originals:
+                self._originals[id(parameter)] = (parameter, parameter.detach().clone())
+
+    def keep_buffer(self, module: nn.Module, name: str) -> None:
+        """Let a buffer keep what is written to it, if the block succeeds."""
+        self._kept.add((id(module), name))
+
+
+def _copy(target: Tensor, value: Tensor) -> None:
+    if torch.equal(target, value):
+        return  # leaves the version counter alone, too
+    with torch.inference_mode(target.is_inference()), torch.no_grad():
+        target.copy_(value)
+
+
+@contextmanager
+def _global_state(model: nn.Module) -> Iterator[None]:
+    """RNG states kept; no gradients, no attention fast path, no compiled graphs inside."""
+    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+    with (
+        torch.random.fork_rng(devices=devices),
+        torch.inference_mode(False),
+        torch.no_grad(),
+        torch.compiler.set_stance("force_eager"),
+    ):
+        # The fast path of attention calls neither the sub-modules nor their hooks.
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast_path)
+            np.random.set_state(numpy_state)
+            random.setstate(python_state)
+
+
+@contextmanager
+def plain_modes() -> Iterator[None]:
+    """No gradients, no inference mode, no autocast: for our own arithmetic inside a user's forward."""
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.no_grad())
+        for device in _AUTOCAST_DEVICES:
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield
+
+
+def ambient_autocast() -> list[tuple[str, torch.dtype]]:
+    """The caller's autocast settings, to be put back around the model's forward."""
+    return [
+        (device, torch.get_autocast_dtype(device))
+        for device in _AUTOCAST_DEVICES
+        if torch.is_autocast_enabled(device)
+    ]
+
+
+@contextmanager
+def forward_modes(autocast: list[tuple[str, torch.dtype]]) -> Iterator[None]:
+    """The modes of the model's forward: no gradients, and the caller's autocast.
+
+    Autocast's cache of casted weights is off, since weights are written in the middle of a forward.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        for device, dtype in autocast:
+            stack.enter_context(torch.autocast(device, dtype=dtype, cache_enabled=False))
+        yield

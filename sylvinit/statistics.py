@@ -1,0 +1,142 @@
+"""What a code may know of a layer's input: its moments in float64, ready for linear algebra."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from sylvinit.backends import Backend
+from sylvinit.moments import PatchMoments
+
+
+@dataclass
+class LayerStatistics:
+    """Moments of the input rows of a layer; every tensor has a leading axis of groups.
+
+    With fewer rows than features all solutions lie in the span of the rows. Then ``basis`` holds an
+    orthonormal basis of it and every other field is in its coordinates (``d`` of them): an encoder E
+    in these coordinates is E @ basis in those of the layer's input.
+
+    Attributes:
+        n: number of rows.
+        mean: float64 (groups, d).
+        covariance: float64 (groups, d, d), divided by n.
+        eps: unit round-off of the products behind the moments.
+        basis: float64 (groups, d, d_in), or None where d = d_in.
+        class_counts: float64 (classes,), or None.
+        class_means: float64 (groups, classes, d), or None.
+        reservoir: (groups, rows, d), a random sample of the rows, or None.
+    """
+
+    n: int
+    mean: Tensor
+    covariance: Tensor
+    eps: float
+    backend: Backend
+    basis: Tensor | None = None
+    class_counts: Tensor | None = None
+    class_means: Tensor | None = None
+    reservoir: Tensor | None = None
+    _spectrum: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
+
+    @property
+    def groups(self) -> int:
+        """Independent groups of features."""
+        return self.mean.shape[0]
+
+    @property
+    def d(self) -> int:
+        """Features of a row in the present coordinates."""
+        return self.mean.shape[1]
+
+    def spectrum(self) -> tuple[Tensor, Tensor]:
+        """Eigenvalues (groups, d), ascending, and eigenvectors (groups, d, d) of the covariance."""
+        if self._spectrum is None:
+            self._spectrum = self.backend.eigh(self.covariance)
+        return self._spectrum
+
+    def second_moment(self) -> Tensor:
+        """E[x x^T] = Sigma + mu mu^T, float64 (groups, d, d)."""
+        return self.covariance + self.mean[:, :, None] * self.mean[:, None, :]
+
+    def threshold(self, largest: Tensor) -> Tensor:
+        """Eigenvalues up to this are rounding: d * eps * largest."""
+        return largest * (self.d * self.eps)
+
+    def rank(self) -> int:
+        """Largest numerical rank of the covariance over the groups."""
+        values, _ = self.spectrum()
+        return int((values > self.threshold(values[:, -1:].clamp(min=0))).sum(dim=1).max())
+
+    def group(self, index: int) -> LayerStatistics:
+        """The statistics of one group, still with a leading axis of length 1."""
+
+        def pick(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x[index : index + 1]
+
+        spectrum = None
+        if self._spectrum is not None:
+            values, vectors = self._spectrum
+            spectrum = (values[index : index + 1], vectors[index : index + 1])
+        return LayerStatistics(
+            n=self.n,
+            mean=self.mean[index : index + 1],
+            covariance=self.covariance[index : index + 1],
+            eps=self.eps,
+            backend=self.backend,
+            basis=pick(self.basis),
+            class_counts=self.class_counts,
+            class_means=pick(self.class_means),
+            reservoir=pick(self.reservoir),
+            _spectrum=spectrum,
+        )
+
+    def in_input_coordinates(self, x: Tensor) -> Tensor:
+        """Rows (groups, k, d) in the coordinates of the layer's input, (groups, k, d_in)."""
+        return x if self.basis is None else x @ self.basis
+
+
+def layer_statistics(
+    moments: PatchMoments, backend: Backend, *, reduce: bool = True
+) -> LayerStatistics:
+    """The statistics of a layer from its moments.
+
+    Args:
+        moments: at least one row.
+        backend: where eigendecompositions run.
+        reduce: work in the span of the rows where there are fewer of them than features.
+    """
+    columns = moments.columns() if reduce else None
+    reservoir = moments.reservoir()
+    if columns is None:
+        return LayerStatistics(
+            n=moments.n,
+            mean=moments.mean(),
+            covariance=moments.covariance(),
+            eps=moments.eps,
+            backend=backend,
+            class_counts=moments.class_counts(),
+            class_means=moments.class_means(),
+            reservoir=reservoir,
+        )
+    # Singular vectors rather than the eigenvectors of the n x n Gram matrix: those lose half the
+    # digits of the small directions.
+    rows = columns.double()
+    basis = torch.linalg.svd(rows, full_matrices=False).Vh
+    reduced = rows @ basis.mT
+    mean = reduced.mean(dim=1)
+    centred = reduced - mean[:, None, :]
+    class_means = moments.class_means()
+    return LayerStatistics(
+        n=moments.n,
+        mean=mean,
+        covariance=centred.mT @ centred / moments.n,
+        eps=moments.eps,
+        backend=backend,
+        basis=basis,
+        class_counts=moments.class_counts(),
+        class_means=None if class_means is None else class_means @ basis.mT,
+        reservoir=None if reservoir is None else reservoir.double() @ basis.mT,
+    )

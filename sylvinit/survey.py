@@ -1,0 +1,145 @@
+"""One look at the model on a few samples: what runs, in which order, how often, and on which input.
+
+The survey changes nothing. It lets the driver know the classifier, the layers that share an input or a
+weight, and how many calls of a module to wait for, before the data are propagated.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from sylvinit.batches import Batch
+from sylvinit.layers import Layer, layers_of
+from sylvinit.norms import NORM_TYPES, Norm
+from sylvinit.state import forward_modes
+
+# Samples that the survey runs: more than one, so that batch and other axes are told apart.
+SURVEY_SAMPLES = 2
+
+InputKey = tuple[Any, ...]
+
+
+@dataclass
+class Survey:
+    """What was seen.
+
+    Attributes:
+        names: qualified name of every module.
+        points: layers and norms of the modules that have some, in order of need.
+        order: points that ran, in order of their first call.
+        calls: how often every module ran.
+        inputs: identity of the input of every layer's first call, by layer.
+        skipped: layers and norms that never ran.
+    """
+
+    names: dict[nn.Module, str]
+    points: dict[nn.Module, list[Any]]
+    order: list[Any] = field(default_factory=list)
+    calls: Counter[nn.Module] = field(default_factory=Counter)
+    inputs: dict[int, InputKey] = field(default_factory=dict)
+
+    @property
+    def layers(self) -> list[Layer]:
+        """Layers that ran, in order of their first call."""
+        return [point for point in self.order if isinstance(point, Layer)]
+
+    @property
+    def norms(self) -> list[Norm]:
+        """Normalisations that ran, in order of their first call."""
+        return [point for point in self.order if isinstance(point, Norm)]
+
+
+def clean_name(name: str) -> str:
+    """A qualified name without the wrappers that torch.compile puts into it."""
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+
+
+def find_points(model: nn.Module) -> Survey:
+    """The layers and norms of a model, before anything has run."""
+    names = {module: clean_name(name) for name, module in model.named_modules()}
+    points: dict[nn.Module, list[Any]] = {}
+    owned: set[nn.Module] = set()
+    for module, name in names.items():
+        if module in owned:
+            continue
+        if isinstance(module, NORM_TYPES):
+            points[module] = [Norm(module, name)]
+            continue
+        layers = layers_of(module, name)
+        if layers:
+            points[module] = list(layers)
+            # The output projection of attention holds a weight but never runs itself.
+            owned.update(layer.owner for layer in layers)
+    for module in owned:
+        if module in points and all(
+            not isinstance(point, Layer) or point.module is not module for point in points[module]
+        ):
+            del points[module]
+    return Survey(names, points)
+
+
+def run_survey(
+    survey: Survey,
+    batch: Batch,
+    call: Callable[[Batch], Any],
+    autocast: list[tuple[str, Any]],
+) -> None:
+    """Run the model on the first samples of a batch and write down what happens."""
+    kept: list[Tensor] = []  # alive, so that no two inputs share an address
+    observing = False
+
+    def observe(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        nonlocal observing
+        if observing:
+            return
+        survey.calls[module] += 1
+        if survey.calls[module] > 1:
+            return
+        for point in survey.points[module]:
+            survey.order.append(point)
+            if not isinstance(point, Layer):
+                continue
+            observing = True
+            try:
+                x = point.input(args, kwargs)
+            finally:
+                observing = False
+            kept.append(x)
+            survey.inputs[id(point)] = _identity(point, x)
+
+    handles = [
+        module.register_forward_pre_hook(observe, with_kwargs=True) for module in survey.points
+    ]
+    try:
+        with forward_modes(autocast):
+            call(batch.head(SURVEY_SAMPLES))
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _identity(layer: Layer, x: Tensor) -> InputKey:
+    """Equal for layers that see the same patches of the same values."""
+    version = 0 if x.is_inference() else x._version
+    memory = (x.untyped_storage().data_ptr(), x.storage_offset(), tuple(x.shape), x.stride())
+    return (*memory, version, layer.geometry, layer.groups)
+
+
+def materialise(
+    model: nn.Module,
+    batch: Batch,
+    call: Callable[[Batch], Any],
+    autocast: list[tuple[str, Any]],
+) -> bool:
+    """Let lazy modules take their shapes from a first forward; whether there were any."""
+    if not any(is_lazy(parameter) for parameter in model.parameters()):
+        return False
+    with forward_modes(autocast):
+        call(batch.head(SURVEY_SAMPLES))
+    return True

@@ -1,0 +1,270 @@
+"""A unit: all layers that share one weight, the moments of all their calls, and one solution."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+from sylvinit.backends import Backend
+from sylvinit.batches import Batch
+from sylvinit.codes import Code
+from sylvinit.equation import LayerSolution, solve_layer
+from sylvinit.errors import ModelError, NonFiniteError
+from sylvinit.forward import Arrival
+from sylvinit.layers import Layer
+from sylvinit.moments import PatchMoments
+from sylvinit.patches.collect import PatchSource, add_all, add_sampled, canonical_order
+from sylvinit.patches.geometry import PatchGeometry
+from sylvinit.patches.rows import RowToSample, assign_rows
+from sylvinit.report import LayerReport
+from sylvinit.sampling import Key, stream_key
+from sylvinit.state import ModelGuard
+from sylvinit.statistics import layer_statistics
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is asked of a unit.
+
+    Attributes:
+        code: of its outputs.
+        lam: weight of the encoding loss.
+        patches: per sample, or None for all.
+        seed: of the patch positions and of the code.
+        skip: code entries that earlier siblings have taken.
+        head: whether this is the classifier with one-hot codes.
+        classes: number of classes, if the code needs them.
+        rescale: scale rows to unit output variance.
+    """
+
+    code: Code
+    lam: float
+    patches: int | None
+    seed: int
+    skip: int
+    head: bool
+    classes: int
+    rescale: bool
+
+
+class LayerUnit:
+    """The layers behind one weight (several if it is tied), solved once from all their inputs."""
+
+    def __init__(
+        self,
+        layers: list[Layer],
+        calls: int,
+        plan: Plan,
+        backend: Backend,
+        row_to_sample: RowToSample | None,
+    ) -> None:
+        self.layers = layers
+        self.calls = calls
+        self.plan = plan
+        self.seconds = 0.0
+        self._backend, self._row_to_sample = backend, row_to_sample
+        self.reset()
+
+    @property
+    def name(self) -> str:
+        """Name of the first layer."""
+        return self.layers[0].name
+
+    def reset(self) -> None:
+        """Forget what was collected."""
+        self._moments: PatchMoments | None = None
+        self._channels: int | None = None
+
+    def collect(self, arrival: Arrival, batch: Batch) -> None:
+        """Add the rows or patches of one microbatch at one call."""
+        begin = time.perf_counter()
+        layer: Layer = arrival.point
+        labels = batch.labels if self.plan.classes else None
+        if labels is not None:
+            labels = labels.long().to(arrival.x.device)
+        key = stream_key(self.plan.seed, layer.name, arrival.call)
+        if layer.geometry is None:
+            self._collect_rows(layer, arrival.x, batch, labels, key)
+        else:
+            self._collect_patches(layer.geometry, arrival, batch, labels, key)
+        self.seconds += time.perf_counter() - begin
+
+    def _accumulator(self, d_in: int, groups: int, dtype: torch.dtype) -> PatchMoments:
+        if self._moments is None:
+            plan = self.plan
+            self._moments = PatchMoments(
+                d_in,
+                groups=groups,
+                classes=plan.classes,
+                reservoir=plan.code.reservoir,
+                precision=torch.promote_types(dtype, torch.float32),
+            )
+        return self._moments
+
+    def _collect_rows(
+        self, layer: Layer, x: Tensor, batch: Batch, labels: Tensor | None, key: Key
+    ) -> None:
+        rows = assign_rows(
+            layer.name,
+            x,
+            batch.size,
+            features=1,
+            mask=batch.mask,
+            row_to_sample=self._row_to_sample,
+        )
+        patches = self.plan.patches
+        if patches is None:
+            sample, entry, _ = rows.all_positions()
+            priority = None
+        else:
+            sample, entry, _, priority = rows.draw(key, batch.start, patches)
+            priority = priority.to(x.device)
+        flat = x.reshape(-1, x.shape[-1])
+        whole = rows.entries is None and (patches is None or int(rows.counts.max()) <= patches)
+        taken = flat if whole else flat.index_select(0, entry.to(x.device))
+        chosen = None if labels is None else labels[sample.to(x.device)]
+        self._accumulator(x.shape[-1], 1, x.dtype).update(taken, chosen, priority)
+
+    def _collect_patches(
+        self,
+        geometry: PatchGeometry,
+        arrival: Arrival,
+        batch: Batch,
+        labels: Tensor | None,
+        key: Key,
+    ) -> None:
+        layer, x = arrival.point, arrival.x
+        out_size = layer.output_size(arrival.args, arrival.kwargs, tuple(x.shape[2:]))
+        rows = assign_rows(
+            layer.name,
+            x,
+            batch.size,
+            features=x.ndim - 1,
+            width=prod(out_size),
+            row_to_sample=self._row_to_sample,
+        )
+        self._channels = x.shape[1] // layer.groups
+        source = PatchSource(x, geometry, layer.groups, out_size, rows, labels)
+        moments = self._accumulator(self._channels * geometry.taps, layer.groups, x.dtype)
+        if self.plan.patches is None:
+            add_all(moments, source, key, batch.start)
+        else:
+            add_sampled(moments, source, key, batch.start, self.plan.patches)
+
+    def finish(self, guard: ModelGuard) -> LayerReport:
+        """Solve from everything collected, write the weights, and report.
+
+        Raises:
+            NonFiniteError: the input of the layer holds NaN or Inf.
+            SolverError: the equation could not be solved.
+        """
+        begin = time.perf_counter()
+        first = self.layers[0]
+        moments = self._canonical()
+        if not bool(moments.mean().isfinite().all()):
+            raise NonFiniteError(
+                f"NaN or Inf in the input of {self.name} ({first.kind}); look at the layers before it"
+            )
+        plan = self.plan
+        old_weight, old_bias = first.get_weight().double(), first.get_bias()
+        groups, outputs, _ = old_weight.shape
+        stats = layer_statistics(moments, self._backend, reduce=plan.code.reducible)
+        seed = stream_key(plan.seed, self.name, -1)[0]
+        solution = solve_layer(
+            stats,
+            plan.code,
+            outputs,
+            plan.lam,
+            seed=seed,
+            skip=plan.skip,
+            constant=plan.head and old_bias is not None,
+            fill=not plan.head,
+        )
+        variance = moments.covariance() if stats.basis is None else stats.covariance
+
+        def row_std(weight: Tensor) -> Tensor:
+            w = weight if stats.basis is None else weight @ stats.basis.mT
+            return ((w @ variance) * w).sum(dim=-1).clamp(min=0).sqrt()
+
+        if plan.rescale and not plan.head:
+            std = row_std(solution.weight)
+            scale = torch.where(std > 0, std, 1.0)
+            solution.weight = solution.weight / scale[:, :, None]
+            solution.bias = solution.bias / scale
+        before, after = row_std(old_weight), row_std(solution.weight)
+        report = LayerReport(
+            name=self.name,
+            kind=first.kind,
+            status="solved",
+            code=solution.code,
+            lam=plan.lam,
+            d_in=moments.d_in,
+            d_out=outputs,
+            groups=groups,
+            patches=moments.n,
+            rank=solution.rank,
+            filled=solution.filled_components + int(solution.mixed.sum(dim=1).max()),
+            residual=solution.residual,
+            std_before=float(before.square().mean().sqrt()),
+            std_after=float(after.square().mean().sqrt()),
+            notes=list(solution.notes),
+        )
+        if bool(solution.empty.all()):
+            report.status = "skipped"
+            report.reason = "dead inputs: they never vary, so there is nothing to solve for"
+            report.std_after = report.std_before
+        else:
+            self._write(solution, old_weight, old_bias, guard)
+        self._remark(report, moments, solution)
+        self.seconds += time.perf_counter() - begin
+        report.seconds = self.seconds
+        self.reset()
+        return report
+
+    def _canonical(self) -> PatchMoments:
+        """The moments with features in the order of the weight: channels first, then taps."""
+        if self._moments is None:
+            raise ModelError(f"layer {self.name} received no rows from the data")
+        if self._channels is None:
+            return self._moments
+        order = canonical_order(self._channels, self._moments.d_in // self._channels)
+        return self._moments.reordered(order.to(self._moments.device))
+
+    def _write(
+        self,
+        solution: LayerSolution,
+        old_weight: Tensor,
+        old_bias: Tensor | None,
+        guard: ModelGuard,
+    ) -> None:
+        dead = solution.empty[:, None]
+        weight = torch.where(dead[:, :, None], old_weight, solution.weight)
+        layer = self.layers[0]
+        guard.save(layer.parameters("weight"))
+        layer.set_weight(weight)
+        for layer in self.layers:
+            bias = layer.get_bias()
+            if bias is None:
+                continue
+            parameters = layer.parameters("bias")
+            if all(parameter.requires_grad for parameter in parameters):
+                guard.save(parameters)
+                layer.set_bias(torch.where(dead, bias.double(), solution.bias))
+
+    def _remark(self, report: LayerReport, moments: PatchMoments, solution: LayerSolution) -> None:
+        """Notes on what makes a solution less useful than it could be."""
+        constant = int((moments.covariance().diagonal(dim1=1, dim2=2) <= 0).sum())
+        if constant:
+            report.remarks["dead inputs"] = (
+                f"{constant} of {report.groups * report.d_in} never vary"
+            )
+        if report.rank < report.d_out and not self.plan.head:
+            report.remarks["rank < d_out"] = f"rank {report.rank}, {report.d_out} outputs"
+        if report.patches < report.d_in:
+            report.remarks["fewer patches than d_in"] = f"{report.patches} for {report.d_in}"
+        if solution.dropped:
+            report.remarks["near-singular equation"] = f"{solution.dropped} pairs dropped"
