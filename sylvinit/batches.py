@@ -16,7 +16,7 @@ ForwardFn = Callable[[nn.Module, Any], Any]
 LABEL_KEYS = ("labels", "label", "targets", "target", "y")
 # Samples of a microbatch where the data come in one piece: large enough for the arithmetic to be
 # efficient, small enough for a layer's activations to stay in the caches.
-DEFAULT_MICROBATCH = 64
+DEFAULT_MICROBATCH = 128
 
 
 @dataclass(frozen=True)

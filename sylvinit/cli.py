@@ -91,7 +91,7 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
         "--out", metavar="DIR", default="sylvinit-demo", help="default: %(default)s"
     )
     parser.add_argument("--seeds", metavar="N", type=int, default=3, help="default: %(default)s")
-    parser.add_argument("--epochs", metavar="N", type=int, help="default: 15 digits, 6 CIFAR-10")
+    parser.add_argument("--epochs", metavar="N", type=int, help="default: 15 for digits, 5 for CIFAR-10")
 
 
 def _demo(arguments: argparse.Namespace) -> None:
@@ -167,10 +167,18 @@ def _add_init(parser: argparse.ArgumentParser) -> None:
     add("--seed", metavar="N", type=int)
 
 
-# Arguments of both functions, and those of initialize_ alone: passed on where they are given, so
-# that every default has one home.
-_HEAD_OPTIONS = ("lam", "head", "microbatch", "max_samples", "backend", "seed")
-_OPTIONS = (*_HEAD_OPTIONS, "code", "head_code", "patches", "include", "exclude", "rescale")
+# Passed on only where they are given, so that every default has one home.
+_HEAD_OPTIONS = (
+    "lam",
+    "head",
+    "head_code",
+    "patches",
+    "microbatch",
+    "max_samples",
+    "backend",
+    "seed",
+)
+_OPTIONS = (*_HEAD_OPTIONS, "code", "include", "exclude", "rescale")
 
 
 def _init(arguments: argparse.Namespace) -> None:
@@ -191,7 +199,7 @@ def _init(arguments: argparse.Namespace) -> None:
         extra = ", ".join(
             "--" + name.replace("_", "-") for name in options if name not in _HEAD_OPTIONS
         )
-        raise OptionError(f"{extra}: not with --head-only, which solves one layer with labels.")
+        raise OptionError(f"{extra}: not with --head-only, which solves a single layer.")
 
     import sylvinit
     from sylvinit.datasets import load_tensors

@@ -71,7 +71,7 @@ def initialize_(
         patches: random patches (for Linear layers: rows) per sample and layer, or "all".
         include, exclude: fnmatch patterns over module names, of layers and normalisations alike.
         microbatch: samples that pass through the network together; by default the batches of the
-            iterable, or 64 where the data come in one piece.
+            iterable, or 128 where the data come in one piece.
         max_samples: use at most so many samples.
         storage: "memory" holds the live activations of all samples; "recompute" holds only the inputs
             and runs the network again for each layer.

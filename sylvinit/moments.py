@@ -19,7 +19,9 @@ from torch import Tensor
 from sylvinit.errors import DataError, LabelError, OptionError
 from sylvinit.sampling import philox4x32
 
-_CHUNK_BYTES = 16 * 2**20
+# Rows are multiplied in chunks of about this size: enough for an efficient product, and below the
+# size from which the allocator asks the system for fresh pages each time.
+_CHUNK_BYTES = 8 * 2**20
 _GRAM_BLOCK = 192
 
 
@@ -168,8 +170,7 @@ class PatchMoments:
             class_totals: float64 (groups, classes, d_in), class sums of x - shift.
         """
         residual = total / n
-        scatter = second - n * residual[:, :, None] * residual[:, None, :]
-        self._merge(n, shift.double() + residual, scatter)
+        self._merge(n, shift.double() + residual, second.clone(), residual)
         if self.classes and class_counts is not None and class_totals is not None:
             sums = class_totals + class_counts[None, :, None] * shift.double()[:, None, :]
             self._merge_classes(class_counts, sums)
@@ -190,7 +191,8 @@ class PatchMoments:
         if other.precision is not None:
             self.precision = torch.promote_types(self.precision or other.precision, other.precision)
         if other._mean is not None and other._scatter is not None:
-            self._merge(other._merged, other._mean, other._scatter)
+            zero = torch.zeros_like(other._mean)
+            self._merge(other._merged, other._mean, other._scatter.clone(), zero)
             if other._class_counts is not None and other._class_sums is not None:
                 self._merge_classes(other._class_counts, other._class_sums)
         self._pending.extend(other._pending)
@@ -283,17 +285,21 @@ class PatchMoments:
             self._merge_classes(counts, sums + counts[None, :, None] * shift.double()[:, None, :])
         # The mean was rounded; what is left of it is summed after the shift, where it is small.
         residual = x.sum(dim=1).double() / n
-        scatter = gram(x).double() - n * residual[:, :, None] * residual[:, None, :]
-        self._merge(n, shift.double() + residual, scatter)
+        self._merge(n, shift.double() + residual, gram(x).double(), residual)
 
-    def _merge(self, n: int, mean: Tensor, scatter: Tensor) -> None:
+    def _merge(self, n: int, mean: Tensor, second: Tensor, residual: Tensor) -> None:
+        """Merge n rows with the given mean and second moments, which are about mean - residual.
+
+        M = M_1 + M_2 + (n_1 n_2 / n) (mu_2 - mu_1)(mu_2 - mu_1)^T; ``second`` is overwritten.
+        """
+        second.baddbmm_(residual[:, :, None], residual[:, None, :], alpha=-n)
         if self._mean is None or self._scatter is None:
-            self._mean, self._scatter, self._merged = mean, scatter, n
+            self._mean, self._scatter, self._merged = mean, second, n
             return
         total = self._merged + n
         step = mean - self._mean
         weight = self._merged * n / total
-        self._scatter = self._scatter + scatter + weight * step[:, :, None] * step[:, None, :]
+        self._scatter += second.baddbmm_(step[:, :, None], step[:, None, :], alpha=weight)
         self._mean = self._mean + step * (n / total)
         self._merged = total
 

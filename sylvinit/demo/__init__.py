@@ -1,0 +1,1 @@
+"""A small experiment that shows what the initialisation does: ``sylvinit demo``."""

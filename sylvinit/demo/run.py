@@ -1,0 +1,62 @@
+"""The whole demo: experiment, picture and numbers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from sylvinit.demo.experiment import Result, cifar10_task, digits_task, run_experiment
+from sylvinit.demo.picture import draw, require_matplotlib
+from sylvinit.errors import OptionError
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+
+class Outcome(NamedTuple):
+    """What the demo measured and where it wrote that."""
+
+    result: Result
+    picture: Path
+    numbers: Path
+
+
+def run_demo(
+    out: str | PathLike[str],
+    data: str | PathLike[str] | None = None,
+    seeds: int = 3,
+    epochs: int | None = None,
+) -> Outcome:
+    """Run the experiment and write ``sylvinit-demo.png`` and ``sylvinit-demo.json``.
+
+    Args:
+        out: folder to write to, made where it does not exist.
+        data: a ``cifar-10-batches-py`` folder, or the one that contains it, for ResNet-20 on
+            CIFAR-10; None takes scikit-learn's digits and a small network.
+        seeds: repetitions.
+        epochs: of training; None takes those of the task.
+
+    Returns:
+        The result and the two paths.
+
+    Raises:
+        MissingMatplotlibError: matplotlib is not installed; nothing has been computed then.
+        DataError: the data are missing or damaged.
+        OptionError: ``seeds`` or ``epochs`` out of range, or ``out`` is not a folder to write to.
+    """
+    require_matplotlib()
+    folder = Path(out)
+    task = digits_task() if data is None else cifar10_task(data)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OptionError(f"out: expected a folder that can be written to, got {error}.") from error
+    result = run_experiment(task, seeds, epochs)
+    picture, numbers = folder / "sylvinit-demo.png", folder / "sylvinit-demo.json"
+    try:
+        numbers.write_text(json.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")
+        draw(result, picture)
+    except OSError as error:
+        raise OptionError(f"out: cannot write there: {error}.") from error
+    return Outcome(result, picture, numbers)

@@ -1,0 +1,112 @@
+"""Plain training and evaluation: the same for every network that the demo compares."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sylvinit.datasets import Samples
+
+_EVALUATION_BATCH = 250  # fast on a CPU: the activations stay near its caches
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Stochastic gradient descent with momentum at a constant rate.
+
+    Attributes:
+        learning_rate: step size.
+        momentum: Nesterov's.
+        weight_decay: of every parameter.
+        batch_size: samples a step.
+    """
+
+    learning_rate: float
+    batch_size: int
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+
+
+def train(
+    model: nn.Module, samples: Samples, recipe: Recipe, epochs: int, seed: int
+) -> Iterator[int]:
+    """Train ``model`` in place, one epoch each time the iterator is advanced.
+
+    The order of the samples depends on ``seed`` alone, so networks trained with one seed see the
+    same batches; the global random state is not touched.
+
+    Args:
+        model: any network that maps inputs to class scores.
+        samples: what to train on.
+        recipe: how.
+        epochs: passes over the samples.
+        seed: of the order.
+
+    Yields:
+        The number of epochs done, from 1, with the model in training mode.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        lr=recipe.learning_rate,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        nesterov=True,
+    )
+    for epoch in range(1, epochs + 1):
+        model.train()
+        order = torch.randperm(len(samples.inputs), generator=generator)
+        for batch in order.split(recipe.batch_size):
+            if len(batch) == 1:
+                continue  # batch norm cannot be trained on a single sample
+            optimizer.zero_grad(set_to_none=True)
+            F.cross_entropy(model(samples.inputs[batch]), samples.labels[batch]).backward()
+            optimizer.step()
+        yield epoch
+
+
+def calibrate_norm(model: nn.Module, inputs: Tensor) -> None:
+    """Give the batch norm layers of ``model`` the statistics of all ``inputs``.
+
+    Args:
+        model: any network; its weights stay as they are.
+        inputs: (N, ...), at least two samples; the statistics of equal batches are averaged.
+    """
+    batches = math.ceil(len(inputs) / _EVALUATION_BATCH)
+    with torch.no_grad():
+        update_bn(inputs.tensor_split(batches), model)
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, samples: Samples, batch_size: int = _EVALUATION_BATCH) -> float:
+    """Share of samples whose highest score is that of their label, in evaluation mode.
+
+    Args:
+        model: a network that maps inputs to class scores; its mode is restored.
+        samples: what to test on, not empty.
+        batch_size: samples a forward pass, which changes time and memory only.
+
+    Returns:
+        A number from 0 to 1.
+    """
+    training = model.training
+    model.eval()
+    try:
+        correct = sum(
+            int((model(x).argmax(dim=1) == y).sum())
+            for x, y in zip(
+                samples.inputs.split(batch_size), samples.labels.split(batch_size), strict=True
+            )
+        )
+    finally:
+        model.train(training)
+    return correct / len(samples.labels)

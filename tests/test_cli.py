@@ -1,0 +1,272 @@
+from __future__ import annotations
+
+import json
+import logging
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, load_model
+from torch import nn
+
+import sylvinit
+from sylvinit import cli
+from sylvinit.datasets import load_digits
+
+FACTORIES = """
+import torch
+from torch import nn
+
+def net():
+    return nn.Sequential(nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(),
+                         nn.Linear(216, 10))
+
+def tied():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
+    model[3].weight = model[1].weight
+    return model
+
+def double():
+    return net().double().to(memory_format=torch.channels_last)
+
+built = net()
+
+def not_a_model():
+    return 3
+
+def broken():
+    raise KeyError("in the user's code")
+"""
+
+
+@pytest.fixture
+def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A current directory with factories and 200 digits."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "factories", raising=False)
+    (tmp_path / "factories.py").write_text(FACTORIES)
+    inputs, labels = load_digits().train
+    np.savez(tmp_path / "digits.npz", x=inputs[:200].numpy(), y=labels[:200].numpy())
+    np.save(tmp_path / "unlabelled.npy", inputs[:200].numpy())
+    return tmp_path
+
+
+def init(*arguments: str, model: str = "net", data: str = "digits.npz") -> int:
+    return cli.main(
+        [
+            *("init", "--model", f"factories:{model}", "--data", data),
+            *("--out", "weights.safetensors", *arguments),
+        ]
+    )
+
+
+def factory(name: str) -> nn.Module:
+    return runpy.run_path("factories.py")[name]()
+
+
+# ------------------------------------------------------------------------------------------- init
+
+
+def test_init_writes_weights_that_load(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert init("--report", "report.json", "--seed", "3") == 0
+    out = capsys.readouterr().out
+    assert "layers solved" in out
+    assert "weights: weights.safetensors" in out
+    model = factory("net")
+    load_model(model, "weights.safetensors")
+    inputs, labels = load_digits().test
+    with torch.no_grad():
+        correct = model.eval()(inputs).argmax(1) == labels
+    assert correct.float().mean() > 0.5  # chance is 0.1
+    report = json.loads((workshop / "report.json").read_text())
+    assert {layer["name"] for layer in report["layers"]} >= {"0", "1", "4"}
+    assert sorted(path.name for path in workshop.glob("*.s*")) == ["weights.safetensors"]
+    assert not list(workshop.glob(".w*"))
+
+
+def test_init_is_the_function(workshop: Path) -> None:
+    options = ["--code", "*0=ica", "--code", "4=onehot", "--lam", "3", "--patches", "all"]
+    assert init(*options, "--head-code", "onehot", "--microbatch", "64", "--seed", "1") == 0
+    torch.manual_seed(0)
+    model = factory("net")
+    with np.load("digits.npz") as data:
+        samples = torch.from_numpy(data["x"]), torch.from_numpy(data["y"])
+    with pytest.warns(sylvinit.SylvinitWarning, match="fewer patches than d_in"):
+        sylvinit.initialize_(
+            model,
+            samples,
+            code={"*0": "ica", "4": "onehot"},
+            lam=3.0,
+            patches="all",
+            head_code="onehot",
+            microbatch=64,
+            seed=1,
+        )
+    written = load_file("weights.safetensors")
+    torch.testing.assert_close(written["0.weight"], model.state_dict()["0.weight"])
+    torch.testing.assert_close(written["4.weight"], model.state_dict()["4.weight"])
+
+
+@pytest.mark.parametrize("model", ["double", "built"])
+def test_init_takes_models_in_any_form(workshop: Path, model: str) -> None:
+    assert init(model=model) == 0
+    dtype = torch.float64 if model == "double" else torch.float32
+    assert load_file("weights.safetensors")["0.weight"].dtype == dtype
+
+
+def test_init_writes_tied_weights_once(workshop: Path) -> None:
+    assert init(model="tied", data="unlabelled.npy") == 0
+    model = factory("tied")
+    load_model(model, "weights.safetensors")
+    written = load_file("weights.safetensors")
+    assert len({"1.weight", "3.weight"} & written.keys()) == 1
+    torch.testing.assert_close(model.get_parameter("1.weight"), model.get_parameter("3.weight"))
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_head_only_keeps_the_loaded_weights(workshop: Path, suffix: str) -> None:
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    state = factory("net").state_dict()
+    (torch.save if suffix == ".pt" else save_file)(state, f"before{suffix}")
+    assert init("--weights", f"before{suffix}", "--head-only") == 0
+    written = load_file("weights.safetensors")
+    torch.testing.assert_close(written["0.weight"], state["0.weight"], rtol=0, atol=0)
+    assert not torch.allclose(written["4.weight"], state["4.weight"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "changes", "message"),
+    [
+        ([], {"model": "missing"}, "has no 'missing'"),
+        ([], {"model": "not_a_model"}, "return a torch.nn.Module, got int"),
+        ([], {"data": "nothing.npz"}, "nothing.npz: no such file"),
+        ([], {"data": "."}, "neither data_batch_"),
+        (["--code", "unknown"], {}, "unknown"),
+        (["--code", "pca", "--code", "0=lda"], {}, "PATTERN=VALUE each time"),
+        (["--lam", "many"], {}, "--lam: expected a number, got 'many'"),
+        (["--lam", "0=-1"], {}, "lam"),
+        (["--patches", "some"], {}, "--patches: expected a number, got 'some'"),
+        (["--head-only", "--code", "lda"], {}, "--code: not with --head-only"),
+        (["--report", "report.txt"], {}, "expected a file ending in .json"),
+        (["--report", "no/where.json"], {}, "there is no folder no"),
+        (["--weights", "none.pt"], {}, "there is no file none.pt"),
+        (["--weights", "digits.npz"], {}, "does not hold the weights of this model"),
+        (["--device", "nowhere"], {}, "cannot move the model to 'nowhere'"),
+    ],
+)
+def test_init_reports_errors_in_one_line(
+    workshop: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    changes: dict[str, str],
+    message: str,
+) -> None:
+    assert init(*arguments, **changes) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("sylvinit: error: ")
+    assert captured.err.count("\n") == 1
+    assert message in captured.err
+    assert captured.out == ""
+    assert not (workshop / "weights.safetensors").exists()
+
+
+@pytest.mark.parametrize("spec", ["factories", "nowhere.at_all:net", ":net"])
+def test_model_must_name_a_factory(
+    workshop: Path, capsys: pytest.CaptureFixture[str], spec: str
+) -> None:
+    arguments = ["init", "--model", spec, "--data", "digits.npz", "--out", "w.safetensors"]
+    assert cli.main(arguments) == 2
+    assert "sylvinit: error: model:" in capsys.readouterr().err
+
+
+def test_errors_of_the_users_own_code_keep_their_traceback(workshop: Path) -> None:
+    with pytest.raises(KeyError, match="in the user's code"):
+        init(model="broken")
+    (workshop / "imports.py").write_text("import not_installed_anywhere")
+    arguments = ["init", "--model", "imports:net", "--data", "digits.npz"]
+    with pytest.raises(ModuleNotFoundError, match="not_installed_anywhere"):
+        cli.main([*arguments, "--out", "w.safetensors"])
+
+
+def test_verbose_shows_where_an_error_comes_from(workshop: Path) -> None:
+    with pytest.raises(sylvinit.SylvinitError):
+        init("--verbose", "--code", "unknown")
+
+
+def test_interruption_is_reported_as_shells_do(
+    workshop: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sylvinit, "initialize_", interrupt)
+    assert init() == 130
+    assert capsys.readouterr().err == "sylvinit: interrupted\n"
+    assert not (workshop / "weights.safetensors").exists()
+
+
+# ------------------------------------------------------------------------------ demo, info, general
+
+
+def test_demo_writes_picture_and_numbers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new" / "folder"
+    assert cli.main(["demo", "--out", str(out), "--seeds", "1", "--epochs", "1"]) == 0
+    captured = capsys.readouterr()
+    assert "He + solved head" in captured.out
+    assert str(out / "sylvinit-demo.png") in captured.out
+    assert captured.err.count("before training") == 3  # progress, a line for each training
+    assert json.loads((out / "sylvinit-demo.json").read_text())["task"]["epochs"] == 1
+    assert (out / "sylvinit-demo.png").stat().st_size > 20_000
+    assert logging.getLogger("sylvinit").handlers in ([], [logging.NullHandler])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--seeds", "0"], "seeds: expected at least 1"), (["--data", "."], "neither data_batch_")],
+)
+def test_demo_reports_errors_in_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["demo", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+
+
+def test_info_names_versions_and_backends(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["info"]) == 0
+    out = capsys.readouterr().out
+    assert f"sylvinit {sylvinit.__version__}" in out
+    assert torch.__version__.split("+")[0] in out
+    for row in sylvinit.backends.table():
+        assert row.name in out
+        assert row.reason in out
+
+
+def test_version_as_a_module() -> None:
+    command = [sys.executable, "-m", "sylvinit", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == f"sylvinit {sylvinit.__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [[], ["unknown"], ["init", "--model", "a:b"]])
+def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert caught.value.code == 2
+    assert "usage: sylvinit" in capsys.readouterr().err
