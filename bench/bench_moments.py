@@ -35,16 +35,15 @@ def _gather(x: Tensor, per_image: int) -> Tensor:
     for part in x.split(10):
         rows = F.unfold(part, 3, padding=1).transpose(1, 2)
         index = torch.randint(rows.shape[1], (len(part), per_image), generator=generator)
-        patches.append(rows.gather(1, index[:, :, None].expand(-1, -1, rows.shape[2])).flatten(0, 1))
+        index = index[:, :, None].expand(-1, -1, rows.shape[2])
+        patches.append(rows.gather(1, index).flatten(0, 1))
     rows = torch.cat(patches)
     return rows.T @ rows
 
 
 @pytest.mark.parametrize(("channels", "size"), LAYERS)
 @pytest.mark.parametrize("method", ["sylvinit", "unfold"])
-def test_all_patches(
-    benchmark: BenchmarkFixture, channels: int, size: int, method: str
-) -> None:
+def test_all_patches(benchmark: BenchmarkFixture, channels: int, size: int, method: str) -> None:
     benchmark.group = f"all 3 x 3 patches, {channels} channels, {size} x {size}"
     x = _input(channels, size)
     if method == "unfold":

@@ -20,12 +20,14 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def csrc_hash() -> str:
-    """Of the tracked files of csrc/: the first 16 digits of sha256 over their sorted sha256sum lines."""
+    """Of the tracked files of csrc/: the first 16 digits of sha256 over their sorted sha256sum
+    lines."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "csrc"], cwd=ROOT, capture_output=True, check=False
     ).stdout
     names = sorted(name for name in listed.decode().split("\0") if name)
-    lines = [f"{hashlib.sha256((ROOT / name).read_bytes()).hexdigest()}  {name}\n" for name in names]
+    digests = ((hashlib.sha256((ROOT / name).read_bytes()).hexdigest(), name) for name in names)
+    lines = [f"{digest}  {name}\n" for digest, name in digests]
     return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
 
 

@@ -2,8 +2,8 @@
 
     python bench/peak_memory.py [--samples 1000] [--out bench/results/peak_memory.json]
 
-Each measurement runs in a process of its own; its figure is the growth of the resident set over what it
-was when model and data were ready (Linux).
+Each measurement runs in a process of its own; its figure is the growth of the resident set over
+what it was when model and data were ready (Linux).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Reading the user's data: microbatches with inputs, labels, padding masks and global sample indices."""
+"""Reading the user's data: microbatches of inputs, labels, padding masks and sample indices."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ class Batch:
     """One microbatch.
 
     Attributes:
-        inputs: what the model is called with: a tensor, a tuple of positional arguments, or a mapping
+        inputs: what the model is called with: a tensor, a tuple of positional arguments, or a
+        mapping
             of keyword arguments.
         labels: of its samples, or None.
         mask: bool (size, length), True for real tokens, or None.
@@ -110,13 +111,13 @@ def read_batches(
         max_samples: stop after so many.
 
     Raises:
-        DataError: there are no samples, or a batch has an unknown form, inputs that are not finite,
-            or members that disagree about the number of samples.
-        LabelError: a batch has another number of labels than samples.
+        DataError: there are no samples, or a batch has an unknown form or inputs that are not
+        finite.
+        LabelError: a batch has another number of labels than samples, or things that are no labels.
         OptionTypeError: ``data`` is none of the above.
     """
     whole = isinstance(data, (Tensor, np.ndarray, Mapping)) or (
-        isinstance(data, tuple) and len(data) == 2
+        isinstance(data, tuple) and (len(data) == 2 or hasattr(data, "_fields"))
     )
     if whole:
         items: Iterable[Any] = [data]
@@ -168,7 +169,12 @@ def _batch(item: Any, start: int) -> Batch:
                 f"data holds NaN or Inf (batch at sample {start}); clean or drop those samples"
             )
     if labels is not None:
-        labels = torch.as_tensor(labels)
+        try:
+            labels = torch.as_tensor(labels)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise LabelError(
+                f"labels must be integers, one per sample (batch at sample {start}): {error}"
+            ) from error
         if labels.ndim == 0 or labels.shape[0] != size:
             raise LabelError(
                 f"labels must have one entry per sample: the batch at sample {start} has {size} "
@@ -195,8 +201,8 @@ def _split(item: Any) -> tuple[Any, Any]:
         if len(item) == 2:
             return item[0], item[1]
         raise DataError(
-            f"a batch of {len(item)} members cannot be told apart; use (inputs, labels), where inputs "
-            "may be a tuple of arguments, or a dict of keyword arguments"
+            f"a batch of {len(item)} members cannot be told apart; use (inputs, labels), where "
+            "inputs may be a tuple of arguments, or a dict of keyword arguments"
         )
     return item, None
 
@@ -225,14 +231,14 @@ def class_count(batches: list[Batch]) -> int:
         labels = batch.labels
         if labels is None:
             raise LabelError(
-                "labels are needed for this code and data has none; pass (inputs, labels) or choose "
-                "a code without labels"
+                "labels are needed for this code and data has none; pass (inputs, labels) or "
+                "choose a code without labels"
             )
         if labels.is_floating_point() or labels.is_complex() or labels.ndim != 1:
             raise LabelError(
                 "labels must be integers of shape (samples,), got "
-                f"{labels.dtype} {tuple(labels.shape)}; for other targets pass head_code='pca' and a "
-                "code without labels"
+                f"{labels.dtype} {tuple(labels.shape)}; for other targets pass head_code='pca' and "
+                "a code without labels"
             )
         low, high = (int(v) for v in torch.aminmax(labels.long()))
         if low < 0:

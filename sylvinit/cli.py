@@ -14,7 +14,7 @@ import sys
 import warnings
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from sylvinit import __version__
 from sylvinit.errors import OptionError, SylvinitError, SylvinitWarning
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         Ctrl-C.
     """
     arguments = _parser().parse_args(argv)
-    with _messages_on_stderr(logging.DEBUG if arguments.verbose else logging.INFO):
+    with _log_on_stderr(arguments.verbose):
         try:
             arguments.run(arguments)
         except SylvinitError as error:
@@ -91,7 +91,9 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
         "--out", metavar="DIR", default="sylvinit-demo", help="default: %(default)s"
     )
     parser.add_argument("--seeds", metavar="N", type=int, default=3, help="default: %(default)s")
-    parser.add_argument("--epochs", metavar="N", type=int, help="default: 15 for digits, 5 for CIFAR-10")
+    parser.add_argument(
+        "--epochs", metavar="N", type=int, help="default: 15 for digits, 5 for CIFAR-10"
+    )
 
 
 def _demo(arguments: argparse.Namespace) -> None:
@@ -213,7 +215,9 @@ def _init(arguments: argparse.Namespace) -> None:
     inputs = modelfiles.like_parameters(inputs, model)
     data = inputs if labels is None else (inputs, labels.to(inputs.device))
     initialise = sylvinit.initialize_head_ if arguments.head_only else sylvinit.initialize_
-    report = initialise(model, data, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SylvinitWarning)  # the report has them, and is printed
+        report = initialise(model, data, **options)
     _say(str(report))
     modelfiles.save_weights(model, arguments.out)
     _say(f"\nweights: {arguments.out}")
@@ -288,33 +292,18 @@ def _say(text: str) -> None:
 
 
 @contextlib.contextmanager
-def _messages_on_stderr(level: int) -> Iterator[None]:
-    """Log records and warnings of this package, a line each, for the time of the command."""
-    logger = logging.getLogger("sylvinit")
+def _log_on_stderr(verbose: bool) -> Iterator[None]:
+    """Show log records of this package, a line each, for the time of the command."""
+    logger, demo_logger = logging.getLogger("sylvinit"), logging.getLogger("sylvinit.demo")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
-    former = logger.level
-    with warnings.catch_warnings():
-        show = warnings.showwarning
-
-        def show_warning(
-            message: Warning | str,
-            category: type[Warning],
-            filename: str,
-            lineno: int,
-            file: TextIO | None = None,
-            line: str | None = None,
-        ) -> None:
-            if issubclass(category, SylvinitWarning):
-                sys.stderr.write(f"sylvinit: warning: {message}\n")
-            else:
-                show(message, category, filename, lineno, file, line)
-
-        warnings.showwarning = show_warning
-        logger.addHandler(handler)
-        logger.setLevel(level)
-        try:
-            yield
-        finally:
-            logger.removeHandler(handler)
-            logger.setLevel(former)
+    former = logger.level, demo_logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG if verbose else logging.WARNING)
+    demo_logger.setLevel(logging.INFO)  # the demo takes long: its progress is always shown
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(former[0])
+        demo_logger.setLevel(former[1])

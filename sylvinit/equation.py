@@ -4,8 +4,9 @@ W (k x d) minimises |X - W^T S|^2 + lam |W X - S|^2, hence solves
 
     A W + W B = Q,   A = E[s s^T],   B = lam E[x x^T],   Q = (1 + lam) E[s x^T]
 
-("Data-driven Weight Initialization with Sylvester Solvers", eqs. 1 and 2, divided by n). A hidden layer's
-bias is E[s] - W mu; the last layer's is a column of W for an input with a constant 1 appended.
+("Data-driven Weight Initialization with Sylvester Solvers", eqs. 1 and 2, divided by n). A hidden
+layer's bias is E[s] - W mu; the last layer's is a column of W for an input with a constant 1
+appended.
 """
 
 from __future__ import annotations
@@ -133,6 +134,8 @@ def _choose(available: Tensor, k: int, skip: int, fill: bool) -> tuple[Tensor, b
     if not fill:
         return torch.arange(min(k, available.shape[1]), device=available.device), False
     usable = available.any(dim=0).nonzero().flatten()
+    if len(usable) == 0:
+        return torch.arange(min(k, available.shape[1]), device=available.device), False
     if skip < len(usable):
         return usable[skip : skip + k], False
     # Siblings have taken everything: solve for the first entries again, and mix those.
@@ -184,9 +187,10 @@ def _solve(
 def _fill_with_components(stats: LayerStatistics, latent: Latent, k: int) -> tuple[Latent, int]:
     """Append principal components of what the code leaves of x, as far as the rank goes.
 
-    For an affine code, what is left is x - C^T A_c^+ E (x - mu) with C = E Sigma and A_c = C E^T: the
-    part of x that the code does not predict, with which it is uncorrelated. For other codes the
-    residual covariance is Sigma - C^T A_c^+ C with C = cov(s, x), and its components are applied to x.
+    For an affine code, what is left is x - C^T A_c^+ E (x - mu) with C = E Sigma and A_c = C E^T:
+    the part of x that the code does not predict, with which it is uncorrelated. For other codes the
+    residual covariance is Sigma - C^T A_c^+ C with C = cov(s, x), and its components are applied to
+    x.
     """
     available = latent.second_moment.diagonal(dim1=1, dim2=2) > 0
     missing = k - int(available.sum(dim=1).min())
@@ -200,7 +204,8 @@ def _fill_with_components(stats: LayerStatistics, latent: Latent, k: int) -> tup
     left = stats.covariance - predicted @ cross
     spectrum = stats.backend.eigh((left + left.mT) / 2)
     largest = stats.spectrum()[0][:, -1:]
-    # Rows that the code leaves empty are dropped later; ask for as many components as may be needed.
+    # Rows that the code leaves empty are dropped later; ask for as many components as may be
+    # needed.
     encoder = top_eigenvectors(stats, spectrum, min(missing, stats.d), largest)
     if latent.encoder is not None:
         encoder = encoder - (encoder @ predicted) @ latent.encoder
@@ -216,8 +221,8 @@ def _fill_with_mixtures(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Fill rows without a code by seeded orthogonal mixtures of the solved rows of their group.
 
-    With R orthogonal, R W solves the equation for the code R s, so a mixture of all solved rows is as
-    good a solution as they are.
+    With R orthogonal, R W solves the equation for the code R s, so a mixture of all solved rows is
+    as good a solution as they are.
 
     Args:
         weight: (groups, rows, d_in), solved rows; zero where not ``available``.

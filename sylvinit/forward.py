@@ -1,10 +1,10 @@
 """Propagating microbatches in lockstep, layer by layer, with one forward pass.
 
-Every microbatch runs the model's forward in a greenlet of its own. A forward pre-hook switches back to
-the caller when the microbatch reaches a point that is still pending (a layer to be solved, a
+Every microbatch runs the model's forward in a greenlet of its own. A forward pre-hook switches back
+to the caller when the microbatch reaches a point that is still pending (a layer to be solved, a
 normalisation to be calibrated). When all have arrived, the caller does its work and resumes them.
-Greenlets share one thread, so there are no locks, no thread pools beside torch's, and an exception in
-one forward surfaces in the caller.
+Greenlets share one thread, so there are no locks, no thread pools beside torch's, and an exception
+in one forward surfaces in the caller.
 """
 
 from __future__ import annotations
@@ -28,8 +28,13 @@ class Point(Protocol):
     """A place in the model whose input is observed."""
 
     @property
-    def module(self) -> nn.Module: ...
-    def input(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor: ...
+    def module(self) -> nn.Module:
+        """The module whose forward leads there."""
+        ...
+
+    def input(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+        """What is observed, from the arguments of that forward."""
+        ...
 
 
 @dataclass
@@ -58,7 +63,8 @@ class Runner:
         self.calls: Counter[nn.Module] = Counter()
         self.observing = False
         self.arrival: Arrival | None = None
-        self._greenlet = greenlet.greenlet(lambda: body(batch))
+        self._hub = greenlet.getcurrent()
+        self._greenlet = greenlet.greenlet(lambda: body(batch), self._hub)
         self._greenlet.gr_context = contextvars.copy_context()
 
     @property
@@ -76,7 +82,7 @@ class Runner:
         self.arrival = arrival
         with plain_modes():
             # The forward's own grad mode and autocast are put back on leaving this block.
-            self._greenlet.parent.switch()
+            self._hub.switch()
 
     def abandon(self) -> None:
         """End the forward here; its `finally` blocks run."""
@@ -94,6 +100,9 @@ class Propagation:
         pending: whether a point still has to be stopped at.
         autocast: settings for the forward, see :func:`sylvinit.state.ambient_autocast`.
         check: called with the output of a finished forward.
+
+    Attributes:
+        seen: modules with points that have been called.
     """
 
     def __init__(
@@ -107,6 +116,7 @@ class Propagation:
         self._call, self._points, self._pending = call, points, pending
         self._autocast, self._check = autocast, check
         self._current: Runner | None = None
+        self.seen: set[nn.Module] = set()
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -144,6 +154,7 @@ class Propagation:
             return
         call = runner.calls[module]
         runner.calls[module] += 1
+        self.seen.add(module)
         for point in self._points[module]:
             if not self._pending(point):
                 continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from sylvinit.batches import Batch, ForwardFn, call_model, class_count, read_batches
 from sylvinit.codes import Code
-from sylvinit.errors import ModelError, SylvinitWarning
+from sylvinit.errors import ModelError, OptionTypeError, SylvinitWarning
 from sylvinit.options import Options, check_options
 from sylvinit.patches.rows import RowToSample
 from sylvinit.planning import Work, make_work
@@ -24,6 +24,8 @@ from sylvinit.state import ModelGuard, ambient_autocast
 from sylvinit.survey import Survey, find_points, materialise, run_survey
 
 _log = logging.getLogger(__name__)
+
+MISSED = "left as it is, for it did not run on the first samples, which decide what is solved"
 
 
 def initialize_(
@@ -53,19 +55,23 @@ def initialize_(
     """Initialise a network from its data, in place, layer by layer in execution order.
 
     The weight W of each layer solves A W + W B = Q with A = E[s s^T], B = lam E[x x^T] and
-    Q = (1 + lam) E[s x^T], where x are the patches of the layer's own input under the layers already
-    solved and s their latent code ("Data-driven Weight Initialization with Sylvester Solvers", eq. 2).
-    No gradients; the data pass through the network once.
+    Q = (1 + lam) E[s x^T], where x are the patches of the layer's own input under the layers
+    already solved and s their latent code ("Data-driven Weight Initialization with Sylvester
+    Solvers", eq. 2). No gradients; the data pass through the network once.
 
     Args:
         model: any module. Wrappers (torch.compile, DataParallel) are looked through.
-        data: a tensor, a 2-tuple (inputs, labels), a mapping of keyword arguments, or an iterable of
+        data: a tensor, a 2-tuple (inputs, labels), a mapping of keyword arguments, or an iterable
+        of
             such batches, read once. Labels are int64 (samples,). In mappings they are found under
-            "labels", "label", "targets", "target" or "y", and "attention_mask" drops padding tokens.
-        code: "pca", "lda", "ica", "kmeans", "onehot", a :class:`sylvinit.Code`, or a mapping from name
+            "labels", "label", "targets", "target" or "y", and "attention_mask" drops padding
+            tokens.
+        code: "pca", "lda", "ica", "kmeans", "onehot", a :class:`sylvinit.Code`, or a mapping from
+        name
             patterns to those (the first match decides; layers without one use PCA).
         head: name of the classifier; None takes the last layer executed.
-        head_code: code of the head; "auto" is one-hot if there are labels and the head has an output
+        head_code: code of the head; "auto" is one-hot if there are labels and the head has an
+        output
             for every class, else ``code``.
         lam: weight of the encoding loss, positive, or a mapping from name patterns.
         patches: random patches (for Linear layers: rows) per sample and layer, or "all".
@@ -73,9 +79,11 @@ def initialize_(
         microbatch: samples that pass through the network together; by default the batches of the
             iterable, or 128 where the data come in one piece.
         max_samples: use at most so many samples.
-        storage: "memory" holds the live activations of all samples; "recompute" holds only the inputs
+        storage: "memory" holds the live activations of all samples; "recompute" holds only the
+        inputs
             and runs the network again for each layer.
-        siblings: layers with the same input (q, k, v; branches) take successive components ("split")
+        siblings: layers with the same input (q, k, v; branches) take successive components
+        ("split")
             or the same ones ("same").
         calibrate_norm: set running statistics of batch normalisations to those of the whole data.
         rescale: "variance" scales the rows of hidden layers to unit output variance, for networks
@@ -98,7 +106,8 @@ def initialize_(
         RowLayoutError: rows of a layer cannot be assigned to samples.
         NonFiniteError: NaN or Inf appeared in an activation.
         SolverError: an equation could not be solved.
-        Exception: whatever the model's forward or the data raise. In every case, Ctrl-C included, the
+        Exception: whatever the model's forward or the data raise. In every case, Ctrl-C included,
+        the
             model is left bit for bit as it was (lazy modules stay materialised).
     """
     options = check_options(
@@ -144,8 +153,8 @@ def initialize_head_(
 ) -> Report:
     """Solve only the classifier, from the features that the rest of the network already provides.
 
-    Everything else is left alone, running statistics included. Arguments, result and errors are those
-    of :func:`initialize_`; ``data`` needs labels unless ``head_code`` does without.
+    Everything else is left alone, running statistics included. Arguments, result and errors are
+    those of :func:`initialize_`; ``data`` needs labels unless ``head_code`` does without.
     """
     options = check_options(
         code="pca",
@@ -175,7 +184,7 @@ def initialize_head_(
 def _initialize(model: nn.Module, data: Any, options: Options) -> Report:
     begin = time.perf_counter()
     if not isinstance(model, nn.Module):
-        raise ModelError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        raise OptionTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     autocast = ambient_autocast()
     model = _unwrapped(model)
     device = _device(model)
@@ -185,9 +194,10 @@ def _initialize(model: nn.Module, data: Any, options: Options) -> Report:
         def call(batch: Batch) -> Any:
             return call_model(model, batch, device, options.forward_fn)
 
-        materialise(model, batches[0], call, autocast)
+        if materialise(model, batches[0], call, autocast):
+            guard.save_buffers()
         survey = find_points(model)
-        options.check_patterns(survey.names.values())
+        options.check_patterns(*survey.point_names())
         run_survey(survey, batches[0], call, autocast)
         if not survey.layers:
             raise ModelError(
@@ -212,9 +222,9 @@ def _initialize(model: nn.Module, data: Any, options: Options) -> Report:
                 reports = solve_in_order(
                     survey, work, batches, call, autocast, guard, options.recompute, done
                 )
-    report = _report(survey, work, reports, batches, options)
-    report.seconds = time.perf_counter() - begin
-    _warn(report, work, batches)
+        report = _report(survey, work, reports, batches, options)
+        report.seconds = time.perf_counter() - begin
+        _warn(report, work, batches)  # in the guard, for users who turn warnings into errors
     _log.info("initialised %d layers in %.2f s", len(report.solved), report.seconds)
     return report
 
@@ -235,7 +245,7 @@ def _device(model: nn.Module) -> torch.device:
     devices = {x.device for x in (*model.parameters(), *model.buffers())}
     if any(device.type == "meta" for device in devices):
         raise ModelError(
-            "the model is on the meta device and has no values; use model.to_empty(device=...) first"
+            "the model is on the meta device and has no values; call model.to_empty(device=...)"
         )
     if len(devices) > 1:
         names = ", ".join(sorted(str(device) for device in devices))
@@ -288,6 +298,12 @@ def _report(
     """Reports in execution order, tied layers beside their first, everything else last."""
     report = Report(samples=sum(batch.size for batch in batches), head=work.head)
     skipped = dict(work.skipped)
+    late = [point.name for module in survey.missed for point in survey.points[module]]
+    late = sorted(name for name in late if options.selects(name) and not options.head_only)
+    for name in late:
+        skipped[name].reason = MISSED
+    if late:
+        work.warnings.append(f"{MISSED}: {', '.join(late)}")
     told: set[int] = set()
     for point in survey.order:
         unit = work.unit_of.get(id(point))
@@ -300,6 +316,9 @@ def _report(
             report.layers.append(LayerReport(point.name, point.kind, "skipped", text))
         elif point.name in skipped:
             report.layers.append(skipped.pop(point.name))
+        else:
+            text = "reached by the first samples alone but by no whole microbatch"
+            report.layers.append(LayerReport(point.name, point.kind, "skipped", text))
     report.layers.extend(skipped.values())
     report.settings = {
         "code": options.code.default.name,

@@ -4,13 +4,15 @@ For rows x_1 .. x_n in R^d this keeps
 
     n,  mu = (1/n) sum x,  M = sum (x - mu)(x - mu)^T,  and per class the count and the sum of x,
 
-which is all that the equation of a layer needs (see :mod:`sylvinit.equation`). Products are taken in the
-precision of the rows (bf16 and fp16 are upcast to float32) about the mean of the chunk, and added up
-in float64 by the pairwise update of Chan, Golub and LeVeque (1983). Until n reaches d the rows
-themselves are kept, so that the dual (n x n) problem can be solved.
+which is all that the equation of a layer needs (see :mod:`sylvinit.equation`). Products are taken
+in the precision of the rows (bf16 and fp16 are upcast to float32) about the mean of the chunk, and
+added up in float64 by the pairwise update of Chan, Golub and LeVeque (1983). Until n reaches d the
+rows themselves are kept, so that the dual (n x n) problem can be solved.
 """
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -26,14 +28,14 @@ _GRAM_BLOCK = 192
 
 
 def gram(x: Tensor) -> Tensor:
-    """x^T x for x of shape (..., n, d), from the blocks of its upper triangle, in the dtype of x."""
+    """x^T x for x (..., n, d), in its dtype, from the blocks of the upper triangle."""
     d = x.shape[-1]
     if d < 2 * _GRAM_BLOCK:
         return x.mT @ x
     out = x.new_empty((*x.shape[:-2], d, d))
     blocks = -(-d // _GRAM_BLOCK)
     edges = [d * i // blocks for i in range(blocks + 1)]
-    for begin, end in zip(edges[:-1], edges[1:], strict=True):
+    for begin, end in pairwise(edges):
         part = x[..., begin:end].mT @ x[..., begin:]
         out[..., begin:end, begin:] = part
         out[..., begin:, begin:end] = part.mT
@@ -141,7 +143,7 @@ class PatchMoments:
         return self
 
     def offer(self, x: Tensor, priority: Tensor) -> None:
-        """Offer rows (groups, n, d_in) to the reservoir alone, without adding them to the moments."""
+        """Offer rows (groups, n, d_in) to the reservoir alone, not to the moments."""
         self._reservoir.offer(x.to(self.precision or x.dtype), 0, priority)
 
     @property
@@ -159,7 +161,7 @@ class PatchMoments:
         class_counts: Tensor | None = None,
         class_totals: Tensor | None = None,
     ) -> PatchMoments:
-        """Add n rows given by their sums about ``shift``, as the all-patch Gram matrix provides them.
+        """Add n rows given by their sums about ``shift``.
 
         Args:
             n: rows.
@@ -312,7 +314,7 @@ class PatchMoments:
 
 
 class Reservoir:
-    """The rows of least priority among all that were offered: a uniform sample for random priorities.
+    """The rows of least priority among all offered: for random priorities a uniform sample.
 
     The choice depends on the rows' priorities alone, not on the chunks in which they came, and two
     reservoirs merge into that of the union.

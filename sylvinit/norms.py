@@ -16,8 +16,8 @@ NORM_TYPES = (nn.modules.batchnorm._BatchNorm,)
 class Norm:
     """A batch normalisation whose running mean and variance become those of the whole data.
 
-    As in training, the variance kept is the unbiased one; unlike there, it is that of all samples and
-    not an average over batches.
+    As in training, the variance kept is the unbiased one; unlike there, it is that of all samples
+    and not an average over batches.
     """
 
     def __init__(self, module: nn.modules.batchnorm._BatchNorm, name: str) -> None:
@@ -69,7 +69,7 @@ class Norm:
             return float("nan"), float("nan")
         if not bool(mean.isfinite().all() and scatter.isfinite().all()):
             raise NonFiniteError(
-                f"NaN or Inf in the input of {self.name} ({self.kind}); look at the layers before it"
+                f"NaN or Inf in the input of {self.name} ({self.kind}); look at what runs before it"
             )
         variance = scatter / max(self.count - 1, 1)
         before = module.running_var if module.running_var is not None else variance

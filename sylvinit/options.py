@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Generic, TypeVar
@@ -26,6 +26,7 @@ class ByName(Generic[T]):
     patterns: dict[str, T]
 
     def __call__(self, name: str) -> T:
+        """The value for a layer of that name."""
         for pattern, value in self.patterns.items():
             if fnmatchcase(name, pattern):
                 return value
@@ -67,21 +68,22 @@ class Options:
             return False
         return self.include is None or any(fnmatchcase(name, pattern) for pattern in self.include)
 
-    def check_patterns(self, names: Iterable[str]) -> None:
-        """Raise OptionError if a pattern matches no name."""
-        names = list(names)
+    def check_patterns(self, layers: list[str], norms: list[str]) -> None:
+        """Raise OptionError if a pattern has no effect: it matches no layer or normalisation."""
+        both = [*layers, *norms]
         given = {
-            "include": self.include or (),
-            "exclude": self.exclude,
-            "code": tuple(self.code.patterns),
-            "lam": tuple(self.lam.patterns),
+            "include": (self.include or (), both),
+            "exclude": (self.exclude, both),
+            "code": (tuple(self.code.patterns), layers),
+            "lam": (tuple(self.lam.patterns), layers),
         }
-        for argument, patterns in given.items():
+        for argument, (patterns, names) in given.items():
             for pattern in patterns:
                 if not any(fnmatchcase(name, pattern) for name in names):
                     shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
                     raise OptionError(
-                        f"{argument}: the pattern {pattern!r} matches no module; names are {shown}"
+                        f"{argument}: the pattern {pattern!r} matches no layer; names are {shown}; "
+                        "write 'block.*' for all that a module contains"
                     )
 
 

@@ -16,6 +16,9 @@ from sylvinit.report import LayerReport
 from sylvinit.survey import Survey
 from sylvinit.units import LayerUnit, Plan
 
+# Sums are kept for every class up to the largest label, so labels that are hashes must not get by.
+MAX_CLASSES = 2**20
+
 
 @dataclass
 class Work:
@@ -189,6 +192,11 @@ def _unit(
                 f"code {code.name!r} of layer {first.name} needs labels and data has none; pass "
                 "(inputs, labels)"
             )
+        if classes > MAX_CLASSES:
+            raise LabelError(
+                f"labels go up to {classes - 1}, more than code {code.name!r} can count; number the "
+                "classes from 0"
+            )
         work.uses_labels = True
     solves_head = is_head and isinstance(code, OneHot)
     skip = 0
@@ -235,7 +243,6 @@ def _head_code(options: Options, head: Layer, classes: int | None, work: Work) -
 def _report_rest(survey: Survey, work: Work) -> None:
     """Modules that hold parameters and of which nothing has been said yet."""
     ran = set(survey.calls)
-    solved_by = {id(point) for point in survey.order}
     for module, points in survey.points.items():
         if module in ran:
             continue
@@ -243,10 +250,9 @@ def _report_rest(survey: Survey, work: Work) -> None:
             work.skipped.setdefault(
                 point.name, LayerReport(point.name, point.kind, "skipped", "never executed")
             )
-    spoken = {module for module in survey.points}
+    spoken = set(survey.points)
     for points in survey.points.values():
         spoken.update(point.owner for point in points if isinstance(point, Layer))
-    del solved_by
     for module, name in survey.names.items():
         if module in spoken or not any(p is not None for p in module._parameters.values()):
             continue

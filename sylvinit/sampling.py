@@ -1,6 +1,7 @@
 """Counter-based choice of patch positions: the same for every device, microbatch and rank.
 
-Philox4x32-10 (Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011) with
+Philox4x32-10 (Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011)
+with
 
     key      = the two 32-bit halves (low, high) of a 64-bit BLAKE2b hash of (seed, name, call)
     counter  = (sample low, sample high, draw, 0)

@@ -27,12 +27,14 @@ class _Progress:
 
     def __init__(self, survey: Survey, work: Work) -> None:
         self._target_of: dict[int, Target] = {**work.unit_of, **work.norms}
+        self.order: list[Target] = []
         self.rank: dict[int, int] = {}
         self.calls: dict[int, int] = {}
         for point in survey.order:
             target = self._target_of.get(id(point))
             if target is not None and id(target) not in self.rank:
                 self.rank[id(target)] = len(self.rank)
+                self.order.append(target)
                 calls = (
                     target.calls if isinstance(target, LayerUnit) else survey.calls[point.module]
                 )
@@ -70,10 +72,11 @@ def solve_in_order(
 ) -> dict[int, LayerReport]:
     """Finish every unit and norm.
 
-    All microbatches are held where they are while a target is finished. A target that is called more
+    All microbatches are held where they are while a target is finished. A target that is called
+    more
     than once needs the inputs of all its calls before its weight is known: the microbatches run to
-    the end with the weights they have, the target is finished from the sum, and all start again. The
-    same, after every target, is what ``recompute`` means; then nothing but the inputs is held.
+    the end with the weights they have, the target is finished from the sum, and all start again.
+    The same, after every target, is what ``recompute`` means; then nothing but the inputs is held.
 
     Returns:
         Reports by the id of the unit or norm.
@@ -92,12 +95,14 @@ def solve_in_order(
                 if target is None:
                     return progress.reports
                 report = _finish(target, guard)
+                torch.clear_autocast_cache()  # a module's own autocast has cast the old weight
                 progress.reports[id(target)] = report
                 done(report)
                 if progress.calls[id(target)] > 1:
                     runners = _abandon(runners)
                     progress.restart()
         finally:
+            survey.missed = propagation.seen - survey.calls.keys()
             _abandon(runners)
 
 
@@ -147,19 +152,27 @@ def _collect_by_replay(
     propagation: Propagation, progress: _Progress, batches: list[Batch]
 ) -> Target | None:
     """Run one microbatch after the other up to the next target; that target, or None at the end."""
+    unfinished = [item for item in progress.order if id(item) not in progress.reports]
     try:
-        for batch in batches:
-            runner = propagation.start(batch)
-            try:
-                arrival = propagation.advance(runner)
-                while arrival is not None:
-                    progress.only = progress.target(arrival.point)
-                    _collect(progress, arrival, batch)
-                    once = progress.calls[id(progress.only)] == 1
-                    arrival = None if once else propagation.advance(runner)
-            finally:
-                runner.abandon()
-        return progress.only
+        # None stands for the end of the forward. Targets that no microbatch reaches are passed
+        # over.
+        for target in [*unfinished, None]:
+            progress.only = target
+            reached = False
+            for batch in batches:
+                runner = propagation.start(batch)
+                try:
+                    arrival = propagation.advance(runner)
+                    while arrival is not None:
+                        reached = True
+                        _collect(progress, arrival, batch)
+                        once = target is None or progress.calls[id(target)] == 1
+                        arrival = None if once else propagation.advance(runner)
+                finally:
+                    runner.abandon()
+            if reached:
+                return target
+        return None
     finally:
         progress.only = None
 

@@ -1,8 +1,9 @@
-"""Leaving the user's model and process as they were: modes, buffers, weights, RNG, global switches."""
+"""Leaving the user's model and process as they were: modes, buffers, weights, RNG, switches."""
 
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-_AUTOCAST_DEVICES = ("cpu", "cuda")
+_AUTOCAST_DTYPES = {"cpu": torch.bfloat16, "cuda": torch.float16}
 
 
 class ModelGuard:
@@ -26,19 +27,21 @@ class ModelGuard:
         self._model = model
         self._stack = ExitStack()
         self._training: list[tuple[nn.Module, bool]] = []
-        self._buffers: dict[tuple[int, str], tuple[nn.Module, Tensor, Tensor]] = {}
+        self._buffers: dict[tuple[int, str], tuple[nn.Module, Tensor | None, Tensor | None]] = {}
         self._kept: set[tuple[int, str]] = set()
         self._originals: dict[int, tuple[nn.Parameter, Tensor]] = {}
 
     def __enter__(self) -> ModelGuard:
-        self._stack.enter_context(_global_state(self._model))
-        for module in self._model.modules():
-            self._training.append((module, module.training))
-            # Not .eval(): a user's own train() may do more than set flags.
-            module.training = False
-            for name, buffer in module._buffers.items():
-                if buffer is not None and not nn.parameter.is_lazy(buffer):
-                    self._buffers[id(module), name] = (module, buffer, buffer.detach().clone())
+        try:
+            self._stack.enter_context(_global_state(self._model))
+            for module in self._model.modules():
+                self._training.append((module, module.training))
+                # Not .eval(): a user's own train() may do more than set flags.
+                module.training = False
+            self.save_buffers()
+        except BaseException:  # no memory for the copies, Ctrl-C
+            self.__exit__(*sys.exc_info())
+            raise
         return self
 
     def __exit__(
@@ -51,7 +54,8 @@ class ModelGuard:
         try:
             for (key, name), (module, buffer, saved) in self._buffers.items():
                 if failed or (key, name) not in self._kept:
-                    _copy(buffer, saved)
+                    if buffer is not None and saved is not None:
+                        _copy(buffer, saved)
                     module._buffers[name] = buffer
             if failed:
                 for parameter, saved in self._originals.values():
@@ -60,6 +64,15 @@ class ModelGuard:
             for module, training in self._training:
                 module.training = training
             self._stack.close()
+
+    def save_buffers(self) -> None:
+        """Remember the values of all buffers that are not remembered yet; lazy ones have none."""
+        for module in self._model.modules():
+            for name, buffer in module._buffers.items():
+                if (id(module), name) in self._buffers or nn.parameter.is_lazy(buffer):
+                    continue
+                saved = None if buffer is None else buffer.detach().clone()
+                self._buffers[id(module), name] = (module, buffer, saved)
 
     def save(self, parameters: list[nn.Parameter]) -> None:
         """Remember the values of parameters that are about to be written."""
@@ -87,8 +100,7 @@ def _global_state(model: nn.Module) -> Iterator[None]:
     numpy_state, python_state = np.random.get_state(), random.getstate()
     with (
         torch.random.fork_rng(devices=devices),
-        torch.inference_mode(False),
-        torch.no_grad(),
+        plain_modes(),
         torch.compiler.set_stance("force_eager"),
     ):
         # The fast path of attention calls neither the sub-modules nor their hooks.
@@ -97,19 +109,27 @@ def _global_state(model: nn.Module) -> Iterator[None]:
             yield
         finally:
             torch.backends.mha.set_fastpath_enabled(fast_path)
+            # Autocast would go on to use its casts of the weights as they were.
+            torch.clear_autocast_cache()
             np.random.set_state(numpy_state)
             random.setstate(python_state)
 
 
 @contextmanager
 def plain_modes() -> Iterator[None]:
-    """No gradients, no inference mode, no autocast: for our own arithmetic inside a user's forward."""
+    """No gradients, no inference mode, no autocast: for our own arithmetic.
+
+    Forwards that take turns enter and leave their modes in any order. They must all find the same
+    ones at their start, so autocast's dtype and cache are set even where it is off.
+    """
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
-        for device in _AUTOCAST_DEVICES:
-            if torch.is_autocast_enabled(device):
-                stack.enter_context(torch.autocast(device, enabled=False))
+        for device, dtype in _AUTOCAST_DTYPES.items():
+            plain = torch.get_autocast_dtype(device) == dtype and torch.is_autocast_cache_enabled()
+            if torch.is_autocast_enabled(device) or not plain:
+                off = torch.autocast(device, dtype=dtype, enabled=False, cache_enabled=True)
+                stack.enter_context(off)
         yield
 
 
@@ -117,7 +137,7 @@ def ambient_autocast() -> list[tuple[str, torch.dtype]]:
     """The caller's autocast settings, to be put back around the model's forward."""
     return [
         (device, torch.get_autocast_dtype(device))
-        for device in _AUTOCAST_DEVICES
+        for device in _AUTOCAST_DTYPES
         if torch.is_autocast_enabled(device)
     ]
 

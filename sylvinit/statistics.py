@@ -16,8 +16,8 @@ class LayerStatistics:
     """Moments of the input rows of a layer; every tensor has a leading axis of groups.
 
     With fewer rows than features all solutions lie in the span of the rows. Then ``basis`` holds an
-    orthonormal basis of it and every other field is in its coordinates (``d`` of them): an encoder E
-    in these coordinates is E @ basis in those of the layer's input.
+    orthonormal basis of it and every other field is in its coordinates (``d`` of them): an encoder
+    E in these coordinates is E @ basis in those of the layer's input.
 
     Attributes:
         n: number of rows.

@@ -1,7 +1,7 @@
 """One look at the model on a few samples: what runs, in which order, how often, and on which input.
 
-The survey changes nothing. It lets the driver know the classifier, the layers that share an input or a
-weight, and how many calls of a module to wait for, before the data are propagated.
+The survey changes nothing. It lets the driver know the classifier, the layers that share an input
+or a weight, and how many calls of a module to wait for, before the data are propagated.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Survey:
         order: points that ran, in order of their first call.
         calls: how often every module ran.
         inputs: identity of the input of every layer's first call, by layer.
-        skipped: layers and norms that never ran.
+        missed: modules that ran later on, but not on the samples of the survey.
     """
 
     names: dict[nn.Module, str]
@@ -43,6 +43,7 @@ class Survey:
     order: list[Any] = field(default_factory=list)
     calls: Counter[nn.Module] = field(default_factory=Counter)
     inputs: dict[int, InputKey] = field(default_factory=dict)
+    missed: set[nn.Module] = field(default_factory=set)
 
     @property
     def layers(self) -> list[Layer]:
@@ -53,6 +54,12 @@ class Survey:
     def norms(self) -> list[Norm]:
         """Normalisations that ran, in order of their first call."""
         return [point for point in self.order if isinstance(point, Norm)]
+
+    def point_names(self) -> tuple[list[str], list[str]]:
+        """Names of all layers and of all normalisations, whether they ran or not."""
+        found = [point for points in self.points.values() for point in points]
+        layers = [point.name for point in found if isinstance(point, Layer)]
+        return layers, [point.name for point in found if not isinstance(point, Layer)]
 
 
 def clean_name(name: str) -> str:

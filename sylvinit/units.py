@@ -165,9 +165,9 @@ class LayerUnit:
         begin = time.perf_counter()
         first = self.layers[0]
         moments = self._canonical()
-        if not bool(moments.mean().isfinite().all()):
+        if not bool(moments.covariance().isfinite().all()):
             raise NonFiniteError(
-                f"NaN or Inf in the input of {self.name} ({first.kind}); look at the layers before it"
+                f"NaN or Inf in the input of {self.name} ({first.kind}); look at what runs before"
             )
         plan = self.plan
         old_weight, old_bias = first.get_weight().double(), first.get_bias()

@@ -82,7 +82,7 @@ def test_pickle_of_python_2() -> None:
     )
     content = load_plain_dict(raw, "here")
     assert content["labels"] == [7]
-    np.testing.assert_array_equal(content["data"], np.array([[5, 255]], np.uint8))  # pyright: ignore
+    np.testing.assert_array_equal(np.array(content["data"]), [[5, 255]])
 
 
 class Attack:
@@ -284,7 +284,8 @@ def test_load_npy(tmp_path: Path) -> None:
 @pytest.mark.parametrize("names", [("x", "y"), ("inputs", "labels"), ("images", "y")])
 def test_load_npz_and_safetensors(tmp_path: Path, names: tuple[str, str]) -> None:
     x, y = names
-    np.savez(tmp_path / "d.npz", **{x: X, y: Y.astype(np.int32), "note": np.array("text")})
+    arrays: dict[str, Any] = {x: X, y: Y.astype(np.int32), "note": np.array("text")}
+    np.savez(tmp_path / "d.npz", **arrays)
     save_file({x: torch.from_numpy(X), y: torch.from_numpy(Y)}, tmp_path / "d.safetensors")
     for name in ("d.npz", "d.safetensors"):
         inputs, labels = load_tensors(tmp_path / name)

@@ -211,8 +211,9 @@ KINDS: dict[str, tuple[Any, tuple[int, ...]]] = {
         (2, 6, 7),
     ),
 }
-# Where the covariance of all patches has repeated eigenvalues by symmetry, principal axes are defined
-# up to rotation, and no oracle can name them. LDA with fewer rows than features separates the classes
+# Where the covariance of all patches has repeated eigenvalues by symmetry, principal axes are
+# defined up to rotation, and no oracle can name them. LDA with fewer rows than features separates
+# the classes
 # perfectly in every discriminant: the same. These are checked with the other codes.
 ROTATIONS = {
     ("conv-transpose2d-no-overlap", "all"): {"pca", "pca-uncentred", "lda"},

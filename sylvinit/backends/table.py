@@ -51,7 +51,7 @@ def table() -> list[Backend]:
             "torch",
             ("*",),
             True,
-            "torch.linalg in float64 on the tensor's own device (on the CPU where it has no float64)",
+            "torch.linalg in float64 on the tensor's device (on the CPU where that has none)",
             spectral.eigh,
         ),
     ]
@@ -78,8 +78,8 @@ def choose(name: str, device: torch.device) -> Backend:
             raise BackendError(f"backend={name!r} cannot run here: {row.reason}")
         if "*" not in row.devices and device.type not in row.devices:
             raise BackendError(
-                f"backend={name!r} takes tensors on {' or '.join(row.devices)}, but the model is on "
-                f"{device}; use backend='auto'"
+                f"backend={name!r} takes tensors on {' or '.join(row.devices)}, but the model is "
+                f"on {device}; use backend='auto'"
             )
         return row
     raise OptionError(

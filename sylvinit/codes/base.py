@@ -104,13 +104,24 @@ class Code(Protocol):
     """
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """For reports and messages."""
+        ...
+
     @property
-    def needs_labels(self) -> bool: ...
+    def needs_labels(self) -> bool:
+        """Whether class statistics are needed."""
+        ...
+
     @property
-    def reservoir(self) -> int: ...
+    def reservoir(self) -> int:
+        """Most rows of a random sample that are needed."""
+        ...
+
     @property
-    def reducible(self) -> bool: ...
+    def reducible(self) -> bool:
+        """Whether any orthonormal coordinates of the rows' span will do."""
+        ...
 
     def fit(self, stats: LayerStatistics, k: int, seed: int) -> Latent:
         """A code with at most ``k`` entries for a layer with these input statistics.
@@ -124,8 +135,8 @@ class Code(Protocol):
 def fix_signs(stats: LayerStatistics, encoder: Tensor) -> Tensor:
     """The encoder with the entry of largest magnitude of every row positive.
 
-    Entries within one part in a million of the largest count as tied, and the first of them decides:
-    symmetric filters have exact ties, which rounding must not settle.
+    Entries within one part in a million of the largest count as tied, and the first of them
+    decides: symmetric filters have exact ties, which rounding must not settle.
     """
     rows = stats.in_input_coordinates(encoder)
     size = rows.abs()

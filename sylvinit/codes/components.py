@@ -45,10 +45,11 @@ def top_eigenvectors(
 class PCA:
     """Principal components, s = P (x - mu): the paper's code for hidden layers.
 
-    With ``center=False`` P holds the leading eigenvectors of E[x x^T] and s = P x; then W = P solves
-    the equation for every lam and the solver changes nothing. With ``center=True`` row i is
+    With ``center=False`` P holds the leading eigenvectors of E[x x^T] and s = P x; then W = P
+    solves the equation for every lam and the solver changes nothing. With ``center=True`` row i is
 
-        w_i = p_i - [lam (p_i . mu) / (1 + lam mu^T K_i^-1 mu)] K_i^-1 mu,   K_i = a_i I + lam Sigma.
+        w_i = p_i - [lam (p_i . mu) / (1 + lam mu^T K_i^-1 mu)] K_i^-1 mu,   K_i = a_i I + lam
+        Sigma.
     """
 
     center: bool = True
@@ -58,7 +59,7 @@ class PCA:
 
     @property
     def name(self) -> str:
-        """ "pca", or "pca-uncentred"."""
+        """Either "pca" or "pca-uncentred"."""
         return "pca" if self.center else "pca-uncentred"
 
     def fit(self, stats: LayerStatistics, k: int, seed: int) -> Latent:
@@ -75,8 +76,8 @@ class PCA:
 class LDA:
     """Fisher's discriminant directions, s = E (x - mu), rows of unit length.
 
-    The directions are the generalised eigenvectors of the between-class covariance against the total
-    one within its numerical range, at most classes - 1 of them, most discriminating first.
+    The directions are the generalised eigenvectors of the between-class covariance against the
+    total one within its numerical range, at most classes - 1 of them, most discriminating first.
     """
 
     name: str = "lda"

@@ -47,7 +47,7 @@ class OneHot:
     reducible: bool = True
 
     def fit(self, stats: LayerStatistics, k: int, seed: int) -> Latent:
-        """One entry per class, min(k, classes) of them; group g holds classes g k to (g + 1) k - 1."""
+        """One entry per class, min(k, classes) of them; group g holds k classes from g k on."""
         if stats.class_counts is None or stats.class_means is None:
             raise ValueError("one-hot codes need class statistics")
         classes = len(stats.class_counts)

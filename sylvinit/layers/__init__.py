@@ -1,4 +1,4 @@
-"""Layer types: where a module keeps its weight, and which rows or patches of its input it multiplies.
+"""Layer types: where a module keeps its weight, and which part of its input it multiplies.
 
 Importing this package fills the registry with the built-in types.
 """

@@ -1,6 +1,7 @@
 """nn.MultiheadAttention: packed or separate q, k and v projections, and the output projection.
 
-The module calls neither its projections nor their hooks, so that its layers hang on its own forward.
+The module calls neither its projections nor their hooks, so that its layers hang on its own
+forward.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ from sylvinit.patches.geometry import PatchGeometry
 class Layer:
     """One weight y = W x + b of a module, with x the rows or patches of the module's input.
 
-    Subclasses say where the weight lies. W always has shape (groups, outputs, features) and features
-    are ordered channels first, then taps in row-major order.
+    Subclasses say where the weight lies. W always has shape (groups, outputs, features) and
+    features are ordered channels first, then taps in row-major order.
 
     Attributes:
         module: the module whose forward call provides the input.
@@ -171,8 +171,8 @@ def register_layer(*types: type | str) -> Callable[[Any], Any]:
 
     Args:
         types: module classes, or qualified names "package.module.Class" of classes that need not be
-            importable. A function (module, name) -> list[Layer] can be decorated as well, for modules
-            that hold several weights. A later registration replaces an earlier one.
+            importable. A function (module, name) -> list[Layer] can be decorated as well, for
+            modules that hold several weights. A later registration replaces an earlier one.
 
     Raises:
         OptionTypeError: a type is neither a class nor a string.

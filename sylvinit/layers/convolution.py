@@ -13,7 +13,7 @@ from sylvinit.patches.geometry import PatchGeometry
 
 
 class _Convolution(Layer):
-    module: nn.modules.conv._ConvNd  # type: ignore[name-defined]
+    module: nn.modules.conv._ConvNd
 
     def get_bias(self) -> Tensor | None:
         bias = self.module.bias
@@ -55,8 +55,9 @@ class ConvLayer(_Convolution):
 class ConvTransposeLayer(_Convolution):
     """``nn.ConvTranspose1d/2d/3d``: weight (channels, outputs / groups, *kernel).
 
-    Solved as the stride-1 convolution of the zero-stuffed input with the flipped kernel. The features
-    of a patch are ordered by the taps of the stored kernel, which makes the flip a matter of indices.
+    Solved as the stride-1 convolution of the zero-stuffed input with the flipped kernel. The
+    features of a patch are ordered by the taps of the stored kernel, which makes the flip a matter
+    of indices.
     """
 
     def __init__(self, module: nn.Module, name: str) -> None:

@@ -1,1 +1,1 @@
-"""Patches of activations: their geometry, their gathering, and their Gram matrix without gathering."""
+"""Patches of activations: their geometry, their gathering, and all of them at once."""

@@ -1,4 +1,4 @@
-"""Adding the patches of an activation to moments: sampled, or all of them by the cheapest exact route."""
+"""Adding patches of an activation to moments: sampled ones, or all by the cheapest route."""
 
 from __future__ import annotations
 
@@ -159,7 +159,8 @@ def patch_moments(
             unfolding and forms no patches.
         labels: int64 (samples,), to keep class sums.
         reservoir: rows to keep as a random sample.
-        seed, name, start: of the random positions: the layer's name and the index of the first sample.
+        seed, name, start: of the random positions: the layer's name and the index of the first
+        sample.
 
     Returns:
         :class:`PatchMoments` with d_in = channels / groups * taps, features ordered as in a weight.
@@ -171,8 +172,8 @@ def patch_moments(
     dims = x.ndim - 2
     if dims not in (1, 2, 3) or not x.is_floating_point():
         raise DataError(
-            "x must be floating point of shape (samples, channels, *spatial) with one to three spatial "
-            f"axes, got {x.dtype} {tuple(x.shape)}"
+            "x must be floating point of shape (samples, channels, *spatial) with one to three "
+            f"spatial axes, got {x.dtype} {tuple(x.shape)}"
         )
     if padding_mode not in PADDING_MODES:
         raise OptionError(f"padding_mode must be one of {PADDING_MODES}, got {padding_mode!r}")

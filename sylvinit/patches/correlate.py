@@ -1,12 +1,13 @@
 """The Gram matrix of *all* patches of a stride-1 convolution, without forming a patch.
 
-With the padded activation flattened to rows M[t], t = (entry, y, x), the block of the Gram matrix for
+With the padded activation flattened to rows M[t], t = (entry, y, x), the block of the Gram matrix
+for
 two taps depends on their lag s alone, up to the border:
 
     sum over output positions  =  sum_t M[t] M[t + s]^T   -   the t outside the tap's output window
 
-so that one product per lag ((2 kh - 1)(2 kw - 1) lags, half of them by symmetry) replaces one per pair
-of taps, and the border costs strips of (kernel - 1) * dilation pixels.
+so that one product per lag ((2 kh - 1)(2 kw - 1) lags, half of them by symmetry) replaces one per
+pair of taps, and the border costs strips of (kernel - 1) * dilation pixels.
 """
 
 from __future__ import annotations
@@ -140,12 +141,12 @@ def _border(
 ) -> tuple[Tensor, list[int], Tensor]:
     """The pixels that some tap's output window leaves out, sorted into cells.
 
-    A cell is a box that lies wholly inside or wholly outside every tap's window, so that one product
-    per cell and lag serves all pairs of taps with that lag.
+    A cell is a box that lies wholly inside or wholly outside every tap's window, so that one
+    product per cell and lag serves all pairs of taps with that lag.
 
     Returns:
-        (rows of the flattened activation sorted by cell, the end of every cell in them, and a float64
-        matrix (taps, cells) that is 1 where the cell lies outside the tap's window).
+        (rows of the flattened activation sorted by cell, the end of every cell in them, and a
+        float64 matrix (taps, cells) that is 1 where the cell lies outside the tap's window).
     """
     entries, size = padded.shape[0], tuple(padded.shape[1:-1])
     device = padded.device

@@ -58,8 +58,8 @@ def gather_patches(
         out_size: spatial size of the layer's output, where the geometry alone does not fix it.
 
     Returns:
-        Tensor (n, taps, channels) in the dtype of ``x``. Features are tap-major, so that the channels
-        of a channels_last activation are copied as contiguous runs.
+        Tensor (n, taps, channels) in the dtype of ``x``. Features are tap-major, so that the
+        channels of a channels_last activation are copied as contiguous runs.
     """
     channels, in_size = x.shape[1], tuple(x.shape[2:])
     area = prod(in_size)

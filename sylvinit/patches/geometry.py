@@ -1,9 +1,9 @@
 """Which input pixels a convolution reads: one index table per spatial axis.
 
 For every axis the table ``t`` has shape (outputs, taps) and holds the input coordinate that output
-``o`` reads through tap ``k``, or -1 where it reads a structural zero. A patch in D dimensions is the
-Cartesian product of D rows of such tables, so every stride, dilation, padding and padding mode, and the
-transposed convolutions, are handled by the tables alone.
+``o`` reads through tap ``k``, or -1 where it reads a structural zero. A patch in D dimensions is
+the Cartesian product of D rows of such tables, so every stride, dilation, padding and padding mode,
+and the transposed convolutions, are handled by the tables alone.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ def axis_index_table(
 ) -> npt.NDArray[np.int64]:
     """Input coordinate per (output, tap) along one axis; -1 is a structural zero.
 
-    Convolution: ``u = o * stride - pad_before + k * dilation``, mapped into the input by the padding
-    mode. Transposed convolution, taps in the order in which the kernel is stored: the input ``i`` with
-    ``i * stride = o + pad_before - k * dilation`` (this is the stride-1 convolution of the
-    zero-stuffed input with the flipped kernel, without the zeros).
+    Convolution: ``u = o * stride - pad_before + k * dilation``, mapped into the input by the
+    padding mode. Transposed convolution, taps in the order in which the kernel is stored: the input
+    ``i`` with ``i * stride = o + pad_before - k * dilation`` (this is the stride-1 convolution of
+    the zero-stuffed input with the flipped kernel, without the zeros).
 
     Returns:
         Read-only int64 array of shape (out_size, kernel).

@@ -21,8 +21,8 @@ class Rows:
     """The entries of a layer's input, grouped by sample.
 
     An entry is what the leading axes of the input count: a token of a Linear, an image of a
-    convolution. Each entry offers ``width`` output positions (one, or those of the output map), so that
-    sample i has ``counts[i] * width`` positions, in the order of its entries.
+    convolution. Each entry offers ``width`` output positions (one, or those of the output map), so
+    that sample i has ``counts[i] * width`` positions, in the order of its entries.
 
     Attributes:
         entries: int64 (entries,), entry indices sorted by sample; None if already in order.
@@ -85,8 +85,9 @@ def assign_rows(
 ) -> Rows:
     """Group the entries of a layer's input by sample.
 
-    Batch-first inputs need no help: row j belongs to sample j // r, where r is the number of rows per
-    sample. With a padding mask, rows of padding tokens are dropped where r is the mask's length.
+    Batch-first inputs need no help: row j belongs to sample j // r, where r is the number of rows
+    per sample. With a padding mask, rows of padding tokens are dropped where r is the mask's
+    length.
 
     Args:
         name: of the layer, for messages and for ``row_to_sample``.

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from sylvinit.datasets import Samples
-from sylvinit.demo import run
+from sylvinit.demo import experiment, run
 from sylvinit.demo.experiment import (
     HE,
     HE_HEAD,
@@ -36,7 +36,9 @@ def task() -> Task:
 
 @pytest.fixture(scope="module")
 def result(task: Task) -> Result:
-    return run_experiment(task, seeds=2, epochs=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment, "_VIEWED_SAMPLES", 60)  # t-SNE takes seconds for all of them
+        return run_experiment(task, seeds=2, epochs=2)
 
 
 def test_experiment_compares_the_methods_on_equal_terms(result: Result) -> None:
