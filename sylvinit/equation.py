@@ -93,6 +93,8 @@ def solve_layer(
     chosen, repeated = _choose(available, k, skip, fill)
     latent = latent.select(chosen)
     empty = ~available[:, chosen].any(dim=1)
+    if fill:  # a code may have entries where the input never varies: its own offset, or the mean
+        empty |= ~stats.covariance.flatten(1).any(dim=1)
     available = available[:, chosen]
     solution, bias = _solve(stats, latent, lam, constant)
     weight = stats.in_input_coordinates(solution.w)
@@ -167,11 +169,9 @@ def _solve(
     solution = solve_rank_one(a, b, q, stats.eps, factors, eigh)
     if solution is None or not solution.residual <= RESIDUAL_BOUND:
         solution = solve_positive(a, b, q, stats.eps, eigh)
-    # Pairs that the zero rule drops leave a residual of the order of the data's own rounding.
-    bound = RESIDUAL_BOUND if not solution.dropped else max(RESIDUAL_BOUND, a.shape[-1] * stats.eps)
-    if not solution.residual <= bound:
+    if not solution.residual <= RESIDUAL_BOUND:
         raise SolverError(
-            f"the equation's relative residual is {solution.residual:.1e}, above {bound:.0e}; the "
+            f"the equation's relative residual is {solution.residual:.1e}, above {RESIDUAL_BOUND:.0e}; the "
             "layer's input moments are too ill-scaled to solve for: normalise the data"
         )
     if constant:

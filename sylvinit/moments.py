@@ -101,7 +101,12 @@ class PatchMoments:
         return torch.finfo(self.precision or torch.float64).eps
 
     def update(
-        self, x: Tensor, labels: Tensor | None = None, priority: Tensor | None = None
+        self,
+        x: Tensor,
+        labels: Tensor | None = None,
+        priority: Tensor | None = None,
+        *,
+        copy: bool = True,
     ) -> PatchMoments:
         """Add rows.
 
@@ -110,6 +115,8 @@ class PatchMoments:
             labels: int64 (n,) in [0, classes); needed if ``classes`` is positive.
             priority: int64 (n,), the order in which a reservoir prefers rows (least first); by
                 default a counter-based random one.
+            copy: keep a copy of the rows until there are enough of them to be multiplied; pass
+                False for a tensor that will not be changed.
 
         Returns:
             self.
@@ -131,15 +138,18 @@ class PatchMoments:
             return self
         if self.precision is None:
             self.precision = torch.promote_types(x.dtype, torch.float32)
-        x = x.to(self.precision)
-        if self.classes:
-            self._pending_labels.append(self._checked(labels, x.shape[1]))
+        checked = self._checked(labels, x.shape[1]) if self.classes else None
         if self._reservoir.capacity:
-            self._reservoir.offer(x, self.n, priority)
-        self._pending.append(x)
-        self._pending_rows += x.shape[1]
-        if self._pending_rows >= self._chunk_rows():
-            self._flush()
+            self._reservoir.offer(x.to(self.precision), self.n, priority)
+        step = self._chunk_rows()
+        for begin in range(0, x.shape[1], step):
+            part = x[:, begin : begin + step]
+            self._pending.append(part.to(self.precision, copy=copy))
+            if checked is not None:
+                self._pending_labels.append(checked[begin : begin + step])
+            self._pending_rows += part.shape[1]
+            if self._pending_rows >= step:
+                self._flush()
         return self
 
     def offer(self, x: Tensor, priority: Tensor) -> None:

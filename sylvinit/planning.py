@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from torch import nn
+from torch.nn.utils import parametrize
 
 from sylvinit.backends import choose
 from sylvinit.codes import Code, OneHot
@@ -159,6 +160,10 @@ def _shared_reason(
     if len(shapes) > 1:
         return "its weight is tied to a layer that uses it in another shape"
     owners = {layer.owner for layer in layers}
+    for owner in tuple(owners):
+        if parametrize.is_parametrized(owner):
+            # The tensors behind a parametrised weight lie in modules of its own.
+            owners.update(owner.parametrizations.modules())  # type: ignore[union-attr]
     for parameter in layers[0].parameters("weight"):
         for module in holders.get(id(parameter), []):
             if module not in owners:

@@ -80,6 +80,18 @@ class ModelGuard:
             if id(parameter) not in self._originals:
                 self._originals[id(parameter)] = (parameter, parameter.detach().clone())
 
+    def restore(self, module: nn.Module, parameters: list[nn.Parameter]) -> None:
+        """Put the remembered values of parameters, and of a module's buffers, back."""
+        for parameter in parameters:
+            if id(parameter) in self._originals:
+                _copy(*self._originals[id(parameter)])
+        inside = set(module.modules())
+        for (_, name), (owner, buffer, saved) in self._buffers.items():
+            if owner in inside:
+                if buffer is not None and saved is not None:
+                    _copy(buffer, saved)
+                owner._buffers[name] = buffer
+
     def keep_buffer(self, module: nn.Module, name: str) -> None:
         """Let a buffer keep what is written to it, if the block succeeds."""
         self._kept.add((id(module), name))

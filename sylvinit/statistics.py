@@ -121,19 +121,21 @@ def layer_statistics(
             class_means=moments.class_means(),
             reservoir=reservoir,
         )
-    # Singular vectors rather than the eigenvectors of the n x n Gram matrix: those lose half the
-    # digits of the small directions.
+    # Not from the n x n Gram matrix, whose eigenvectors lose half the digits of the small
+    # directions. The factor is orthonormal whatever the rank of the rows.
     rows = columns.double()
-    basis = torch.linalg.svd(rows, full_matrices=False).Vh
+    basis = torch.linalg.qr(rows.mT).Q.mT
     reduced = rows @ basis.mT
     mean = reduced.mean(dim=1)
-    centred = reduced - mean[:, None, :]
+    # About the first row, so that rows which never vary have no covariance rather than rounding.
+    centred = (rows - rows[:, :1]) @ basis.mT
+    centred = centred - centred.mean(dim=1, keepdim=True)
     class_means = moments.class_means()
     return LayerStatistics(
         n=moments.n,
         mean=mean,
         covariance=centred.mT @ centred / moments.n,
-        eps=moments.eps,
+        eps=torch.finfo(torch.float64).eps,  # no product was taken in a lower precision
         backend=backend,
         basis=basis,
         class_counts=moments.class_counts(),

@@ -23,7 +23,7 @@ from sylvinit.patches.rows import RowToSample, assign_rows
 from sylvinit.report import LayerReport
 from sylvinit.sampling import Key, stream_key
 from sylvinit.state import ModelGuard
-from sylvinit.statistics import layer_statistics
+from sylvinit.statistics import LayerStatistics, layer_statistics
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class LayerUnit:
         whole = rows.entries is None and (patches is None or int(rows.counts.max()) <= patches)
         taken = flat if whole else flat.index_select(0, entry.to(x.device))
         chosen = None if labels is None else labels[sample.to(x.device)]
-        self._accumulator(x.shape[-1], 1, x.dtype).update(taken, chosen, priority)
+        self._accumulator(x.shape[-1], 1, x.dtype).update(taken, chosen, priority, copy=whole)
 
     def _collect_patches(
         self,
@@ -147,9 +147,9 @@ class LayerUnit:
             width=prod(out_size),
             row_to_sample=self._row_to_sample,
         )
-        self._channels = x.shape[1] // layer.groups
+        self._channels = channels = x.shape[1] // layer.groups
         source = PatchSource(x, geometry, layer.groups, out_size, rows, labels)
-        moments = self._accumulator(self._channels * geometry.taps, layer.groups, x.dtype)
+        moments = self._accumulator(channels * geometry.taps, layer.groups, x.dtype)
         if self.plan.patches is None:
             add_all(moments, source, key, batch.start)
         else:
@@ -164,15 +164,10 @@ class LayerUnit:
         """
         begin = time.perf_counter()
         first = self.layers[0]
-        moments = self._canonical()
-        if not bool(moments.covariance().isfinite().all()):
-            raise NonFiniteError(
-                f"NaN or Inf in the input of {self.name} ({first.kind}); look at what runs before"
-            )
-        plan = self.plan
+        plan, moments = self.plan, self._canonical()
+        stats, dead = self._statistics(moments)
         old_weight, old_bias = first.get_weight().double(), first.get_bias()
         groups, outputs, _ = old_weight.shape
-        stats = layer_statistics(moments, self._backend, reduce=plan.code.reducible)
         seed = stream_key(plan.seed, self.name, -1)[0]
         solution = solve_layer(
             stats,
@@ -184,11 +179,10 @@ class LayerUnit:
             constant=plan.head and old_bias is not None,
             fill=not plan.head,
         )
-        variance = moments.covariance() if stats.basis is None else stats.covariance
 
         def row_std(weight: Tensor) -> Tensor:
             w = weight if stats.basis is None else weight @ stats.basis.mT
-            return ((w @ variance) * w).sum(dim=-1).clamp(min=0).sqrt()
+            return ((w @ stats.covariance) * w).sum(dim=-1).clamp(min=0).sqrt()
 
         if plan.rescale and not plan.head:
             std = row_std(solution.weight)
@@ -218,12 +212,33 @@ class LayerUnit:
             report.reason = "dead inputs: they never vary, so there is nothing to solve for"
             report.std_after = report.std_before
         else:
-            self._write(solution, old_weight, old_bias, guard)
-        self._remark(report, moments, solution)
+            try:
+                self._write(solution, old_weight, old_bias, guard)
+            except ModelError as error:  # a parametrisation that cannot hold the solution
+                guard.restore(first.owner, first.parameters("weight"))
+                report.status, report.reason = "skipped", str(error)
+                report.std_after = report.std_before
+        self._remark(report, dead, solution)
         self.seconds += time.perf_counter() - begin
         report.seconds = self.seconds
         self.reset()
         return report
+
+    def _statistics(self, moments: PatchMoments) -> tuple[LayerStatistics, int]:
+        """Statistics of the input, and how many of its features never vary."""
+        # Rows that are still held are asked first: the mean and the covariance would use them up.
+        columns = moments.columns()
+        finite = columns is None or bool(columns.isfinite().all())
+        if finite:
+            stats = layer_statistics(moments, self._backend, reduce=self.plan.code.reducible)
+            if bool(stats.covariance.isfinite().all()):
+                if columns is None:
+                    return stats, int((stats.covariance.diagonal(dim1=1, dim2=2) <= 0).sum())
+                return stats, int((columns == columns[:, :1]).all(dim=1).sum())
+        raise NonFiniteError(
+            f"NaN or Inf in the input of {self.name} ({self.layers[0].kind}); look at what runs "
+            "before"
+        )
 
     def _canonical(self) -> PatchMoments:
         """The moments with features in the order of the weight: channels first, then taps."""
@@ -255,13 +270,10 @@ class LayerUnit:
                 guard.save(parameters)
                 layer.set_bias(torch.where(dead, bias.double(), solution.bias))
 
-    def _remark(self, report: LayerReport, moments: PatchMoments, solution: LayerSolution) -> None:
+    def _remark(self, report: LayerReport, dead: int, solution: LayerSolution) -> None:
         """Notes on what makes a solution less useful than it could be."""
-        constant = int((moments.covariance().diagonal(dim1=1, dim2=2) <= 0).sum())
-        if constant:
-            report.remarks["dead inputs"] = (
-                f"{constant} of {report.groups * report.d_in} never vary"
-            )
+        if dead:
+            report.remarks["dead inputs"] = f"{dead} of {report.groups * report.d_in} never vary"
         if report.rank < report.d_out and not self.plan.head:
             report.remarks["rank < d_out"] = f"rank {report.rank}, {report.d_out} outputs"
         if report.patches < report.d_in:

@@ -23,7 +23,7 @@ class Solution:
 
     Attributes:
         w: float64 (batch, k, d).
-        residual: largest relative residual |AW + WB - Q| / ((|A| + |B|)|W| + |Q|) of the batch.
+        residual: largest relative residual of the batch, see :func:`relative_residual`.
         separation: smallest a_i + b_j that was divided by, relative to a_max + b_max.
         dropped: pairs (i, j) set to zero because a_i + b_j was below the threshold.
     """
@@ -77,15 +77,30 @@ def eigh_with_fallback(a: Tensor) -> tuple[Tensor, Tensor]:
     return values.view(a.shape[:-1]), vectors.view(a.shape)
 
 
-def relative_residual(a: Tensor, b: Tensor, q: Tensor, w: Tensor) -> float:
-    """Largest |AW + WB - Q| / ((|A| + |B|)|W| + |Q|) of a batch, in Frobenius norms."""
+def relative_residual(
+    a: Tensor,
+    b: Tensor,
+    q: Tensor,
+    w: Tensor,
+    kept: tuple[Tensor, Tensor, Tensor] | None = None,
+) -> float:
+    """Largest |AW + WB - Q| / ((|A| + |B|)|W| + |Q|) of a batch, in Frobenius norms.
+
+    Args:
+        a, b, q, w: float64 (batch, k, k), (batch, d, d), (batch, k, d) and (batch, k, d).
+        kept: eigenvectors U of A and V of B, and a mask (batch, k, d): the defect U^T (.) V is
+            counted only where the mask is true, since the zero rule gives up the other pairs.
+    """
 
     def norm(x: Tensor) -> Tensor:
         return torch.linalg.matrix_norm(x)
 
     size = (norm(a) + norm(b)) * norm(w) + norm(q)
-    defect = norm(a @ w + w @ b - q)
-    return float((defect / size.clamp(min=torch.finfo(size.dtype).tiny)).max())
+    defect = a @ w + w @ b - q
+    if kept is not None:
+        u, v, mask = kept
+        defect = torch.where(mask, u.mT @ defect @ v, 0.0)
+    return float((norm(defect) / size.clamp(min=torch.finfo(size.dtype).tiny)).max())
 
 
 def solve_positive(a: Tensor, b: Tensor, q: Tensor, eps: float, eigh: Eigh = eigh) -> Solution:
@@ -110,9 +125,10 @@ def solve_positive(a: Tensor, b: Tensor, q: Tensor, eps: float, eigh: Eigh = eig
     keep = total > max(a.shape[-1], b.shape[-1]) * eps * largest
     y = torch.where(keep, (u.mT @ q @ v) / torch.where(keep, total, 1.0), 0.0)
     w = u @ y @ v.mT
-    kept = torch.where(keep, total, torch.inf).amin(dim=(-2, -1)) / largest[..., 0, 0]
-    separation = float(kept.min()) if bool(keep.any()) else 0.0
-    return Solution(w, relative_residual(a, b, q, w), separation, int((~keep).sum()))
+    least = torch.where(keep, total, torch.inf).amin(dim=(-2, -1)) / largest[..., 0, 0]
+    separation = float(least.min()) if bool(keep.any()) else 0.0
+    residual = relative_residual(a, b, q, w, (u, v, keep))
+    return Solution(w, residual, separation, int((~keep).sum()))
 
 
 def solve_rank_one(

@@ -206,7 +206,7 @@ def cifar10_task(folder: str | PathLike[str]) -> Task:
         test=Samples(_channels_last(test_images), test_labels),
         class_names=CIFAR10_CLASSES,
         per_class=100,
-        recipe=Recipe(learning_rate=0.05, batch_size=50),
+        recipe=Recipe(learning_rate=0.01, batch_size=50),
         epochs=5,
         probe=1000,
         microbatch=100,

@@ -7,7 +7,7 @@ the backend nor the style of a calling program changes.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -90,8 +90,9 @@ def _draw_curves(axes: Axes, result: Result) -> None:
     axes.annotate(
         "chance", (epochs[-1], 100 / classes), (0, 3), textcoords="offset points", ha="right"
     )
-    axes.set_ylim(bottom=0)
-    axes.set_xlabel("epochs of training (0: before any training)")
+    top = 100 * max(max(run.accuracy) for run in result.runs)
+    axes.set_ylim(0, min(100, 1.25 * top))  # room for the legend
+    axes.set_xlabel(f"epochs of training (0: before any training){_probe_note(task)}")
     axes.set_ylabel("test accuracy (%)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25)
@@ -102,6 +103,15 @@ def _draw_curves(axes: Axes, result: Result) -> None:
         f"{task['name']}: {task['network']},\n{task['train_samples_per_class']} training images "
         f"per class, mean and range of {seeds} seed{'s' if seeds > 1 else ''}",
         loc="left",
+    )
+
+
+def _probe_note(task: dict[str, Any]) -> str:
+    if task["test_samples_between"] == task["test_samples"]:
+        return ""
+    return (
+        f"\nfirst and last point: all {task['test_samples']:,} test images, "
+        f"others: {task['test_samples_between']:,} of them"
     )
 
 

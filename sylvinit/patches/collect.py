@@ -72,7 +72,8 @@ def add_sampled(
     """Add ``patches`` random patches of every sample; see :mod:`sylvinit.sampling`."""
     sample, entry, position, priority = source.rows.draw(key, start, patches)
     gathered = source.gather(entry, position)
-    moments.update(gathered, source.labels_of(sample), priority.to(gathered.device))
+    labels = source.labels_of(sample)
+    moments.update(gathered, labels, priority.to(gathered.device), copy=False)
 
 
 def add_all(moments: PatchMoments, source: PatchSource, key: Key, start: int) -> None:
@@ -97,7 +98,7 @@ def _unfold(moments: PatchMoments, source: PatchSource) -> None:
     for begin in range(0, len(entry), step):
         part = slice(begin, begin + step)
         gathered = source.gather(entry[part], position[part])
-        moments.update(gathered, source.labels_of(sample[part]))
+        moments.update(gathered, source.labels_of(sample[part]), copy=False)
 
 
 def _correlate(moments: PatchMoments, source: PatchSource) -> None:
