@@ -171,8 +171,9 @@ def _solve(
         solution = solve_positive(a, b, q, stats.eps, eigh)
     if not solution.residual <= RESIDUAL_BOUND:
         raise SolverError(
-            f"the equation's relative residual is {solution.residual:.1e}, above {RESIDUAL_BOUND:.0e}; the "
-            "layer's input moments are too ill-scaled to solve for: normalise the data"
+            f"the equation's relative residual is {solution.residual:.1e}, above "
+            f"{RESIDUAL_BOUND:.0e}; the layer's input moments are too ill-scaled to solve for: "
+            "normalise the data"
         )
     if constant:
         bias = solution.w[:, :, -1]

@@ -77,7 +77,7 @@ def initialize_(
         patches: random patches (for Linear layers: rows) per sample and layer, or "all".
         include, exclude: fnmatch patterns over module names, of layers and normalisations alike.
         microbatch: samples that pass through the network together; by default the batches of the
-            iterable, or 128 where the data come in one piece.
+            iterable, or about 3 MiB of inputs (16 to 256 samples) where the data come in one piece.
         max_samples: use at most so many samples.
         storage: "memory" holds the live activations of all samples; "recompute" holds only the
         inputs
@@ -336,7 +336,7 @@ def _warn(report: Report, work: Work, batches: list[Batch]) -> None:
     kinds: dict[str, list[str]] = {}
     for layer in report.layers:
         for kind, detail in layer.remarks.items():
-            kinds.setdefault(kind, []).append(f"{layer.name} ({detail})")
+            kinds.setdefault(kind, []).append(f"{layer.title} ({detail})")
     for kind, places in kinds.items():
         more = f" and {len(places) - 3} more" if len(places) > 3 else ""
         report.warnings.append(f"{kind}: {', '.join(places[:3])}{more}")

@@ -24,7 +24,7 @@ from sylvinit.sampling import philox4x32
 # Rows are multiplied in chunks of about this size: enough for an efficient product, and below the
 # size from which the allocator asks the system for fresh pages each time.
 _CHUNK_BYTES = 8 * 2**20
-_GRAM_BLOCK = 192
+_GRAM_BLOCK = 144
 
 
 def gram(x: Tensor) -> Tensor:
@@ -247,13 +247,15 @@ class PatchMoments:
 
     def reordered(self, index: Tensor) -> PatchMoments:
         """The moments of the rows with features in the order x[..., index]."""
+        if self._pending and (self._merged or self.n >= self.d_in):
+            self._flush()  # fewer numbers to reorder than in the rows
         other = PatchMoments(
             self.d_in, groups=self.groups, classes=self.classes, precision=self.precision
         )
         other._merged, other._class_counts = self._merged, self._class_counts
         if self._mean is not None and self._scatter is not None:
             other._mean = self._mean.index_select(-1, index)
-            other._scatter = self._scatter.index_select(-1, index).index_select(-2, index)
+            other._scatter = self._scatter[:, index[:, None], index]
         if self._class_sums is not None:
             other._class_sums = self._class_sums.index_select(-1, index)
         other._pending = [x.index_select(-1, index) for x in self._pending]
@@ -286,12 +288,13 @@ class PatchMoments:
         return self._mean, self._scatter
 
     def _flush(self) -> None:
-        x = self._pending[0] if len(self._pending) == 1 else torch.cat(self._pending, dim=1)
+        owned = len(self._pending) > 1
+        x = torch.cat(self._pending, dim=1) if owned else self._pending[0]
         labels = torch.cat(self._pending_labels) if self._pending_labels else None
         self._pending, self._pending_labels, self._pending_rows = [], [], 0
         n = x.shape[1]
         shift = x.mean(dim=1)
-        x = x - shift[:, None, :]
+        x = x.sub_(shift[:, None, :]) if owned else x - shift[:, None, :]
         if self.classes and labels is not None:
             counts, sums = _class_sums(x, labels, self.classes)
             self._merge_classes(counts, sums + counts[None, :, None] * shift.double()[:, None, :])

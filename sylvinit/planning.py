@@ -199,8 +199,8 @@ def _unit(
             )
         if classes > MAX_CLASSES:
             raise LabelError(
-                f"labels go up to {classes - 1}, more than code {code.name!r} can count; number the "
-                "classes from 0"
+                f"labels go up to {classes - 1}, more than code {code.name!r} can count; number "
+                "the classes from 0"
             )
         work.uses_labels = True
     solves_head = is_head and isinstance(code, OneHot)

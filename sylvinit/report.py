@@ -53,6 +53,11 @@ class LayerReport:
     notes: list[str] = field(default_factory=list)
     remarks: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def title(self) -> str:
+        """The name for people; that of the model itself is empty."""
+        return self.name or "(model)"
+
     def to_dict(self) -> dict[str, Any]:
         """All fields; quantities that do not apply are None."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
@@ -130,7 +135,7 @@ class Report:
         if self._count("planned"):
             lines[-1] = f"dry run: {self._count('planned')} layers would be initialised"
         for layer in self.layers:
-            lines.extend(f"  {layer.name}: {note}" for note in layer.notes)
+            lines.extend(f"  {layer.title}: {note}" for note in layer.notes)
         lines.extend(f"warning: {text}" for text in self.warnings)
         return "\n".join(lines)
 
@@ -139,7 +144,7 @@ class Report:
 
 
 def _cells(layer: LayerReport) -> tuple[str, ...]:
-    name, kind, status = layer.name or "(model)", layer.kind, layer.status
+    name, kind, status = layer.title, layer.kind, layer.status
     if layer.status == "skipped":
         return (name, kind, f"skipped: {layer.reason}", "", "", "", "", "", "", "")
     groups = f"{layer.groups} x " if layer.groups > 1 else ""

@@ -69,7 +69,8 @@ class ModelGuard:
         """Remember the values of all buffers that are not remembered yet; lazy ones have none."""
         for module in self._model.modules():
             for name, buffer in module._buffers.items():
-                if (id(module), name) in self._buffers or nn.parameter.is_lazy(buffer):
+                lazy = buffer is not None and nn.parameter.is_lazy(buffer)
+                if lazy or (id(module), name) in self._buffers:
                     continue
                 saved = None if buffer is None else buffer.detach().clone()
                 self._buffers[id(module), name] = (module, buffer, saved)

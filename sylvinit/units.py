@@ -117,7 +117,7 @@ class LayerUnit:
             row_to_sample=self._row_to_sample,
         )
         patches = self.plan.patches
-        if patches is None:
+        if patches is None and not self.plan.code.reservoir:
             sample, entry, _ = rows.all_positions()
             priority = None
         else:

@@ -34,7 +34,7 @@ from sylvinit.statistics import LayerStatistics
 
 pytestmark = pytest.mark.filterwarnings("ignore::sylvinit.SylvinitWarning")
 
-# Of the largest entry (or of 1), all float64: two routes to the same weight. The worst seen is 8e-12
+# Of the largest entry (or of 1), in float64: two routes to the same weight. The worst seen is 8e-12
 # for a singular system in its Kronecker form, whose condition number is 1e5, and 5e-13 otherwise.
 CLOSE = 1e-10
 
@@ -337,7 +337,7 @@ def test_input_that_never_varies_is_skipped_with_a_reason() -> None:
 
 
 @pytest.mark.parametrize("n", [3, 7, 30])
-def test_fewer_rows_than_features_that_never_vary(n: int) -> None:
+def test_rows_that_never_vary_have_rank_zero(n: int) -> None:
     x = np.tile(rows(1, 24), (n, 1))
     _, _, report = solved(x, 4, "pca")
     assert report.status == "skipped"

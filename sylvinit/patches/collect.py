@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from numbers import Integral
 
 import torch
 from torch import Tensor
 
-from sylvinit.errors import DataError, OptionError
+from sylvinit.errors import DataError, LabelError, OptionError
 from sylvinit.moments import PatchMoments
 from sylvinit.patches.correlate import (
     correlation_gram,
@@ -82,7 +83,7 @@ def add_all(moments: PatchMoments, source: PatchSource, key: Key, start: int) ->
     plain = rows.entries is None and bool((rows.counts == 1).all())
     width = x.shape[1] // source.groups
     if not (plain and correlation_is_cheaper(source.geometry, tuple(x.shape[2:]), width)):
-        _unfold(moments, source)
+        _unfold(moments, source, key, start)
         return
     _correlate(moments, source)
     if moments.reservoir_size:
@@ -90,15 +91,21 @@ def add_all(moments: PatchMoments, source: PatchSource, key: Key, start: int) ->
         moments.offer(source.gather(entry, position), priority.to(x.device))
 
 
-def _unfold(moments: PatchMoments, source: PatchSource) -> None:
+def _unfold(moments: PatchMoments, source: PatchSource, key: Key, start: int) -> None:
     """Gather all patches, a bounded number of bytes at a time."""
-    sample, entry, position = source.rows.all_positions()
+    priority = None
+    if moments.reservoir_size:
+        sample, entry, position, priority = source.rows.draw(key, start, None)
+        priority = priority.to(source.x.device)
+    else:
+        sample, entry, position = source.rows.all_positions()
     features = source.x.shape[1] * source.geometry.taps
     step = max(1, _UNFOLD_BYTES // (features * max(source.x.itemsize, 4)))
     for begin in range(0, len(entry), step):
         part = slice(begin, begin + step)
         gathered = source.gather(entry[part], position[part])
-        moments.update(gathered, source.labels_of(sample[part]), copy=False)
+        chosen = None if priority is None else priority[part]
+        moments.update(gathered, source.labels_of(sample[part]), chosen, copy=False)
 
 
 def _correlate(moments: PatchMoments, source: PatchSource) -> None:
@@ -144,6 +151,7 @@ def patch_moments(
     groups: int = 1,
     patches: int | str = "all",
     labels: Tensor | None = None,
+    classes: int | None = None,
     reservoir: int = 0,
     seed: int = 0,
     name: str = "",
@@ -159,6 +167,8 @@ def patch_moments(
         patches: random patches per sample, or "all". For stride 1 "all" costs about a third of
             unfolding and forms no patches.
         labels: int64 (samples,), to keep class sums.
+        classes: how many there are, for moments that are to be merged; by default the largest label
+            plus one.
         reservoir: rows to keep as a random sample.
         seed, name, start: of the random positions: the layer's name and the index of the first
         sample.
@@ -167,7 +177,8 @@ def patch_moments(
         :class:`PatchMoments` with d_in = channels / groups * taps, features ordered as in a weight.
 
     Raises:
-        DataError: ``x`` has the wrong number of axes or dtype, or is smaller than the kernel.
+        DataError: ``x`` has the wrong number of axes or dtype, no samples, or is too small.
+        LabelError: labels are not int64, not one per sample, or out of range.
         OptionError: a setting is out of its domain.
     """
     dims = x.ndim - 2
@@ -180,8 +191,10 @@ def patch_moments(
         raise OptionError(f"padding_mode must be one of {PADDING_MODES}, got {padding_mode!r}")
     if groups < 1 or x.shape[1] % groups:
         raise OptionError(f"groups must divide the {x.shape[1]} channels of x, got {groups}")
-    if patches != "all" and (not isinstance(patches, int) or patches < 1):
-        raise OptionError(f"patches must be at least 1, or 'all'; got {patches!r}")
+    if patches != "all" and not (_is_integer(patches) and int(patches) >= 1):
+        raise OptionError(f"patches must be an integer of at least 1, or 'all'; got {patches!r}")
+    if not (_is_integer(seed) and -(2**63) <= seed < 2**63):
+        raise OptionError(f"seed must be an integer of 64 bits, got {seed!r}")
     pads = _per_axis("padding", padding, dims, 0)
     geometry = PatchGeometry(
         kernel=_per_axis("kernel_size", kernel_size, dims, 1),
@@ -191,7 +204,10 @@ def patch_moments(
         pad_after=pads,
         padding_mode=padding_mode,
     )
+    _check_padding(geometry, tuple(x.shape[2:]))
     out_size = geometry.output_size(tuple(x.shape[2:]))
+    if x.shape[0] == 0:
+        raise DataError("x holds no samples: at least one is needed")
     if min(out_size) < 1:
         raise DataError(
             f"x of spatial size {tuple(x.shape[2:])} is smaller than the kernel's reach"
@@ -200,24 +216,52 @@ def patch_moments(
     moments = PatchMoments(
         channels * geometry.taps,
         groups=groups,
-        classes=0 if labels is None else int(labels.max()) + 1,
+        classes=0 if labels is None else _class_count(labels, x.shape[0], classes),
         reservoir=reservoir,
         precision=torch.promote_types(x.dtype, torch.float32),
     )
     rows = Rows.one_each(x.shape[0], prod(out_size))
     source = PatchSource(x, geometry, groups, out_size, rows, labels)
     key = stream_key(seed, name, 0)
-    if isinstance(patches, int):
-        add_sampled(moments, source, key, start, patches)
-    else:
+    if patches == "all":
         add_all(moments, source, key, start)
+    else:
+        add_sampled(moments, source, key, start, int(patches))
     return moments.reordered(canonical_order(channels, geometry.taps).to(x.device))
 
 
+def _is_integer(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 def _per_axis(name: str, value: int | tuple[int, ...], dims: int, least: int) -> tuple[int, ...]:
-    values = (value,) * dims if isinstance(value, int) else tuple(value)
-    if len(values) != dims or any(not isinstance(v, int) or v < least for v in values):
+    values = tuple(value) if isinstance(value, (tuple, list)) else (value,) * dims
+    if len(values) != dims or any(not _is_integer(v) or v < least for v in values):
         raise OptionError(
             f"{name} must be an integer or {dims} integers, at least {least}; got {value!r}"
         )
-    return values
+    return tuple(int(v) for v in values)
+
+
+def _check_padding(geometry: PatchGeometry, in_size: tuple[int, ...]) -> None:
+    """Reflected and circular padding read every pixel at most once more, as in torch."""
+    slack = {"reflect": 1, "circular": 0}.get(geometry.padding_mode)
+    pads = geometry.pad_before
+    if slack is not None and any(p > n - slack for p, n in zip(pads, in_size, strict=True)):
+        raise DataError(
+            f"x of spatial size {in_size} is too small for {geometry.padding_mode!r} padding by "
+            f"{pads}"
+        )
+
+
+def _class_count(labels: Tensor, samples: int, classes: int | None) -> int:
+    if labels.shape != (samples,) or labels.dtype != torch.int64:
+        raise LabelError(
+            f"labels must be int64 of shape ({samples},), one per sample; got {labels.dtype} "
+            f"{tuple(labels.shape)}"
+        )
+    low, high = (int(v) for v in torch.aminmax(labels))
+    count = high + 1 if classes is None else classes
+    if low < 0 or high >= count:
+        raise LabelError(f"labels must lie in [0, {max(count, 1)}), got {low} to {high}")
+    return count

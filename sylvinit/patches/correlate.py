@@ -27,23 +27,25 @@ _TORCH_MODES = {"zeros": "constant"}
 def correlation_is_cheaper(
     geometry: PatchGeometry, in_size: tuple[int, ...], channels: int
 ) -> bool:
-    """Whether the shifted correlations need fewer flops than unfolding and one product.
+    """Whether the shifted correlations cost less than unfolding and one product.
 
-    Both are counted in multiply-adds per entry and per pair of channels: an unfolded Gram matrix
-    takes taps**2 for every output, each lag takes one for every padded pixel, and the border strips
-    of each pair of taps take one for every pixel outside the output window.
+    Counted in multiply-adds per entry and pair of channels. The Gram matrix of unfolded patches
+    takes taps**2 / 2 for every output (its upper triangle), and every feature is copied once. Each
+    lag takes one for every padded pixel, and once more, with copies of both factors, for every
+    pixel of the border, where some tap's window has ended.
     """
     if geometry.transposed or any(s != 1 for s in geometry.stride):
         return False
-    outputs = geometry.output_size(in_size)
+    outputs = prod(geometry.output_size(in_size))
     padded = _padded_size(geometry, in_size)
-    taps = geometry.taps
+    reach = [(k - 1) * d for k, d in zip(geometry.kernel, geometry.dilation, strict=True)]
+    core = prod(max(size - 2 * edge, 0) for size, edge in zip(padded, reach, strict=True))
+    border = prod(padded) - core
     lags = (prod(2 * k - 1 for k in geometry.kernel) + 1) // 2
-    pairs = taps * (taps + 1) // 2
-    # Gathering one feature costs about as much as this many multiply-adds of a product (measured).
+    # Copying one value costs about as much as this many multiply-adds of a product (measured).
     copy = 16 / channels
-    unfolded = prod(outputs) * (taps**2 + copy * taps)
-    shifted = prod(padded) * (lags + copy) + pairs * (prod(padded) - prod(outputs)) * (1 + copy)
+    unfolded = outputs * (geometry.taps**2 / 2 + copy * geometry.taps)
+    shifted = prod(padded) * (lags + 2 * copy) + border * lags * (1 + 3 * copy)
     return shifted < unfolded
 
 

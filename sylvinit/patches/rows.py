@@ -51,16 +51,19 @@ class Rows:
             torch.from_numpy(position),
         )
 
-    def draw(self, key: Key, start: int, patches: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def draw(
+        self, key: Key, start: int, patches: int | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(sample, entry, position, priority) of the drawn positions; see :mod:`sylvinit.sampling`.
 
         Args:
             key: of this call of this layer.
             start: global index of the first sample.
-            patches: draws per sample.
+            patches: draws per sample; None takes every position once.
         """
-        samples = start + np.arange(len(self.counts))
-        row, position, priority = choose_positions(key, samples, self.counts * self.width, patches)
+        samples, available = start + np.arange(len(self.counts)), self.counts * self.width
+        limit = int(available.max(initial=1)) if patches is None else patches
+        row, position, priority = choose_positions(key, samples, available, limit)
         first = np.cumsum(self.counts) - self.counts
         entry = first[row] + position // self.width
         if self.entries is not None:

@@ -1,0 +1,361 @@
+"""Options of the drivers, the report, the progress bar and the warnings."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import sys
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from driver_helpers import (
+    CLASSES,
+    assert_close,
+    assert_identical,
+    bits,
+    images,
+    initialized,
+    mlp,
+    small_net,
+    unchanged,
+    weights_of,
+)
+from torch import Tensor, nn
+
+import sylvinit
+from sylvinit.codes import PCA
+
+quiet = pytest.mark.filterwarnings("ignore::sylvinit.SylvinitWarning")
+
+X, Y = images(30)
+ROWS = X.flatten(1)[:, :12]
+
+
+# -------------------------------------------------------------------------------------------- names
+
+
+@quiet
+def test_include_and_exclude() -> None:
+    model = small_net()
+    norm = [f"bn1.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")]
+    with unchanged(model, written=("conv1.weight", "conv1.bias", *norm)):
+        report = sylvinit.initialize_(model, (X, Y), include=["conv*", "bn*"], exclude="*2")
+    assert report["fc"].reason == "not selected by include and exclude"
+    assert report["bn2"].reason == "not selected by include and exclude"
+    with unchanged(model, written=("fc.weight", "fc.bias")):
+        sylvinit.initialize_(model, (X, Y), include="fc", lam=3.0)
+
+
+@quiet
+def test_patterns_reach_the_parts_of_an_attention() -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mix, self.head = nn.MultiheadAttention(4, 2, batch_first=True), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.mix(x, x, x)[0].mean(dim=1))
+
+    model = Attention()
+    old = model.mix.in_proj_weight.detach().clone()
+    report = sylvinit.initialize_(
+        model, ROWS.reshape(30, 3, 4), include="mix.[kv]_proj", lam={"mix.k_proj": 2.0}
+    )
+    assert [(layer.name, layer.lam) for layer in report.solved] == [
+        ("mix.k_proj", 2.0),
+        ("mix.v_proj", 10.0),
+    ]
+    changed = [bits(a) != bits(b) for a, b in zip(old, model.mix.in_proj_weight, strict=True)]
+    assert changed == [False] * 4 + [True] * 8
+
+
+@quiet
+def test_code_and_lam_by_name() -> None:
+    """The first pattern that matches decides; layers without one use PCA and 10."""
+    model = mlp()
+    code = {"2": "lda", "*": PCA(center=False)}
+    report = sylvinit.initialize_(model, (ROWS, Y), code=code, lam={"[02]": 1.5})
+    assert [layer.code for layer in report.layers] == ["pca-uncentred", "lda", "onehot"]
+    assert [layer.lam for layer in report.layers] == [1.5, 1.5, 10.0]
+    assert report["2"].filled == 6 - (CLASSES - 1)
+    single = initialized(mlp(), (ROWS, Y), code=PCA(center=False), lam=1.5)
+    assert bits(single["0.weight"]) == bits(model[0].weight)
+    plain = sylvinit.initialize_(mlp(), (ROWS, Y), code={"0": "ica"})
+    assert [layer.code for layer in plain.layers] == ["ica", "pca", "onehot"]
+
+
+@quiet
+def test_the_head() -> None:
+    model = mlp()
+    report = sylvinit.initialize_(model, (ROWS, Y), head="2")
+    assert report.head == "2"
+    assert [layer.code for layer in report.layers] == ["pca", "onehot", "pca"]
+    report = sylvinit.initialize_head_(model, (ROWS, Y))
+    assert report.head == "4"
+    assert [layer.name for layer in report.solved] == ["4"]
+    assert report["0"].reason == "not the head"
+    report = sylvinit.initialize_head_(model, ROWS, head_code="pca")
+    assert report["4"].code == "pca"
+
+
+# ------------------------------------------------------------------------------- storage, siblings
+
+
+@quiet
+@pytest.mark.parametrize("options", [{}, {"patches": "all"}, {"rescale": "variance"}], ids=str)
+def test_recompute_gives_the_same(options: dict[str, Any]) -> None:
+    model = small_net()
+    memory, recompute = small_net(), small_net()
+    first = sylvinit.initialize_(memory, (X, Y), microbatch=8, **options)
+    second = sylvinit.initialize_(recompute, (X, Y), microbatch=8, storage="recompute", **options)
+    assert_identical(weights_of(memory), weights_of(recompute))
+    for name, buffer in memory.named_buffers():
+        assert bits(buffer) == bits(recompute.get_buffer(name))
+    assert [layer.name for layer in first.layers] == [layer.name for layer in second.layers]
+    assert bits(model.conv1.weight) != bits(memory.conv1.weight)
+
+
+class Branches(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(12, 4), nn.Linear(12, 4)
+        self.c = nn.Linear(12, 4)
+        self.head = nn.Linear(12, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        other = x.flip(1)  # not the same input
+        return self.head(torch.cat((self.a(x), self.b(x), self.c(other)), dim=1))
+
+
+@quiet
+def test_siblings_take_successive_components() -> None:
+    model, x = Branches().double(), ROWS.double()
+    code = PCA(center=False)  # the weight is then the encoder itself
+    report = sylvinit.initialize_(model, (x, Y), code=code)
+    vectors = torch.linalg.eigh(x.T @ x).eigenvectors
+    top = vectors.flip(1).T[:8]
+    written = torch.cat((model.a.weight, model.b.weight)).detach()
+    overlap = (written @ top.T).abs()
+    # Eigenvectors of 30 x 12 well-conditioned numbers, by two routines: eps / gap = 1e-13.
+    assert torch.allclose(overlap, torch.eye(8, dtype=torch.float64), atol=1e-10)
+    assert "takes components from 5 on" in " ".join(report["b"].notes)
+    assert not any("takes components" in note for note in report["a"].notes + report["c"].notes)
+    flipped = (model.c.weight.detach() @ top[:4].flip(1).T).abs()
+    assert torch.allclose(flipped, torch.eye(4, dtype=torch.float64), atol=1e-10)
+
+
+@quiet
+def test_siblings_may_be_the_same() -> None:
+    model = Branches().double()
+    report = sylvinit.initialize_(model, (ROWS.double(), Y), siblings="same")
+    assert torch.equal(model.a.weight, model.b.weight)
+    assert torch.equal(model.a.bias, model.b.bias)
+    assert not any("takes components" in note for note in report["b"].notes)
+
+
+# ------------------------------------------------------------------------------------------ rescale
+
+
+@quiet
+@pytest.mark.parametrize("net", ["mlp", "conv"])
+def test_rescale_gives_unit_variance(net: str) -> None:
+    if net == "mlp":
+        model, x = mlp().double(), ROWS.double()
+        hidden = [model[0], model[2]]
+    else:
+        hidden = [nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 6, 3, groups=2, bias=False)]
+        model = nn.Sequential(hidden[0], nn.ReLU(), hidden[1], nn.ReLU(), nn.Flatten())
+        model, x = model.append(nn.Linear(96, CLASSES)).double(), X.double()
+    outputs: dict[nn.Module, Tensor] = {}
+    report = sylvinit.initialize_(model, (x, Y), rescale="variance", patches="all")
+    for layer in hidden:
+        layer.register_forward_hook(lambda module, args, out: outputs.update({module: out}))
+    model(x)
+    for layer in hidden:
+        out = outputs[layer].detach().movedim(1, 0).flatten(1)
+        # Over the same rows that the moments have seen, computed directly: rounding only.
+        ones = torch.ones(len(out), dtype=torch.float64)
+        assert torch.allclose(out.std(dim=1, correction=0), ones, atol=1e-9)
+        assert layer.bias is None or out.mean(dim=1).abs().max() < 1e-9  # centred codes
+    assert [layer.std_after for layer in report.layers[:-1]] == pytest.approx([1, 1], abs=1e-12)
+    plain = initialized(model, (x, Y), patches="all")
+    first = next(iter(plain))
+    assert not torch.allclose(plain[first], hidden[0].weight)
+
+
+# ----------------------------------------------------------------------------- a layer of one's own
+
+
+@quiet
+def test_register_layer_in_ten_lines() -> None:
+    class MyLinear(nn.Module):
+        def __init__(self, inputs: int, outputs: int) -> None:
+            super().__init__()
+            self.kernel = nn.Parameter(torch.zeros(inputs, outputs))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ self.kernel
+
+    model = nn.Sequential(MyLinear(12, 8), nn.ReLU(), nn.Linear(8, CLASSES))
+    reason = "no layer type is registered for MyLinear; its parameters are kept"
+    assert sylvinit.initialize_(model, (ROWS, Y))["0"].reason == reason
+
+    @sylvinit.register_layer(MyLinear)
+    class MyLinearLayer(sylvinit.layers.RowLayer):
+        def weight_matrix(self) -> Tensor:
+            return self.module.kernel.t()
+
+        def set_weight_matrix(self, weight: Tensor) -> None:
+            self.module.kernel.copy_(weight.t())
+
+        def tensors(self) -> dict[str, str]:
+            return {"weight": "kernel"}
+
+    report = sylvinit.initialize_(model, (ROWS, Y))
+    assert report["0"].status == "solved"
+    plain = nn.Sequential(nn.Linear(12, 8, bias=False), nn.ReLU(), nn.Linear(8, CLASSES))
+    sylvinit.initialize_(plain, (ROWS, Y))
+    assert torch.equal(model[0].kernel.t(), plain[0].weight)
+    # x @ kernel and F.linear may sum in different orders.
+    assert_close(weights_of(plain[2]), weights_of(model[2]), 1e-4)
+
+
+# ------------------------------------------------------------------------------- report and outputs
+
+
+@quiet
+def test_no_progress_bar_without_a_terminal(capfd: pytest.CaptureFixture[str]) -> None:
+    sylvinit.initialize_(small_net(), (X, Y))
+    sylvinit.initialize_(small_net(), (X, Y), progress=False)
+    sylvinit.initialize_head_(small_net(), (X, Y))
+    assert capfd.readouterr() == ("", "")
+
+
+@quiet
+@pytest.mark.parametrize(("progress", "shown"), [(None, True), (True, True), (False, False)])
+def test_the_progress_bar(
+    progress: bool | None, shown: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    sylvinit.initialize_(small_net(), (X, Y), progress=progress)
+    assert ("5/5" in terminal.getvalue()) == shown
+
+
+@quiet
+def test_the_report_in_json() -> None:
+    def no_constants(text: str) -> Any:
+        raise AssertionError(f"{text} is not JSON")
+
+    report = sylvinit.initialize_(small_net(), (X, Y), seed=3, lam=2.0)
+    values = json.loads(report.to_json(), parse_constant=no_constants)
+    assert values == report.to_dict()
+    assert values["samples"] == 30
+    assert values["settings"]["seed"] == 3
+    layers = {layer["name"]: layer for layer in values["layers"]}
+    assert layers["conv2"]["status"] == "solved"
+    assert layers["conv2"]["groups"] == 2
+    assert (layers["conv2"]["d_in"], layers["conv2"]["d_out"]) == (36, 4)
+    assert layers["conv2"]["residual"] < 1e-12
+    assert layers["frozen"]["residual"] is None
+    assert values["seconds"] > 0
+
+
+@quiet
+def test_the_report_as_a_table() -> None:
+    report = sylvinit.initialize_(small_net(), (X, Y))
+    table = str(report)
+    rows = {line.split("  ")[0]: line for line in table.splitlines()}
+    assert all(layer.kind in rows[layer.name] for layer in report.layers)
+    assert "skipped: frozen" in rows["frozen"]
+    assert "3 layers solved, 2 normalisations calibrated, 1 left alone; 30 samples" in table
+    with pytest.raises(KeyError):
+        report["nothing"]
+
+
+@quiet
+def test_logging(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, logger="sylvinit"):
+        sylvinit.initialize_(small_net(), (X, Y))
+    assert "initialised 3 layers" in caplog.text
+    assert "conv1: solved" in caplog.text
+
+
+# ----------------------------------------------------------------------------------------- warnings
+
+
+def warned(model: nn.Module, data: Any, **options: Any) -> tuple[sylvinit.Report, list[str]]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        report = sylvinit.initialize_(model, data, **options)
+    ours = [item for item in caught if issubclass(item.category, sylvinit.SylvinitWarning)]
+    assert {item.filename for item in ours} <= {__file__}  # points at the caller
+    texts = [str(item.message) for item in ours]
+    assert texts == report.warnings
+    return report, texts
+
+
+ENOUGH = torch.randn(60, 12, generator=torch.Generator().manual_seed(1)).double()
+LABELS = torch.arange(60) % CLASSES
+
+
+def test_no_warning_without_a_cause() -> None:
+    assert warned(mlp().double(), (ENOUGH, LABELS))[1] == []
+
+
+def test_dead_inputs() -> None:
+    x = ENOUGH.clone()
+    x[:, 3:5] = 0.7
+    report, texts = warned(mlp().double(), (x, LABELS))
+    assert "dead inputs: 0 (2 of 12 never vary)" in texts
+    assert report["0"].status == "solved"
+
+
+def test_rank_below_outputs() -> None:
+    x = ENOUGH[:, :5] @ ENOUGH[:5]
+    report, texts = warned(mlp().double(), (x, LABELS))
+    assert "rank < d_out: 0 (rank 5, 8 outputs)" in texts
+    assert report["0"].filled == 3
+
+
+def test_fewer_patches_than_inputs() -> None:
+    _, texts = warned(mlp().double(), (ENOUGH[:9], LABELS[:9]))
+    assert "fewer patches than d_in: 0 (9 for 12)" in texts
+
+
+def test_near_singular_equation() -> None:
+    x = ENOUGH.clone()
+    x[:, 1] = x[:, 0]
+    labels = torch.tensor([0, 1, 3]).repeat(20)  # no sample of class 2: a = 0 meets b = 0
+    report, texts = warned(nn.Linear(12, CLASSES).double(), (x, labels))
+    assert "near-singular equation: (model) (1 pairs dropped)" in texts
+    assert any("near-singular" in note for note in report.layers[0].notes)
+
+
+def test_labels_that_nothing_uses() -> None:
+    message = "labels were given but no code used them"
+    assert warned(mlp().double(), (ENOUGH, LABELS), head_code="pca")[1] == [message]
+    assert message not in warned(mlp().double(), (ENOUGH, LABELS))[1]
+    targets = torch.randn(60, 2, generator=torch.Generator().manual_seed(0))  # of a regression
+    assert warned(mlp().double(), (ENOUGH, targets), head_code="pca")[1] == [message]
+
+
+def test_without_labels_the_head_is_not_one_hot() -> None:
+    report, texts = warned(mlp().double(), ENOUGH)
+    assert texts == ["the head 4 is solved with code 'pca' and not one-hot: data has no labels"]
+    assert report["4"].code == "pca"
+
+
+def test_many_layers_make_one_warning() -> None:
+    layers = [nn.Linear(12, 12) for _ in range(6)]
+    model = nn.Sequential(*layers, nn.Linear(12, CLASSES)).double()
+    _, texts = warned(model, (ENOUGH[:9], LABELS[:9]))
+    assert len([text for text in texts if text.startswith("fewer patches")]) == 1
+    assert "and 4 more" in next(text for text in texts if text.startswith("fewer patches"))
