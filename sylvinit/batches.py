@@ -25,13 +25,13 @@ class Batch:
     """One microbatch.
 
     Attributes:
-        inputs: what the model is called with: a tensor, a tuple of positional arguments, or a
-        mapping
-            of keyword arguments.
+        inputs: what the model is called with: a tensor, a tuple or list of positional arguments, or
+            a mapping of keyword arguments.
         labels: of its samples, or None.
         mask: bool (size, length), True for real tokens, or None.
         start: index of its first sample in the stream of data.
         size: number of samples.
+        named: whether the labels were found by name, so that they may be targets of any kind.
     """
 
     inputs: Any
@@ -39,6 +39,7 @@ class Batch:
     mask: Tensor | None
     start: int
     size: int
+    named: bool = False
 
     def head(self, count: int) -> Batch:
         """The first ``count`` samples."""
@@ -56,6 +57,7 @@ class Batch:
             cut(self.mask),
             self.start + begin,
             end - begin,
+            self.named,
         )
 
 
@@ -70,8 +72,15 @@ def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, Mapping):
         return {key: _map_tensors(item, function) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
-        return tuple(_map_tensors(item, function) for item in value)
+        return _rebuilt(value, [_map_tensors(item, function) for item in value])
     return value
+
+
+def _rebuilt(value: Any, items: list[Any]) -> Any:
+    """A list, tuple or named tuple like ``value``, with other items."""
+    if isinstance(value, list):
+        return items
+    return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
 
 
 def _tensors(value: Any) -> list[Tensor]:
@@ -96,7 +105,7 @@ def call_model(
         return forward_fn(model, inputs)
     if isinstance(inputs, Mapping):
         return model(**inputs)
-    if isinstance(inputs, tuple):
+    if isinstance(inputs, (tuple, list)):
         return model(*inputs)
     return model(inputs)
 
@@ -171,10 +180,7 @@ def _batch(item: Any, start: int) -> Batch:
     for x in found:
         if x.device.type == "meta":
             raise DataError("data holds meta tensors, which have no values; pass real ones")
-        if x.is_floating_point() and not bool(x.isfinite().all()):
-            raise DataError(
-                f"data holds NaN or Inf (batch at sample {start}); clean or drop those samples"
-            )
+    _check_finite(inputs, start)
     if labels is not None:
         try:
             labels = torch.as_tensor(labels)
@@ -189,7 +195,26 @@ def _batch(item: Any, start: int) -> Batch:
             )
     if mask is not None and (mask.ndim != 2 or mask.shape[0] != size):
         mask = None  # a 3-D or 4-D mask says who sees whom, not which tokens are padding
-    return Batch(inputs, labels, None if mask is None else mask != 0, start, size)
+    named = isinstance(item, Mapping)
+    return Batch(inputs, labels, None if mask is None else mask != 0, start, size, named)
+
+
+def _check_finite(value: Any, start: int, name: str = "") -> None:
+    """No NaN anywhere; Inf only in additive attention masks, which are known by their names."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _check_finite(item, start, key)
+    elif isinstance(value, (tuple, list)):
+        names = getattr(value, "_fields", [name] * len(value))
+        for key, item in zip(names, value, strict=True):
+            _check_finite(item, start, key)
+    elif isinstance(value, Tensor) and value.is_floating_point():
+        masks = "mask" in name or "bias" in name
+        bad = value.isnan().any() if masks else ~value.isfinite().all()
+        if bool(bad):
+            raise DataError(
+                f"data holds NaN or Inf (batch at sample {start}); clean or drop those samples"
+            )
 
 
 def _split(item: Any) -> tuple[Any, Any]:
@@ -198,7 +223,9 @@ def _split(item: Any) -> tuple[Any, Any]:
         rest = {key: value for key, value in item.items() if key not in LABEL_KEYS}
         return rest, next((item[key] for key in LABEL_KEYS if key in item), None)
     fields = getattr(item, "_fields", None)
-    if isinstance(item, tuple) and fields and any(field in LABEL_KEYS for field in fields):
+    if isinstance(item, tuple) and fields:
+        if not any(field in LABEL_KEYS for field in fields):
+            return item, None
         labels = next(getattr(item, field) for field in fields if field in LABEL_KEYS)
         rest = tuple(getattr(item, field) for field in fields if field not in LABEL_KEYS)
         return rest[0] if len(rest) == 1 else rest, labels
@@ -221,19 +248,43 @@ def _as_tensors(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _as_tensors(item) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
-        return tuple(_as_tensors(item) for item in value)
+        return _rebuilt(value, [_as_tensors(item) for item in value])
     if isinstance(value, Tensor) and value.is_inference():
         return value.clone()
     return value
 
 
-def class_count(batches: list[Batch]) -> int:
-    """Number of classes, the largest label plus one.
+@dataclass(frozen=True)
+class Classes:
+    """What the labels of all batches say.
+
+    Attributes:
+        count: the largest label plus one.
+        present: number of different labels.
+    """
+
+    count: int
+    present: int
+
+
+def label_problem(batches: list[Batch]) -> str | None:
+    """Why the labels are not class labels, one integer per sample; None if they are."""
+    for batch in batches:
+        labels = batch.labels
+        if labels is None:
+            return "data has no labels"
+        if labels.is_floating_point() or labels.is_complex() or labels.ndim != 1:
+            return f"labels are {labels.dtype} {tuple(labels.shape)}, not one integer per sample"
+    return None
+
+
+def find_classes(batches: list[Batch]) -> Classes:
+    """The classes in the data.
 
     Raises:
         LabelError: labels are missing, not integers, not one per sample, or negative.
     """
-    most = 0
+    found: set[int] = set()
     for batch in batches:
         labels = batch.labels
         if labels is None:
@@ -241,14 +292,13 @@ def class_count(batches: list[Batch]) -> int:
                 "labels are needed for this code and data has none; pass (inputs, labels) or "
                 "choose a code without labels"
             )
-        if labels.is_floating_point() or labels.is_complex() or labels.ndim != 1:
+        if label_problem([batch]) is not None:
             raise LabelError(
                 "labels must be integers of shape (samples,), got "
                 f"{labels.dtype} {tuple(labels.shape)}; for other targets pass head_code='pca' and "
                 "a code without labels"
             )
-        low, high = (int(v) for v in torch.aminmax(labels.long()))
-        if low < 0:
-            raise LabelError(f"labels must not be negative, got {low}; drop those samples")
-        most = max(most, high + 1)
-    return most
+        found.update(labels.long().unique().tolist())
+    if min(found) < 0:
+        raise LabelError(f"labels must not be negative, got {min(found)}; drop those samples")
+    return Classes(max(found) + 1, len(found))

@@ -13,17 +13,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from sylvinit.backends.spectral import Solution, solve_positive, solve_rank_one
+from sylvinit.backends.spectral import (
+    RankOne,
+    Solution,
+    Thresholds,
+    solve_positive,
+    solve_rank_one,
+)
 from sylvinit.codes.base import Code, Latent
-from sylvinit.codes.components import top_eigenvectors
 from sylvinit.errors import SolverError
+from sylvinit.filling import append_components, choose_entries, fill_with_mixtures
 from sylvinit.statistics import LayerStatistics
 
-# Bounds on the relative residual of a float64 solve; the worst seen in the tests is 2e-15.
+# Bound on the relative residual of a float64 solve; the worst seen in the tests is 2e-15.
 RESIDUAL_BOUND = 1e-12
 
 
@@ -34,7 +39,6 @@ class LayerSolution:
     Attributes:
         weight: float64 (groups, k, d_in), in the coordinates of the layer's input.
         bias: float64 (groups, k).
-        code: label of the code.
         rank: numerical rank of the input covariance (the largest over groups).
         residual: relative residual of the equation.
         separation: smallest divisor a_i + b_j relative to a_max + b_max.
@@ -47,7 +51,6 @@ class LayerSolution:
 
     weight: Tensor
     bias: Tensor
-    code: str
     rank: int
     residual: float
     separation: float
@@ -86,40 +89,38 @@ def solve_layer(
         SolverError: no route gave a solution within :data:`RESIDUAL_BOUND`.
     """
     latent = code.fit(stats, k + skip, seed)
-    label, components = latent.label, 0
     if fill:
-        latent, components = _fill_with_components(stats, latent, k + skip)
-    available = latent.second_moment.diagonal(dim1=1, dim2=2) > 0
-    chosen, repeated = _choose(available, k, skip, fill)
-    latent = latent.select(chosen)
-    empty = ~available[:, chosen].any(dim=1)
-    if fill:  # a code may have entries where the input never varies: its own offset, or the mean
-        empty |= ~stats.covariance.flatten(1).any(dim=1)
-    available = available[:, chosen]
-    solution, bias = _solve(stats, latent, lam, constant)
-    weight = stats.in_input_coordinates(solution.w)
-    mixed = torch.zeros(weight.shape[:2], dtype=torch.bool, device=weight.device)
-    if fill:
-        fresh = available & (not repeated)
-        weight, bias, mixed = _fill_with_mixtures(weight, bias, available, fresh, k, seed)
-    elif weight.shape[1] < k:
-        missing = k - weight.shape[1]
-        weight = torch.nn.functional.pad(weight, (0, 0, 0, missing))
+        choice = choose_entries(append_components(stats, latent, k + skip), k, skip)
+        components = int((choice.fresh & (choice.index >= latent.rows)).sum(dim=1).max())
+        # A code may have entries where the input never varies: its own offset, or the mean.
+        empty = ~choice.solved.any(dim=1) | ~stats.covariance.flatten(1).any(dim=1)
+        solution, bias = _solve(stats, choice.latent, lam, constant)
+        weight = stats.in_input_coordinates(solution.w)
+        weight, bias, mixed = fill_with_mixtures(weight, bias, choice.solved, choice.fresh, k, seed)
+        taken_up = bool(skip) and not bool(choice.fresh.any())
+    else:
+        solution, bias = _solve(stats, latent, lam, constant)
+        missing = k - latent.rows
+        weight = torch.nn.functional.pad(stats.in_input_coordinates(solution.w), (0, 0, 0, missing))
         bias = torch.nn.functional.pad(bias, (0, missing))
-        mixed = torch.nn.functional.pad(mixed, (0, missing))
-    notes: list[str] = []
+        mixed = torch.zeros(weight.shape[:2], dtype=torch.bool, device=weight.device)
+        empty = torch.zeros(stats.groups, dtype=torch.bool, device=weight.device)
+        components, taken_up = 0, False
+    mixtures = int(mixed.sum(dim=1).max())
+    notes = list(stats.notes)
     if components:
         notes.append(f"{components} outputs filled with principal components of the rest")
-    if int(mixed.sum()):
-        notes.append(f"{int(mixed.sum(dim=1).max())} outputs filled with orthogonal mixtures")
-    if skip:
+    if mixtures:
+        notes.append(f"{mixtures} outputs filled with orthogonal mixtures")
+    if taken_up:
+        notes.append("shares its input with layers that have taken all components")
+    elif skip:
         notes.append(f"shares its input: takes components from {skip + 1} on")
     if solution.dropped:
         notes.append(f"{solution.dropped} near-singular pairs set to their minimum-norm solution")
     return LayerSolution(
         weight=weight,
         bias=bias,
-        code=label,
         rank=stats.rank(),
         residual=solution.residual,
         separation=solution.separation,
@@ -131,23 +132,10 @@ def solve_layer(
     )
 
 
-def _choose(available: Tensor, k: int, skip: int, fill: bool) -> tuple[Tensor, bool]:
-    """Indices of the code entries to solve for, and whether siblings have used them already."""
-    if not fill:
-        return torch.arange(min(k, available.shape[1]), device=available.device), False
-    usable = available.any(dim=0).nonzero().flatten()
-    if len(usable) == 0:
-        return torch.arange(min(k, available.shape[1]), device=available.device), False
-    if skip < len(usable):
-        return usable[skip : skip + k], False
-    # Siblings have taken everything: solve for the first entries again, and mix those.
-    return usable[:k], skip > 0
-
-
 def _solve(
     stats: LayerStatistics, latent: Latent, lam: float, constant: bool
 ) -> tuple[Solution, Tensor]:
-    """W and the bias in the coordinates of ``stats``."""
+    """W and the bias in the coordinates of ``stats``; rows of entries that are zero are zero."""
     values, vectors = stats.spectrum()
     mean, moment, cross = stats.mean, stats.second_moment(), latent.cross
     if constant:
@@ -163,12 +151,13 @@ def _solve(
         mean, values = torch.cat((mean, one), dim=1), torch.cat((values, 0 * one), dim=1)
         vectors = torch.nn.functional.pad(vectors, (0, 1, 0, 1))
         vectors[:, -1, -1] = 1
-    a, b, q = latent.second_moment, lam * moment, (1 + lam) * cross
+    a, b, q = _without_empty_rows(latent.second_moment), lam * moment, (1 + lam) * cross
     eigh = stats.backend.eigh
-    factors = (lam * values, vectors, lam**0.5 * mean)
-    solution = solve_rank_one(a, b, q, stats.eps, factors, eigh)
+    thresholds = _thresholds(stats, latent, lam)
+    rank_one = RankOne(lam * values, vectors, lam**0.5 * mean)
+    solution = solve_rank_one(a, b, q, thresholds, rank_one, eigh, stats.notes)
     if solution is None or not solution.residual <= RESIDUAL_BOUND:
-        solution = solve_positive(a, b, q, stats.eps, eigh)
+        solution = solve_positive(a, b, q, thresholds, eigh, stats.notes)
     if not solution.residual <= RESIDUAL_BOUND:
         raise SolverError(
             f"the equation's relative residual is {solution.residual:.1e}, above "
@@ -185,83 +174,29 @@ def _solve(
     return solution, bias
 
 
-def _fill_with_components(stats: LayerStatistics, latent: Latent, k: int) -> tuple[Latent, int]:
-    """Append principal components of what the code leaves of x, as far as the rank goes.
+def _without_empty_rows(a: Tensor) -> Tensor:
+    """A with the diagonal of entries that are identically zero made as large as the largest.
 
-    For an affine code, what is left is x - C^T A_c^+ E (x - mu) with C = E Sigma and A_c = C E^T:
-    the part of x that the code does not predict, with which it is uncorrelated. For other codes the
-    residual covariance is Sigma - C^T A_c^+ C with C = cov(s, x), and its components are applied to
-    x.
+    Their right-hand side is zero, so their rows of W are zero whatever stands there; this keeps
+    them from looking like a singular equation.
     """
-    available = latent.second_moment.diagonal(dim1=1, dim2=2) > 0
-    missing = k - int(available.sum(dim=1).min())
-    if missing <= 0 or latent.label.startswith("pca"):
-        # Nothing is left over by principal components that stopped at the rank.
-        return latent, 0
-    cross = latent.cross - latent.mean[:, :, None] * stats.mean[:, None, :]
-    variance = latent.second_moment - latent.mean[:, :, None] * latent.mean[:, None, :]
-    inverse = torch.linalg.pinv(variance, hermitian=True, rtol=stats.d * stats.eps)
-    predicted = cross.mT @ inverse
-    left = stats.covariance - predicted @ cross
-    spectrum = stats.backend.eigh((left + left.mT) / 2)
-    largest = stats.spectrum()[0][:, -1:]
-    # Rows that the code leaves empty are dropped later; ask for as many components as may be
-    # needed.
-    encoder = top_eigenvectors(stats, spectrum, min(missing, stats.d), largest)
-    if latent.encoder is not None:
-        encoder = encoder - (encoder @ predicted) @ latent.encoder
-    found = int((encoder != 0).any(dim=2).sum(dim=1).max())
-    if found == 0:
-        return latent, 0
-    extra = Latent.affine(stats, encoder, stats.mean)
-    return latent.joined(extra, stats), found
+    diagonal = a.diagonal(dim1=1, dim2=2)
+    largest = diagonal.amax(dim=1, keepdim=True)
+    largest = torch.where(largest > 0, largest, 1.0)
+    return a + torch.diag_embed(torch.where(diagonal > 0, 0.0, largest))
 
 
-def _fill_with_mixtures(
-    weight: Tensor, bias: Tensor, available: Tensor, fresh: Tensor, k: int, seed: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Fill rows without a code by seeded orthogonal mixtures of the solved rows of their group.
+def _thresholds(stats: LayerStatistics, latent: Latent, lam: float) -> Thresholds:
+    """Up to where eigenvalues of A and B may be rounding.
 
-    With R orthogonal, R W solves the equation for the code R s, so a mixture of all solved rows is
-    as good a solution as they are.
-
-    Args:
-        weight: (groups, rows, d_in), solved rows; zero where not ``available``.
-        bias: (groups, rows).
-        available: bool (groups, rows), rows that were solved.
-        fresh: bool (groups, rows), those of them that may be used as they are.
-        k: outputs per group.
-        seed: of the orthogonal matrices.
-
-    Returns:
-        weight (groups, k, d_in), bias (groups, k), and bool (groups, k), where a mixture stands.
+    The moments are taken about the mean, so their error is relative to the covariances of s and x;
+    the means enter in float64.
     """
-    rows = weight.shape[1]
-    if rows == k and bool(fresh.all()):
-        return weight, bias, torch.zeros_like(fresh)
-    groups, _, d_in = weight.shape
-    out_weight, out_bias = weight.new_zeros((groups, k, d_in)), bias.new_zeros((groups, k))
-    mixed = torch.zeros((groups, k), dtype=torch.bool, device=weight.device)
-    generator = np.random.default_rng(seed)
-    for group in range(groups):
-        base = available[group].nonzero().flatten()
-        if len(base) == 0:
-            continue
-        kept = fresh[group].nonzero().flatten()[:k]
-        out_weight[group, : len(kept)] = weight[group, kept]
-        out_bias[group, : len(kept)] = bias[group, kept]
-        position = len(kept)
-        mixed[group, position:] = True
-        while position < k:
-            mixture = _orthogonal(len(base), generator)[: k - position].to(weight)
-            step = slice(position, position + len(mixture))
-            out_weight[group, step] = mixture @ weight[group, base]
-            out_bias[group, step] = mixture @ bias[group, base]
-            position += len(mixture)
-    return out_weight, out_bias, mixed
-
-
-def _orthogonal(n: int, generator: np.random.Generator) -> Tensor:
-    """A Haar-distributed orthogonal matrix (Mezzadri 2007)."""
-    q, r = np.linalg.qr(generator.standard_normal((n, n)))
-    return torch.from_numpy(q * np.sign(np.diag(r)))
+    spread = latent.covariance().abs().sum(dim=2).amax(dim=1)
+    level = latent.second_moment.abs().sum(dim=2).amax(dim=1)
+    double = torch.finfo(torch.float64).eps
+    mean = (stats.mean**2).sum(dim=1) + 1
+    return Thresholds(
+        a=latent.rows * (stats.eps * spread + double * level),
+        b=lam * (stats.threshold()[:, 0] + stats.d * double * mean),
+    )

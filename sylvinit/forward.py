@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import greenlet
-import torch
 from torch import Tensor, nn
 
 from sylvinit.batches import Batch
-from sylvinit.state import forward_modes, plain_modes
+from sylvinit.state import Ambient, forward_modes, plain_modes
+from sylvinit.switches import Switches, exchange_switches, read_switches
 
 
 class Point(Protocol):
@@ -63,6 +63,7 @@ class Runner:
         self.calls: Counter[nn.Module] = Counter()
         self.observing = False
         self.arrival: Arrival | None = None
+        self._switches: Switches = read_switches()
         self._hub = greenlet.getcurrent()
         self._greenlet = greenlet.greenlet(lambda: body(batch), self._hub)
         self._greenlet.gr_context = contextvars.copy_context()
@@ -75,7 +76,17 @@ class Runner:
     def resume(self) -> None:
         """Run until the next pending point (then :attr:`arrival` is set) or the end."""
         self.arrival = None
-        self._greenlet.switch()
+        with self._own_switches():
+            self._greenlet.switch()
+
+    @contextmanager
+    def _own_switches(self) -> Iterator[None]:
+        """The switches as the forward has left them at its last pause; put aside afterwards."""
+        outside = exchange_switches(self._switches)
+        try:
+            yield
+        finally:
+            self._switches = exchange_switches(outside)
 
     def pause(self, arrival: Arrival) -> None:
         """Called inside the forward: wait until resumed."""
@@ -88,7 +99,8 @@ class Runner:
         """End the forward here; its `finally` blocks run."""
         self.arrival = None
         if not self._greenlet.dead:
-            self._greenlet.throw(greenlet.GreenletExit)
+            with self._own_switches():
+                self._greenlet.throw(greenlet.GreenletExit)
 
 
 class Propagation:
@@ -98,11 +110,11 @@ class Propagation:
         call: runs the model on a batch.
         points: what is observed, by module, in the order in which it is needed.
         pending: whether a point still has to be stopped at.
-        autocast: settings for the forward, see :func:`sylvinit.state.ambient_autocast`.
+        ambient: the caller's modes, for the forward.
         check: called with the output of a finished forward.
 
     Attributes:
-        seen: modules with points that have been called.
+        calls: how often modules with points have been called in one forward, at most.
     """
 
     def __init__(
@@ -110,13 +122,13 @@ class Propagation:
         call: Callable[[Batch], Any],
         points: Mapping[nn.Module, list[Any]],
         pending: Callable[[Any], bool],
-        autocast: list[tuple[str, torch.dtype]],
+        ambient: Ambient,
         check: Callable[[Any], None],
     ) -> None:
         self._call, self._points, self._pending = call, points, pending
-        self._autocast, self._check = autocast, check
+        self._ambient, self._check = ambient, check
         self._current: Runner | None = None
-        self.seen: set[nn.Module] = set()
+        self.calls: Counter[nn.Module] = Counter()
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -145,7 +157,7 @@ class Propagation:
         return runner.arrival
 
     def _body(self, batch: Batch) -> None:
-        with forward_modes(self._autocast):
+        with forward_modes(self._ambient):
             self._check(self._call(batch))
 
     def _observe(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -154,7 +166,7 @@ class Propagation:
             return
         call = runner.calls[module]
         runner.calls[module] += 1
-        self.seen.add(module)
+        self.calls[module] = max(self.calls[module], runner.calls[module])
         for point in self._points[module]:
             if not self._pending(point):
                 continue

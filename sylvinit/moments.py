@@ -75,6 +75,7 @@ class PatchMoments:
                 raise OptionError(f"{name} must be at least {least}, got {value}")
         self.d_in, self.groups, self.classes = d_in, groups, classes
         self.precision = precision
+        self._eps = 0.0
         self._merged = 0
         self._mean: Tensor | None = None
         self._scatter: Tensor | None = None
@@ -98,7 +99,7 @@ class PatchMoments:
     @property
     def eps(self) -> float:
         """Unit round-off of the products."""
-        return torch.finfo(self.precision or torch.float64).eps
+        return self._eps
 
     def update(
         self,
@@ -114,7 +115,8 @@ class PatchMoments:
             x: floating tensor (n, d_in), or (groups, n, d_in).
             labels: int64 (n,) in [0, classes); needed if ``classes`` is positive.
             priority: int64 (n,), the order in which a reservoir prefers rows (least first); by
-                default a counter-based random one.
+                default a counter-based random one, the same for every instance: give priorities
+                of your own where reservoirs will be merged.
             copy: keep a copy of the rows until there are enough of them to be multiplied; pass
                 False for a tensor that will not be changed.
 
@@ -136,8 +138,10 @@ class PatchMoments:
             raise DataError(f"x must be floating point, got {x.dtype}; convert it first")
         if x.shape[1] == 0:
             return self
+        x = x.detach()
         if self.precision is None:
             self.precision = torch.promote_types(x.dtype, torch.float32)
+        self._eps = max(self._eps, torch.finfo(self.precision).eps)
         checked = self._checked(labels, x.shape[1]) if self.classes else None
         if self._reservoir.capacity:
             self._reservoir.offer(x.to(self.precision), self.n, priority)
@@ -181,6 +185,7 @@ class PatchMoments:
             class_counts: float64 (classes,).
             class_totals: float64 (groups, classes, d_in), class sums of x - shift.
         """
+        self._eps = max(self._eps, torch.finfo(self.precision or shift.dtype).eps)
         residual = total / n
         self._merge(n, shift.double() + residual, second.clone(), residual)
         if self.classes and class_counts is not None and class_totals is not None:
@@ -202,6 +207,7 @@ class PatchMoments:
             )
         if other.precision is not None:
             self.precision = torch.promote_types(self.precision or other.precision, other.precision)
+        self._eps = max(self._eps, other._eps)
         if other._mean is not None and other._scatter is not None:
             zero = torch.zeros_like(other._mean)
             self._merge(other._merged, other._mean, other._scatter.clone(), zero)
@@ -252,6 +258,7 @@ class PatchMoments:
         other = PatchMoments(
             self.d_in, groups=self.groups, classes=self.classes, precision=self.precision
         )
+        other._eps = self._eps
         other._merged, other._class_counts = self._merged, self._class_counts
         if self._mean is not None and self._scatter is not None:
             other._mean = self._mean.index_select(-1, index)

@@ -15,7 +15,7 @@ from sylvinit.forward import Arrival, Propagation, Runner
 from sylvinit.norms import Norm, buffers
 from sylvinit.planning import Work
 from sylvinit.report import LayerReport
-from sylvinit.state import ModelGuard
+from sylvinit.state import Ambient, ModelGuard
 from sylvinit.survey import Survey
 from sylvinit.units import LayerUnit
 
@@ -65,7 +65,7 @@ def solve_in_order(
     work: Work,
     batches: list[Batch],
     call: Callable[[Batch], Any],
-    autocast: list[tuple[str, torch.dtype]],
+    ambient: Ambient,
     guard: ModelGuard,
     recompute: bool,
     done: Callable[[LayerReport], None],
@@ -82,7 +82,7 @@ def solve_in_order(
         Reports by the id of the unit or norm.
     """
     progress = _Progress(survey, work)
-    propagation = Propagation(call, survey.points, progress.pending, autocast, _check_output)
+    propagation = Propagation(call, survey.points, progress.pending, ambient, _check_output)
     runners: list[Runner] = []
     with propagation.attached():
         try:
@@ -102,7 +102,7 @@ def solve_in_order(
                     runners = _abandon(runners)
                     progress.restart()
         finally:
-            survey.missed = propagation.seen - survey.calls.keys()
+            survey.most_calls = propagation.calls
             _abandon(runners)
 
 
@@ -112,13 +112,16 @@ def _abandon(runners: list[Runner]) -> list[Runner]:
     return []
 
 
+def _waits(runner: Runner, progress: _Progress) -> bool:
+    return runner.arrival is not None and progress.pending(runner.arrival.point)
+
+
 def _collect_in_lockstep(
     propagation: Propagation, progress: _Progress, runners: list[Runner]
 ) -> Target | None:
     """Bring every microbatch to a pending point; the first target in order, or None at the end."""
     for runner in runners:
-        waiting = runner.arrival
-        if runner.finished or (waiting is not None and progress.pending(waiting.point)):
+        if runner.finished or _waits(runner, progress):
             continue
         arrival = propagation.advance(runner)
         if arrival is not None:

@@ -24,21 +24,25 @@ class LayerStatistics:
         mean: float64 (groups, d).
         covariance: float64 (groups, d, d), divided by n.
         eps: unit round-off of the products behind the moments.
+        rows_eps: unit round-off of the rows themselves.
         basis: float64 (groups, d, d_in), or None where d = d_in.
         class_counts: float64 (classes,), or None.
         class_means: float64 (groups, classes, d), or None.
         reservoir: (groups, rows, d), a random sample of the rows, or None.
+        notes: on how things were computed, for the report.
     """
 
     n: int
     mean: Tensor
     covariance: Tensor
     eps: float
+    rows_eps: float
     backend: Backend
     basis: Tensor | None = None
     class_counts: Tensor | None = None
     class_means: Tensor | None = None
     reservoir: Tensor | None = None
+    notes: list[str] = field(default_factory=list)
     _spectrum: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
 
     @property
@@ -54,21 +58,26 @@ class LayerStatistics:
     def spectrum(self) -> tuple[Tensor, Tensor]:
         """Eigenvalues (groups, d), ascending, and eigenvectors (groups, d, d) of the covariance."""
         if self._spectrum is None:
-            self._spectrum = self.backend.eigh(self.covariance)
+            self._spectrum = self.backend.eigh(self.covariance, self.notes)
         return self._spectrum
 
     def second_moment(self) -> Tensor:
         """E[x x^T] = Sigma + mu mu^T, float64 (groups, d, d)."""
         return self.covariance + self.mean[:, :, None] * self.mean[:, None, :]
 
-    def threshold(self, largest: Tensor) -> Tensor:
-        """Eigenvalues up to this are rounding: d * eps * largest."""
-        return largest * (self.d * self.eps)
+    def threshold(self) -> Tensor:
+        """Eigenvalues of the covariance up to this may be rounding, float64 (groups, 1).
+
+        d * eps * largest for the products, and d * (eps * |mu|)^2 for the rows.
+        """
+        largest = self.spectrum()[0][:, -1:].clamp(min=0)
+        rows = self.rows_eps**2 * (self.mean**2).sum(dim=1, keepdim=True)
+        return self.d * (self.eps * largest + rows)
 
     def rank(self) -> int:
         """Largest numerical rank of the covariance over the groups."""
         values, _ = self.spectrum()
-        return int((values > self.threshold(values[:, -1:].clamp(min=0))).sum(dim=1).max())
+        return int((values > self.threshold()).sum(dim=1).max())
 
     def group(self, index: int) -> LayerStatistics:
         """The statistics of one group, still with a leading axis of length 1."""
@@ -85,6 +94,7 @@ class LayerStatistics:
             mean=self.mean[index : index + 1],
             covariance=self.covariance[index : index + 1],
             eps=self.eps,
+            rows_eps=self.rows_eps,
             backend=self.backend,
             basis=pick(self.basis),
             class_counts=self.class_counts,
@@ -116,6 +126,7 @@ def layer_statistics(
             mean=moments.mean(),
             covariance=moments.covariance(),
             eps=moments.eps,
+            rows_eps=moments.eps,
             backend=backend,
             class_counts=moments.class_counts(),
             class_means=moments.class_means(),
@@ -136,6 +147,7 @@ def layer_statistics(
         mean=mean,
         covariance=centred.mT @ centred / moments.n,
         eps=torch.finfo(torch.float64).eps,  # no product was taken in a lower precision
+        rows_eps=moments.eps,
         backend=backend,
         basis=basis,
         class_counts=moments.class_counts(),

@@ -17,7 +17,7 @@ from torch.nn.parameter import is_lazy
 from sylvinit.batches import Batch
 from sylvinit.layers import Layer, layers_of
 from sylvinit.norms import NORM_TYPES, Norm
-from sylvinit.state import forward_modes
+from sylvinit.state import Ambient, forward_modes
 
 # Samples that the survey runs: more than one, so that batch and other axes are told apart.
 SURVEY_SAMPLES = 2
@@ -35,7 +35,8 @@ class Survey:
         order: points that ran, in order of their first call.
         calls: how often every module ran.
         inputs: identity of the input of every layer's first call, by layer.
-        missed: modules that ran later on, but not on the samples of the survey.
+        last: the layer whose last call was the last of all.
+        most_calls: how often every module ran on a microbatch later on, at most.
     """
 
     names: dict[nn.Module, str]
@@ -43,7 +44,8 @@ class Survey:
     order: list[Any] = field(default_factory=list)
     calls: Counter[nn.Module] = field(default_factory=Counter)
     inputs: dict[int, InputKey] = field(default_factory=dict)
-    missed: set[nn.Module] = field(default_factory=set)
+    last: Layer | None = None
+    most_calls: Counter[nn.Module] = field(default_factory=Counter)
 
     @property
     def layers(self) -> list[Layer]:
@@ -95,7 +97,7 @@ def run_survey(
     survey: Survey,
     batch: Batch,
     call: Callable[[Batch], Any],
-    autocast: list[tuple[str, Any]],
+    ambient: Ambient,
 ) -> None:
     """Run the model on the first samples of a batch and write down what happens."""
     kept: list[Tensor] = []  # alive, so that no two inputs share an address
@@ -106,6 +108,9 @@ def run_survey(
         if observing:
             return
         survey.calls[module] += 1
+        for point in survey.points[module]:
+            if isinstance(point, Layer):
+                survey.last = point
         if survey.calls[module] > 1:
             return
         for point in survey.points[module]:
@@ -124,7 +129,7 @@ def run_survey(
         module.register_forward_pre_hook(observe, with_kwargs=True) for module in survey.points
     ]
     try:
-        with forward_modes(autocast):
+        with forward_modes(ambient):
             call(batch.head(SURVEY_SAMPLES))
     finally:
         for handle in handles:
@@ -142,11 +147,11 @@ def materialise(
     model: nn.Module,
     batch: Batch,
     call: Callable[[Batch], Any],
-    autocast: list[tuple[str, Any]],
+    ambient: Ambient,
 ) -> bool:
     """Let lazy modules take their shapes from a first forward; whether there were any."""
     if not any(is_lazy(parameter) for parameter in model.parameters()):
         return False
-    with forward_modes(autocast):
+    with forward_modes(ambient):
         call(batch.head(SURVEY_SAMPLES))
     return True

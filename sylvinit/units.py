@@ -176,7 +176,7 @@ class LayerUnit:
             plan.lam,
             seed=seed,
             skip=plan.skip,
-            constant=plan.head and old_bias is not None,
+            constant=plan.head and bool(self._biased()),
             fill=not plan.head,
         )
 
@@ -194,7 +194,7 @@ class LayerUnit:
             name=self.name,
             kind=first.kind,
             status="solved",
-            code=solution.code,
+            code=plan.code.name,
             lam=plan.lam,
             d_in=moments.d_in,
             d_out=outputs,
@@ -261,19 +261,27 @@ class LayerUnit:
         layer = self.layers[0]
         guard.save(layer.parameters("weight"))
         layer.set_weight(weight)
-        for layer in self.layers:
+        for layer in self._biased():
             bias = layer.get_bias()
-            if bias is None:
-                continue
-            parameters = layer.parameters("bias")
-            if all(parameter.requires_grad for parameter in parameters):
-                guard.save(parameters)
+            if bias is not None:
+                guard.save(layer.parameters("bias"))
                 layer.set_bias(torch.where(dead, bias.double(), solution.bias))
+
+    def _biased(self) -> list[Layer]:
+        """The layers with a bias that may be written."""
+        return [
+            layer
+            for layer in self.layers
+            if layer.get_bias() is not None
+            and all(parameter.requires_grad for parameter in layer.parameters("bias"))
+        ]
 
     def _remark(self, report: LayerReport, dead: int, solution: LayerSolution) -> None:
         """Notes on what makes a solution less useful than it could be."""
         if dead:
             report.remarks["dead inputs"] = f"{dead} of {report.groups * report.d_in} never vary"
+        if any(layer.get_bias() is not None for layer in self.layers) and not self._biased():
+            report.notes.append("its bias is frozen and left alone")
         if report.rank < report.d_out and not self.plan.head:
             report.remarks["rank < d_out"] = f"rank {report.rank}, {report.d_out} outputs"
         if report.patches < report.d_in:

@@ -283,7 +283,6 @@ class Superclasses:
             weighted @ stats.class_means,
             weighted.sum(dim=1)[None],
             None,
-            self.name,
         )
 
 

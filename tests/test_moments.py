@@ -155,7 +155,8 @@ def test_precision_of_a_merge_is_the_higher_one() -> None:
     low = PatchMoments(3).update(x[:, :10])
     high = PatchMoments(3).update(x[:, 10:].double())
     assert low.merge(high).precision == torch.float64
-    assert low.eps == torch.finfo(torch.float64).eps
+    # Half of the products were taken in float32, whatever the rest is.
+    assert low.eps == torch.finfo(torch.float32).eps
     assert_moments(low, x)
 
 

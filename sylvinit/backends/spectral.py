@@ -5,8 +5,8 @@ With A = U diag(a) U^T and B = V diag(b) V^T the solution is W = U [(U^T Q V)_ij
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import scipy.linalg
 import torch
@@ -14,7 +14,17 @@ from torch import Tensor
 
 from sylvinit.errors import SolverError
 
-Eigh = Callable[[Tensor], tuple[Tensor, Tensor]]
+# Relative error up to which an eigendecomposition is believed: it multiplies a vector as the matrix
+# does. LAPACK's is below 1e-14 for sizes up to 4608.
+_EIGH_BOUND = 1e-10
+
+
+class Eigh(Protocol):
+    """An eigendecomposition of symmetric matrices; notes say if it was not the first choice."""
+
+    def __call__(self, a: Tensor, notes: list[str] | None = None) -> tuple[Tensor, Tensor]:
+        """Eigenvalues (..., n), ascending, and eigenvectors (..., n, n) of a (..., n, n)."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -25,7 +35,7 @@ class Solution:
         w: float64 (batch, k, d).
         residual: largest relative residual of the batch, see :func:`relative_residual`.
         separation: smallest a_i + b_j that was divided by, relative to a_max + b_max.
-        dropped: pairs (i, j) set to zero because a_i + b_j was below the threshold.
+        dropped: pairs (i, j) set to zero because a_i and b_j are both rounding.
     """
 
     w: Tensor
@@ -34,47 +44,88 @@ class Solution:
     dropped: int
 
 
-def _float64_device(x: Tensor) -> torch.device:
-    return torch.device("cpu") if x.device.type == "mps" else x.device
+@dataclass(frozen=True)
+class Thresholds:
+    """Eigenvalues of A and B up to which they may be rounding, float64 (batch,) each."""
+
+    a: Tensor
+    b: Tensor
 
 
-def eigh(a: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigendecomposition of symmetric float64 matrices, with its result checked.
+@dataclass(frozen=True)
+class RankOne:
+    """B = V diag(s) V^T + m m^T: float64 (batch, d), (batch, d, d) and (batch, d)."""
+
+    values: Tensor
+    vectors: Tensor
+    vector: Tensor
+
+
+def eigh(a: Tensor, notes: list[str] | None = None) -> tuple[Tensor, Tensor]:
+    """Eigendecomposition of symmetric float64 matrices by torch.linalg, else by SciPy on the CPU.
 
     Matrices are scaled to unit size first: graded low-rank Gram matrices are where the libraries'
-    routines are known to fail.
+    routines are known to fail. Results are checked on a vector; SciPy's QR iteration is slower than
+    divide and conquer, and fails less.
+
+    Args:
+        a: float64 (..., n, n).
+        notes: takes a sentence if the first route failed.
 
     Raises:
-        SolverError: the routine failed, or returned values that are not finite.
+        SolverError: every route failed.
     """
     scale = a.abs().amax(dim=(-2, -1), keepdim=True)
     scale = torch.where((scale > 0) & scale.isfinite(), scale, torch.ones_like(scale))
+    scaled = a / scale
     try:
-        values, vectors = torch.linalg.eigh((a / scale).to(_float64_device(a)))
+        values, vectors = torch.linalg.eigh(scaled)
+        reason = _defect(scaled, values, vectors)
     except torch.linalg.LinAlgError as error:
-        raise SolverError(
-            f"the eigendecomposition of size {a.shape[-1]} failed: {error}"
-        ) from error
-    if not (values.isfinite().all() and vectors.isfinite().all()):
-        raise SolverError(f"the eigendecomposition of size {a.shape[-1]} is not finite")
-    return values.to(a.device) * scale[..., 0], vectors.to(a.device)
+        values, vectors, reason = scaled[..., 0], scaled, str(error)
+    if reason:
+        values, vectors = _eigh_scipy(scaled)
+        worse = _defect(scaled, values, vectors)
+        if worse:
+            raise SolverError(
+                f"the eigendecomposition of size {a.shape[-1]} failed on every route: {worse}; "
+                "check the data for values of very different size"
+            )
+        if notes is not None:
+            notes.append(f"torch.linalg.eigh failed ({reason}); SciPy's QR iteration was used")
+    return values * scale[..., 0], vectors
 
 
-def eigh_with_fallback(a: Tensor) -> tuple[Tensor, Tensor]:
-    """:func:`eigh`, then SciPy's QR-iteration driver, which is slower and fails less."""
+def _eigh_scipy(a: Tensor) -> tuple[Tensor, Tensor]:
+    flat = a.reshape(-1, *a.shape[-2:]).cpu().numpy()
     try:
-        return eigh(a)
-    except SolverError:
-        pass
-    try:
-        pairs = [scipy.linalg.eigh(m.numpy(), driver="ev") for m in a.flatten(0, -3)]
+        pairs = [scipy.linalg.eigh(matrix, driver="ev") for matrix in flat]
     except (ValueError, scipy.linalg.LinAlgError) as error:
         raise SolverError(
-            f"the eigendecomposition of size {a.shape[-1]} failed on every route: {error}"
+            f"the eigendecomposition of size {a.shape[-1]} failed on every route: {error}; check "
+            "the data for values of very different size"
         ) from error
     values = torch.stack([torch.from_numpy(v) for v, _ in pairs])
     vectors = torch.stack([torch.from_numpy(v) for _, v in pairs])
-    return values.view(a.shape[:-1]), vectors.view(a.shape)
+    return values.view(a.shape[:-1]).to(a.device), vectors.view(a.shape).to(a.device)
+
+
+def _defect(a: Tensor, values: Tensor, vectors: Tensor) -> str:
+    """What is wrong with an eigendecomposition of a matrix of unit size, or "".
+
+    A vector r shows it in O(n^2): V diag(values) V^T r against A r, and V V^T r against r.
+    """
+    n = a.shape[-1]
+    if n == 0:
+        return ""
+    r = torch.arange(n, dtype=a.dtype, device=a.device).mul(2.3).cos()[:, None]
+    seen = vectors.mT @ r
+    product = vectors @ (values[..., None] * seen) - a @ r
+    identity = vectors @ seen - r
+    error = torch.stack((product.abs().amax(), identity.abs().amax())).amax()
+    if not bool(error.isfinite()):
+        return "the result is not finite"
+    return "" if float(error) <= _EIGH_BOUND * n else f"the result is off by {float(error):.1e}"
 
 
 def relative_residual(
@@ -103,29 +154,39 @@ def relative_residual(
     return float((norm(defect) / size.clamp(min=torch.finfo(size.dtype).tiny)).max())
 
 
-def solve_positive(a: Tensor, b: Tensor, q: Tensor, eps: float, eigh: Eigh = eigh) -> Solution:
+def solve_positive(
+    a: Tensor,
+    b: Tensor,
+    q: Tensor,
+    thresholds: Thresholds,
+    eigh: Eigh = eigh,
+    notes: list[str] | None = None,
+) -> Solution:
     """Minimum-norm solution of A W + W B = Q for positive semi-definite A and B.
 
-    Pairs with a_i + b_j <= max(k, d) * eps * (a_max + b_max) are set to zero.
+    Pairs with a_i and b_j both below their thresholds are set to zero.
 
     Args:
         a: float64 (batch, k, k), symmetric positive semi-definite.
         b: float64 (batch, d, d), likewise.
         q: float64 (batch, k, d).
-        eps: unit round-off of the data that A, B and Q were computed from.
+        thresholds: up to where eigenvalues may be rounding.
         eigh: the eigendecomposition to use.
+        notes: of eigendecompositions.
 
     Raises:
         SolverError: an eigendecomposition failed.
     """
-    values_a, u = eigh(a)
-    values_b, v = eigh(b)
+    values_a, u = eigh(a, notes)
+    values_b, v = eigh(b, notes)
     total = values_a.clamp(min=0)[..., :, None] + values_b.clamp(min=0)[..., None, :]
-    largest = total.amax(dim=(-2, -1), keepdim=True)
-    keep = total > max(a.shape[-1], b.shape[-1]) * eps * largest
+    significant_a = values_a > thresholds.a[:, None]
+    significant_b = values_b > thresholds.b[:, None]
+    keep = significant_a[..., :, None] | significant_b[..., None, :]
     y = torch.where(keep, (u.mT @ q @ v) / torch.where(keep, total, 1.0), 0.0)
     w = u @ y @ v.mT
-    least = torch.where(keep, total, torch.inf).amin(dim=(-2, -1)) / largest[..., 0, 0]
+    largest = total.amax(dim=(-2, -1))
+    least = torch.where(keep, total, torch.inf).amin(dim=(-2, -1)) / largest
     separation = float(least.min()) if bool(keep.any()) else 0.0
     residual = relative_residual(a, b, q, w, (u, v, keep))
     return Solution(w, residual, separation, int((~keep).sum()))
@@ -135,9 +196,10 @@ def solve_rank_one(
     a: Tensor,
     b: Tensor,
     q: Tensor,
-    eps: float,
-    factors: tuple[Tensor, Tensor, Tensor],
+    thresholds: Thresholds,
+    factors: RankOne,
     eigh: Eigh = eigh,
+    notes: list[str] | None = None,
 ) -> Solution | None:
     """The same for B = V diag(s) V^T + m m^T with V and s known, without decomposing B.
 
@@ -146,19 +208,17 @@ def solve_rank_one(
     refinement.
 
     Args:
-        a, b, q, eps, eigh: as for :func:`solve_positive`.
-        factors: (s, V, m), float64 (batch, d), (batch, d, d) and (batch, d).
+        a, b, q, thresholds, eigh, notes: as for :func:`solve_positive`.
+        factors: of B.
 
     Returns:
         The solution, or None where some a_i is so small that the zero rule may apply.
     """
-    s, v, m = factors
-    values, u = eigh(a)
-    m = (v.mT @ m[..., None])[..., 0]
-    s = s.clamp(min=0)
-    bound = values.amax(dim=-1) + s.amax(dim=-1) + (m**2).sum(dim=-1)
-    if bool((values.amin(dim=-1) <= max(a.shape[-1], b.shape[-1]) * eps * bound).any()):
+    values, u = eigh(a, notes)
+    if bool((values <= thresholds.a[:, None]).any()):
         return None
+    s, v = factors.values.clamp(min=0), factors.vectors
+    m = (v.mT @ factors.vector[..., None])[..., 0]
     diagonal = values[..., :, None] + s[..., None, :]
     m_row = m[..., None, :]
     scaled = m_row / diagonal
@@ -172,5 +232,6 @@ def solve_rank_one(
     w = apply(q)
     for _ in range(2):
         w = w + apply(q - a @ w - w @ b)
-    separation = float((diagonal.amin(dim=(-2, -1)) / bound).min())
+    largest = values.amax(dim=-1) + s.amax(dim=-1) + (m**2).sum(dim=-1)
+    separation = float((diagonal.amin(dim=(-2, -1)) / largest).min())
     return Solution(w, relative_residual(a, b, q, w), separation, 0)

@@ -44,14 +44,14 @@ def table() -> list[Backend]:
             "cpu",
             ("cpu",),
             True,
-            f"LAPACK in float64, {threads} threads; SciPy where LAPACK's first route fails",
-            spectral.eigh_with_fallback,
+            f"LAPACK in float64, {threads} threads; SciPy where its first route fails",
+            spectral.eigh,
         ),
         Backend(
             "torch",
             ("*",),
             True,
-            "torch.linalg in float64 on the tensor's device (on the CPU where that has none)",
+            "torch.linalg in float64 on the tensor's own device; SciPy where that fails",
             spectral.eigh,
         ),
     ]
@@ -64,6 +64,11 @@ def choose(name: str, device: torch.device) -> Backend:
         OptionError: there is no backend of that name.
         BackendError: it cannot run here, or not on that device.
     """
+    if device.type == "mps":
+        raise BackendError(
+            "sylvinit solves in float64, which mps devices do not have; move the model to the CPU "
+            "for the initialisation"
+        )
     rows = table()
     if name == "auto":
         return next(

@@ -22,14 +22,12 @@ class Latent:
         cross: E[s x^T], (groups, k, d).
         mean: E[s], (groups, k).
         encoder: E of an affine code s = E x - c, (groups, k, d); None if s is not a function of x.
-        label: what to call the code in the report.
     """
 
     second_moment: Tensor
     cross: Tensor
     mean: Tensor
     encoder: Tensor | None
-    label: str
 
     @property
     def rows(self) -> int:
@@ -37,9 +35,7 @@ class Latent:
         return self.mean.shape[1]
 
     @staticmethod
-    def affine(
-        stats: LayerStatistics, encoder: Tensor, center: Tensor | None = None, label: str = "affine"
-    ) -> Latent:
+    def affine(stats: LayerStatistics, encoder: Tensor, center: Tensor | None = None) -> Latent:
         """The moments of s = E (x - m).
 
         A = E Sigma E^T + e e^T and E[s x^T] = E Sigma + e mu^T with e = E[s] = E (mu - m).
@@ -48,7 +44,6 @@ class Latent:
             stats: of the layer's input.
             encoder: E, (groups, k, d) or (k, d).
             center: m, (groups, d); by default zero. Pass ``stats.mean`` for a centred code.
-            label: for the report.
         """
         encoder = encoder.to(stats.mean).expand(stats.groups, *encoder.shape[-2:])
         offset = stats.mean if center is None else stats.mean - center
@@ -57,16 +52,27 @@ class Latent:
         second = cross @ encoder.mT + mean[:, :, None] * mean[:, None, :]
         second = (second + second.mT) / 2
         cross = cross + mean[:, :, None] * stats.mean[:, None, :]
-        return Latent(second, cross, mean, encoder, label)
+        return Latent(second, cross, mean, encoder)
 
-    def select(self, index: Tensor) -> Latent:
-        """The code entries with these indices."""
+    def covariance(self) -> Tensor:
+        """Covariance of the code, (groups, k, k)."""
+        return self.second_moment - self.mean[:, :, None] * self.mean[:, None, :]
+
+    def gather(self, index: Tensor, keep: Tensor) -> Latent:
+        """The code entries with the indices (groups, rows); zero where not ``keep``."""
+        rows = index.shape[1]
+
+        def take(x: Tensor) -> Tensor:
+            at = index if x.ndim == 2 else index[:, :, None].expand(-1, -1, x.shape[2])
+            mask = keep if x.ndim == 2 else keep[:, :, None]
+            return torch.where(mask, x.gather(1, at), 0.0)
+
+        second = take(self.second_moment).gather(2, index[:, None, :].expand(-1, rows, -1))
         return Latent(
-            self.second_moment[:, index][:, :, index],
-            self.cross[:, index],
-            self.mean[:, index],
-            None if self.encoder is None else self.encoder[:, index],
-            self.label,
+            torch.where(keep[:, None, :], second, 0.0),
+            take(self.cross),
+            take(self.mean),
+            None if self.encoder is None else take(self.encoder),
         )
 
     def joined(self, other: Latent, stats: LayerStatistics) -> Latent:
@@ -86,7 +92,6 @@ class Latent:
             torch.cat((self.cross, other.cross), dim=1),
             torch.cat((self.mean, other.mean), dim=1),
             encoder,
-            self.label,
         )
 
 

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from sklearn.decomposition import FastICA
-from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from sylvinit.codes.base import Latent, fix_signs
@@ -19,7 +17,7 @@ _log = logging.getLogger(__name__)
 
 
 def top_eigenvectors(
-    stats: LayerStatistics, spectrum: tuple[Tensor, Tensor], k: int, largest: Tensor | None = None
+    stats: LayerStatistics, spectrum: tuple[Tensor, Tensor], k: int, threshold: Tensor
 ) -> Tensor:
     """Rows of the k leading eigenvectors, signs fixed; zero rows beyond the numerical rank.
 
@@ -27,15 +25,13 @@ def top_eigenvectors(
         stats: of the layer's input.
         spectrum: eigenvalues (groups, d), ascending, and eigenvectors (groups, d, d).
         k: how many.
-        largest: (groups, 1), the scale against which an eigenvalue counts as zero; by default the
-            largest of ``spectrum``.
+        threshold: (groups, 1), up to which an eigenvalue counts as zero.
 
     Returns:
         float64 (groups, min(k, d), d).
     """
     values, vectors = spectrum
     k = min(k, stats.d)
-    threshold = stats.threshold((values[:, -1:] if largest is None else largest).clamp(min=0))
     rows = vectors.flip(-1)[:, :, :k].mT
     significant = values.flip(-1)[:, :k] > threshold
     return torch.where(significant[:, :, None], fix_signs(stats, rows), 0.0)
@@ -65,11 +61,13 @@ class PCA:
     def fit(self, stats: LayerStatistics, k: int, seed: int) -> Latent:
         """The min(k, d) leading components; entries beyond the rank are zero."""
         if self.center:
-            encoder = top_eigenvectors(stats, stats.spectrum(), k)
-            return Latent.affine(stats, encoder, stats.mean, self.name)
-        spectrum = stats.backend.eigh(stats.second_moment())
-        encoder = top_eigenvectors(stats, spectrum, k)
-        return Latent.affine(stats, encoder, None, self.name)
+            encoder = top_eigenvectors(stats, stats.spectrum(), k, stats.threshold())
+            return Latent.affine(stats, encoder, stats.mean)
+        spectrum = stats.backend.eigh(stats.second_moment(), stats.notes)
+        # The mean part of E[x x^T] is exact to float64: it does not blur the small components.
+        exact = stats.d * torch.finfo(torch.float64).eps * spectrum[0][:, -1:]
+        encoder = top_eigenvectors(stats, spectrum, k, stats.threshold() + exact)
+        return Latent.affine(stats, encoder)
 
 
 @dataclass(frozen=True)
@@ -90,7 +88,7 @@ class LDA:
         if stats.class_counts is None or stats.class_means is None:
             raise ValueError("LDA needs class statistics")
         values, vectors = stats.spectrum()
-        keep = values > stats.threshold(values[:, -1:].clamp(min=0))
+        keep = values > stats.threshold()
         scale = torch.where(keep, values.clamp(min=0), 1.0).rsqrt() * keep
         whitener = vectors * scale[:, None, :]
         weight = (stats.class_counts / stats.n).sqrt()[None, :, None]
@@ -103,7 +101,7 @@ class LDA:
         # ratio**2 is the share of a direction's variance that lies between the classes.
         significant = ratio**2 > stats.d * stats.eps
         encoder = torch.where(significant[:, :, None], fix_signs(stats, rows), 0.0)
-        return Latent.affine(stats, encoder, stats.mean, self.name)
+        return Latent.affine(stats, encoder, stats.mean)
 
 
 @dataclass(frozen=True)
@@ -118,6 +116,10 @@ class ICA:
 
     def fit(self, stats: LayerStatistics, k: int, seed: int) -> Latent:
         """The min(k, rank) unit-variance sources of every group."""
+        # Here and not above: importing scikit-learn takes about as long as the rest of the package.
+        from sklearn.decomposition import FastICA
+        from sklearn.exceptions import ConvergenceWarning
+
         if stats.reservoir is None:
             raise ValueError("ICA needs a reservoir of rows")
         k = min(k, stats.d)
@@ -139,4 +141,4 @@ class ICA:
                 _log.info("FastICA stopped after %d iterations", self.max_iter)
             rows = torch.from_numpy(np.ascontiguousarray(ica.components_)).to(stats.mean)
             encoder[index, :count] = fix_signs(one, rows[None])[0]
-        return Latent.affine(stats, encoder, stats.mean, self.name)
+        return Latent.affine(stats, encoder, stats.mean)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from sklearn.cluster import KMeans as SklearnKMeans
 
 from sylvinit.codes.base import Latent
 from sylvinit.statistics import LayerStatistics
@@ -23,6 +22,9 @@ class KMeans:
 
     def fit(self, stats: LayerStatistics, k: int, seed: int) -> Latent:
         """The min(k, distinct rows of the sample) centres of every group."""
+        # Here and not above: importing scikit-learn takes about as long as the rest of the package.
+        from sklearn.cluster import KMeans as SklearnKMeans
+
         if stats.reservoir is None:
             raise ValueError("k-means needs a reservoir of rows")
         encoder = stats.mean.new_zeros((stats.groups, k, stats.d))
@@ -34,7 +36,7 @@ class KMeans:
                 count, n_init=1, max_iter=self.max_iter, random_state=seed % 2**32
             ).fit(sample.numpy())
             encoder[index, :count] = torch.from_numpy(means.cluster_centers_).to(stats.mean)
-        return Latent.affine(stats, encoder, None, self.name)
+        return Latent.affine(stats, encoder)
 
 
 @dataclass(frozen=True)
@@ -56,4 +58,4 @@ class OneHot:
         index = index.to(stats.mean.device)
         share = torch.where(index < classes, stats.class_counts[index % classes], 0.0) / stats.n
         means = stats.class_means.gather(1, (index % classes)[:, :, None].expand(-1, -1, stats.d))
-        return Latent(torch.diag_embed(share), share[:, :, None] * means, share, None, self.name)
+        return Latent(torch.diag_embed(share), share[:, :, None] * means, share, None)

@@ -87,14 +87,16 @@ class OutputProjectionLayer(_AttentionLayer):
         return self.module.out_proj
 
     def input(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-        # The module itself with an identity for its last product: 1 * x + 0 is exact.
-        weight = self.module.out_proj.weight
-        replaced: dict[str, Tensor] = {
-            "out_proj.weight": torch.eye(len(weight), dtype=weight.dtype, device=weight.device)
-        }
-        if self.module.out_proj.bias is not None:
-            replaced["out_proj.bias"] = torch.zeros_like(self.module.out_proj.bias)
-        output = torch.func.functional_call(self.module, replaced, args, dict(kwargs))
+        # The module's own forward, hooks left out, with an identity for its last product.
+        module, projection = self.module, self.module.out_proj
+        stand_in = nn.Linear(projection.in_features, projection.out_features, device="meta")
+        stand_in.weight = nn.Parameter(torch.eye(projection.in_features).to(projection.weight))
+        stand_in.bias = nn.Parameter(torch.zeros_like(stand_in.weight[0]))
+        module._modules["out_proj"] = stand_in
+        try:
+            output = module.forward(*args, **kwargs)
+        finally:
+            module._modules["out_proj"] = projection
         return self._batch_first(output[0])
 
 

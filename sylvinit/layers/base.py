@@ -197,9 +197,16 @@ def register_layer(*types: type | str) -> Callable[[Any], Any]:
 
 
 def layers_of(module: nn.Module, name: str) -> list[Layer]:
-    """The layers of a module, by the first registered class of its method resolution order."""
+    """The layers of a module, by the first registered class of its method resolution order.
+
+    A subclass that computes something else (it overrides ``forward``) is not a layer of that type,
+    and has none until it is registered itself.
+    """
     for cls in type(module).__mro__:
         factory = _REGISTRY.get(cls) or _REGISTRY.get(f"{cls.__module__}.{cls.__qualname__}")
-        if factory is not None:
-            return factory(module, name)
+        if factory is None:
+            continue
+        computes = ("forward", "_conv_forward")
+        same = all(getattr(type(module), f, None) is getattr(cls, f, None) for f in computes)
+        return factory(module, name) if same else []
     return []

@@ -1,0 +1,132 @@
+"""Outputs beyond a code's entries: components of the rest, orthogonal mixtures; siblings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sylvinit.codes.base import Latent
+from sylvinit.codes.components import top_eigenvectors
+from sylvinit.statistics import LayerStatistics
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The code entries that a layer is solved for.
+
+    Attributes:
+        latent: those entries, packed to the front of every group; entries of a group that has fewer
+            are zero.
+        solved: bool (groups, rows), which rows are entries at all.
+        fresh: bool (groups, rows), which of them no sibling has taken.
+        index: int64 (groups, rows), where they stood in the code.
+    """
+
+    latent: Latent
+    solved: Tensor
+    fresh: Tensor
+    index: Tensor
+
+
+def append_components(stats: LayerStatistics, latent: Latent, k: int) -> Latent:
+    """Append principal components of what the code leaves of x, as far as the rank goes.
+
+    For an affine code, what is left is x - mu - C^T A_c^+ E (x - mu) with C = E Sigma and
+    A_c = C E^T: the part of x that the code does not predict, with which it is uncorrelated. For
+    other codes the residual covariance is Sigma - C^T A_c^+ C with C = cov(s, x), and its
+    components are applied to x.
+
+    Args:
+        stats: of the layer's input.
+        latent: the code.
+        k: how many entries there should be.
+    """
+    available = _available(latent)
+    missing = k - int(available.sum(dim=1).min())
+    if missing <= 0:
+        return latent
+    cross = latent.cross - latent.mean[:, :, None] * stats.mean[:, None, :]
+    inverse = torch.linalg.pinv(latent.covariance(), hermitian=True, rtol=stats.d * stats.eps)
+    predicted = cross.mT @ inverse
+    left = stats.covariance - predicted @ cross
+    spectrum = stats.backend.eigh((left + left.mT) / 2, stats.notes)
+    encoder = top_eigenvectors(stats, spectrum, missing, stats.threshold())
+    if latent.encoder is not None:
+        encoder = encoder - (encoder @ predicted) @ latent.encoder
+    return latent.joined(Latent.affine(stats, encoder, stats.mean), stats)
+
+
+def choose_entries(latent: Latent, k: int, skip: int) -> Choice:
+    """The next ``k`` entries of every group after the ``skip`` that siblings have taken.
+
+    Where fewer than k are left, all entries are solved for, so that the rest can be filled with
+    mixtures of all of them; only those that no sibling has taken are fresh.
+    """
+    available = _available(latent)
+    counts = available.sum(dim=1)
+    begin = torch.where(skip + k <= counts, skip, 0)
+    lengths = torch.where(begin > 0, k, counts) if skip else counts.clamp(max=k)
+    rows = torch.arange(max(int(lengths.max()), 1), device=counts.device)
+    solved = rows < lengths[:, None]
+    place = (begin[:, None] + rows).clamp(max=available.shape[1] - 1)
+    # Stable: available entries first, in their order.
+    index = torch.argsort((~available).to(torch.uint8), dim=1, stable=True).gather(1, place)
+    fresh = solved & (begin[:, None] + rows >= skip)
+    return Choice(latent.gather(index, solved), solved, fresh, index)
+
+
+def fill_with_mixtures(
+    weight: Tensor, bias: Tensor, solved: Tensor, fresh: Tensor, k: int, seed: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Fill rows without a code by seeded orthogonal mixtures of the solved rows of their group.
+
+    A full orthogonal R applied to all solved rows W solves the equation for the code R s: mixtures
+    are as good a solution as the rows they are made of. The last block is cut off where k ends.
+
+    Args:
+        weight: (groups, rows, d_in), zero where not ``solved``.
+        bias: (groups, rows).
+        solved: bool (groups, rows).
+        fresh: bool (groups, rows), solved rows that are to be used as they are.
+        k: outputs per group.
+        seed: of the orthogonal matrices.
+
+    Returns:
+        weight (groups, k, d_in), bias (groups, k), and bool (groups, k), where a mixture stands.
+    """
+    if weight.shape[1] == k and bool(fresh.all()):
+        return weight, bias, torch.zeros_like(fresh)
+    groups, _, d_in = weight.shape
+    out_weight, out_bias = weight.new_zeros((groups, k, d_in)), bias.new_zeros((groups, k))
+    mixed = torch.zeros((groups, k), dtype=torch.bool, device=weight.device)
+    generator = np.random.default_rng(seed)
+    for group in range(groups):
+        base = solved[group].nonzero().flatten()
+        if len(base) == 0:
+            continue
+        kept = fresh[group].nonzero().flatten()[:k]
+        out_weight[group, : len(kept)] = weight[group, kept]
+        out_bias[group, : len(kept)] = bias[group, kept]
+        position = len(kept)
+        mixed[group, position:] = True
+        while position < k:
+            mixture = _orthogonal(len(base), generator)[: k - position].to(weight)
+            step = slice(position, position + len(mixture))
+            out_weight[group, step] = mixture @ weight[group, base]
+            out_bias[group, step] = mixture @ bias[group, base]
+            position += len(mixture)
+    return out_weight, out_bias, mixed
+
+
+def _available(latent: Latent) -> Tensor:
+    """Entries that are not identically zero, bool (groups, k)."""
+    return latent.second_moment.diagonal(dim1=1, dim2=2) > 0
+
+
+def _orthogonal(n: int, generator: np.random.Generator) -> Tensor:
+    """A Haar-distributed orthogonal matrix (Mezzadri 2007)."""
+    q, r = np.linalg.qr(generator.standard_normal((n, n)))
+    return torch.from_numpy(q * np.sign(np.diag(r)))
