@@ -12,7 +12,15 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from sylvinit.batches import Batch, ForwardFn, call_model, class_count, read_batches
+from sylvinit.batches import (
+    Batch,
+    Classes,
+    ForwardFn,
+    call_model,
+    find_classes,
+    label_problem,
+    read_batches,
+)
 from sylvinit.codes import Code
 from sylvinit.errors import ModelError, OptionTypeError, SylvinitWarning
 from sylvinit.options import Options, check_options
@@ -20,7 +28,7 @@ from sylvinit.patches.rows import RowToSample
 from sylvinit.planning import Work, make_work
 from sylvinit.report import LayerReport, Report
 from sylvinit.solving import solve_in_order
-from sylvinit.state import ModelGuard, ambient_autocast
+from sylvinit.state import Ambient, ModelGuard
 from sylvinit.survey import Survey, find_points, materialise, run_survey
 
 _log = logging.getLogger(__name__)
@@ -62,17 +70,16 @@ def initialize_(
     Args:
         model: any module. Wrappers (torch.compile, DataParallel) are looked through.
         data: a tensor, a 2-tuple (inputs, labels), a mapping of keyword arguments, or an iterable
-        of
-            such batches, read once. Labels are int64 (samples,). In mappings they are found under
-            "labels", "label", "targets", "target" or "y", and "attention_mask" drops padding
-            tokens.
+            of such batches, read once. Labels are int64 (samples,). In mappings and named tuples
+            they are found under "labels", "label", "targets", "target" or "y"; targets of another
+            kind in a mapping (those of a language model) are not used, unless a code asks for them.
+            "attention_mask" in a mapping drops padding tokens. The first samples decide what is
+            solved and how many calls of a layer are waited for.
         code: "pca", "lda", "ica", "kmeans", "onehot", a :class:`sylvinit.Code`, or a mapping from
-        name
-            patterns to those (the first match decides; layers without one use PCA).
-        head: name of the classifier; None takes the last layer executed.
+            name patterns to those (the first match decides; layers without one use PCA).
+        head: name of the classifier; None takes the layer whose last call is the last of all.
         head_code: code of the head; "auto" is one-hot if there are labels and the head has an
-        output
-            for every class, else ``code``.
+            output for every class, else ``code``.
         lam: weight of the encoding loss, positive, or a mapping from name patterns.
         patches: random patches (for Linear layers: rows) per sample and layer, or "all".
         include, exclude: fnmatch patterns over module names, of layers and normalisations alike.
@@ -80,21 +87,20 @@ def initialize_(
             iterable, or about 3 MiB of inputs (16 to 256 samples) where the data come in one piece.
         max_samples: use at most so many samples.
         storage: "memory" holds the live activations of all samples; "recompute" holds only the
-        inputs
-            and runs the network again for each layer.
+            inputs and runs the network again for each layer.
         siblings: layers with the same input (q, k, v; branches) take successive components
-        ("split")
-            or the same ones ("same").
+            ("split") or the same ones ("same").
         calibrate_norm: set running statistics of batch normalisations to those of the whole data.
         rescale: "variance" scales the rows of hidden layers to unit output variance, for networks
             without normalisation.
         seed: of patch positions and codes. Global random states are neither used nor changed.
         backend: "auto", "cpu", "torch" or "cuda".
         progress: whether to show a bar; None shows it on terminals.
-        dry_run: change nothing, report what would be done.
+        dry_run: report what would be done and change nothing; only lazy modules are materialised.
         forward_fn: (model, inputs) -> anything, if the model is not called as model(inputs).
         row_to_sample: (layer name, input, samples) -> sample of every entry of the input's leading
-            axes, for layers whose input is not batch first; None from it means the usual rule.
+            axes, or -1 for those to drop, for layers whose input is not batch first. It replaces
+            the padding mask, too. None from it means the usual rule.
 
     Returns:
         A :class:`sylvinit.Report`; print it.
@@ -107,8 +113,7 @@ def initialize_(
         NonFiniteError: NaN or Inf appeared in an activation.
         SolverError: an equation could not be solved.
         Exception: whatever the model's forward or the data raise. In every case, Ctrl-C included,
-        the
-            model is left bit for bit as it was (lazy modules stay materialised).
+            the model is left bit for bit as it was (lazy modules stay materialised).
     """
     options = check_options(
         code=code,
@@ -154,7 +159,8 @@ def initialize_head_(
     """Solve only the classifier, from the features that the rest of the network already provides.
 
     Everything else is left alone, running statistics included. Arguments, result and errors are
-    those of :func:`initialize_`; ``data`` needs labels unless ``head_code`` does without.
+    those of :func:`initialize_`; ``data`` needs labels unless ``head_code`` does without, and a
+    head that cannot be solved (frozen, tied to an embedding) is a ``ModelError``.
     """
     options = check_options(
         code="pca",
@@ -185,7 +191,7 @@ def _initialize(model: nn.Module, data: Any, options: Options) -> Report:
     begin = time.perf_counter()
     if not isinstance(model, nn.Module):
         raise OptionTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    autocast = ambient_autocast()
+    ambient = Ambient.present()
     model = _unwrapped(model)
     device = _device(model)
     with ModelGuard(model) as guard:
@@ -194,11 +200,13 @@ def _initialize(model: nn.Module, data: Any, options: Options) -> Report:
         def call(batch: Batch) -> Any:
             return call_model(model, batch, device, options.forward_fn)
 
-        if materialise(model, batches[0], call, autocast):
+        if materialise(model, batches[0], call, ambient):
+            guard.restore_buffers()
             guard.save_buffers()
         survey = find_points(model)
         options.check_patterns(*survey.point_names())
-        run_survey(survey, batches[0], call, autocast)
+        run_survey(survey, batches[0], call, ambient)
+        guard.restore_buffers()  # a mask that was cached for two samples would not fit the others
         if not survey.layers:
             raise ModelError(
                 "the forward pass reached no layer that can be solved (Linear, Conv, "
@@ -220,7 +228,7 @@ def _initialize(model: nn.Module, data: Any, options: Options) -> Report:
                     _log.debug("%s: %s %s", report.name, report.status, report.reason)
 
                 reports = solve_in_order(
-                    survey, work, batches, call, autocast, guard, options.recompute, done
+                    survey, work, batches, call, ambient, guard, options.recompute, done
                 )
         report = _report(survey, work, reports, batches, options)
         report.seconds = time.perf_counter() - begin
@@ -255,20 +263,24 @@ def _device(model: nn.Module) -> torch.device:
     return devices.pop()
 
 
-def _classes(batches: list[Batch], options: Options) -> int | None:
-    """Number of classes, if labels are there and some code may use them.
+def _classes(batches: list[Batch], options: Options) -> Classes | str:
+    """The classes in the data, or why there are none that a code could use.
 
-    Labels that nothing asks for need not be class labels; they are ignored.
+    Labels that nothing asks for need not be class labels; they are ignored. So are targets of other
+    kinds that were found by name, unless a code was asked for that needs labels.
     """
     codes = [*options.code.values()]
     if options.head_code is not None:
         codes.append(options.head_code)
     needed = any(code.needs_labels for code in codes)
     if batches[0].labels is None:
-        return None
+        return "data has no labels"
     if not needed and options.head_code is not None:
-        return None
-    return class_count(batches)
+        return "no code uses labels"
+    problem = label_problem(batches)
+    if problem is not None and batches[0].named and not needed:
+        return problem
+    return find_classes(batches)
 
 
 def _planned(survey: Survey, work: Work) -> dict[int, LayerReport]:
@@ -298,7 +310,8 @@ def _report(
     """Reports in execution order, tied layers beside their first, everything else last."""
     report = Report(samples=sum(batch.size for batch in batches), head=work.head)
     skipped = dict(work.skipped)
-    late = [point.name for module in survey.missed for point in survey.points[module]]
+    missed = survey.most_calls.keys() - survey.calls.keys()
+    late = [point.name for module in missed for point in survey.points[module]]
     late = sorted(name for name in late if options.selects(name) and not options.head_only)
     for name in late:
         skipped[name].reason = MISSED
@@ -311,6 +324,7 @@ def _report(
         if key in reports and key not in told:
             told.add(key)
             report.layers.append(reports[key])
+            _note_more_calls(reports[key], point.module, survey)
         elif unit is not None and key in told:
             text = f"shares its weight with {unit.name}"
             report.layers.append(LayerReport(point.name, point.kind, "skipped", text))
@@ -320,14 +334,18 @@ def _report(
             text = "reached by the first samples alone but by no whole microbatch"
             report.layers.append(LayerReport(point.name, point.kind, "skipped", text))
     report.layers.extend(skipped.values())
-    report.settings = {
-        "code": options.code.default.name,
-        "lam": options.lam.default,
-        "patches": options.patches or "all",
-        "seed": options.seed,
-        "backend": options.backend,
-    }
+    report.settings = options.settings()
     return report
+
+
+def _note_more_calls(report: LayerReport, module: nn.Module, survey: Survey) -> None:
+    """Only the first call is waited for where the first samples made no other."""
+    most = survey.most_calls[module]
+    if survey.calls[module] == 1 and most > 1:
+        report.notes.append(
+            f"done from its first call alone: it ran once on the first samples, but up to {most} "
+            "times on others"
+        )
 
 
 def _warn(report: Report, work: Work, batches: list[Batch]) -> None:
@@ -335,6 +353,8 @@ def _warn(report: Report, work: Work, batches: list[Batch]) -> None:
     report.warnings.extend(work.warnings)
     kinds: dict[str, list[str]] = {}
     for layer in report.layers:
+        if layer.status == "skipped":  # what else is wrong with the equation does not matter then
+            layer.remarks = {k: v for k, v in layer.remarks.items() if k == "dead inputs"}
         for kind, detail in layer.remarks.items():
             kinds.setdefault(kind, []).append(f"{layer.title} ({detail})")
     for kind, places in kinds.items():

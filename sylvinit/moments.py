@@ -227,6 +227,14 @@ class PatchMoments:
             return None
         return torch.cat(self._pending, dim=1)
 
+    def column_classes(self) -> tuple[Tensor, Tensor] | None:
+        """Class counts and means of :meth:`columns`, without a Gram matrix of size d_in."""
+        rows = self.columns()
+        if rows is None or not self.classes:
+            return None
+        counts, sums = _class_sums(rows.double(), torch.cat(self._pending_labels), self.classes)
+        return counts, sums / counts.clamp(min=1)[None, :, None]
+
     def mean(self) -> Tensor:
         """mu, float64 (groups, d_in)."""
         return self._finished()[0]

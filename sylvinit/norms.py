@@ -88,10 +88,23 @@ def buffers(module: nn.modules.batchnorm._BatchNorm) -> list[str]:
     return [name for name in names if getattr(module, name) is not None]
 
 
-def reason_to_skip(module: nn.modules.batchnorm._BatchNorm) -> str | None:
-    """Why a normalisation is left alone, or None."""
-    if module.running_mean is None:
+def uses_batch_statistics(module: nn.Module) -> bool:
+    """Whether a batch normalisation uses those of the microbatch in evaluation mode, too."""
+    return isinstance(module, NORM_TYPES) and module.running_mean is None
+
+
+def reason_to_skip(module: nn.Module) -> str | None:
+    """Why a normalisation is left alone; None for those to be calibrated and for other modules."""
+    if isinstance(module, nn.modules.instancenorm._InstanceNorm):
+        if module.running_mean is not None:
+            return "running statistics of instance normalisation are not calibrated"
+        return None
+    if uses_batch_statistics(module):
         return "keeps no running statistics"
-    if module.weight is not None and not module.weight.requires_grad:
+    if isinstance(module, NORM_TYPES) and not _trainable(module):
         return "frozen (its weight does not require a gradient)"
     return None
+
+
+def _trainable(module: nn.modules.batchnorm._BatchNorm) -> bool:
+    return module.weight is None or module.weight.requires_grad

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Generic, TypeVar
 
+from sylvinit.backends import table
 from sylvinit.batches import ForwardFn
 from sylvinit.codes import Code, get_code
 from sylvinit.errors import OptionError, OptionTypeError
@@ -31,6 +32,12 @@ class ByName(Generic[T]):
             if fnmatchcase(name, pattern):
                 return value
         return self.default
+
+    def plain(self, convert: Callable[[T], Any]) -> Any:
+        """The value, or a dict of the values by pattern, for reports."""
+        if not self.patterns:
+            return convert(self.default)
+        return {pattern: convert(value) for pattern, value in self.patterns.items()}
 
     def values(self) -> list[T]:
         """Every value that may be asked for."""
@@ -61,6 +68,30 @@ class Options:
     forward_fn: ForwardFn | None
     row_to_sample: RowToSample | None
     head_only: bool
+
+    def settings(self) -> dict[str, Any]:
+        """The arguments as plain values: codes and functions by their names."""
+        return {
+            "code": self.code.plain(lambda code: code.name),
+            "head": self.head,
+            "head_code": "auto" if self.head_code is None else self.head_code.name,
+            "lam": self.lam.plain(lambda lam: lam),
+            "patches": self.patches or "all",
+            "include": None if self.include is None else list(self.include),
+            "exclude": list(self.exclude),
+            "microbatch": self.microbatch,
+            "max_samples": self.max_samples,
+            "storage": "recompute" if self.recompute else "memory",
+            "siblings": "split" if self.split_siblings else "same",
+            "calibrate_norm": self.calibrate_norm,
+            "rescale": "variance" if self.rescale else None,
+            "seed": self.seed,
+            "backend": self.backend,
+            "progress": self.progress,
+            "dry_run": self.dry_run,
+            "forward_fn": _function_name(self.forward_fn),
+            "row_to_sample": _function_name(self.row_to_sample),
+        }
 
     def selects(self, name: str) -> bool:
         """Whether include and exclude let a module through."""
@@ -103,7 +134,7 @@ def check_options(
     calibrate_norm: Any,
     rescale: Any,
     seed: Any,
-    backend: str,
+    backend: Any,
     progress: bool | None,
     dry_run: bool,
     forward_fn: ForwardFn | None,
@@ -124,7 +155,7 @@ def check_options(
     return Options(
         code=_by_name("code", code, "pca", get_code),
         head=head,
-        head_code=None if head_code == "auto" else get_code(head_code),
+        head_code=_head_code(head_code),
         lam=_by_name("lam", lam, 10.0, _lam),
         patches=None if patches == "all" else _count("patches", patches, "or 'all'"),
         include=None if include is None else _patterns("include", include),
@@ -136,7 +167,7 @@ def check_options(
         calibrate_norm=bool(calibrate_norm),
         rescale=_choice("rescale", rescale, (None, "variance")) is not None,
         seed=_seed(seed),
-        backend=backend,
+        backend=_backend(backend),
         progress=progress,
         dry_run=bool(dry_run),
         forward_fn=forward_fn,
@@ -154,6 +185,23 @@ def _by_name(argument: str, value: Any, default: Any, check: Callable[[Any], T])
     return ByName(argument, check(default), {key: check(item) for key, item in value.items()})
 
 
+def _head_code(value: Any) -> Code | None:
+    """The code; None for "auto"."""
+    if isinstance(value, str) and value == "auto":
+        return None
+    try:
+        return get_code(value)
+    except (OptionError, OptionTypeError) as error:
+        raise type(error)(f"head_code must be 'auto' or a code: {error}") from error
+
+
+def _backend(value: Any) -> str:
+    names = [row.name for row in table()]
+    if value not in ("auto", *names):
+        raise OptionError(f"backend must be 'auto' or one of {names}, got {value!r}")
+    return value
+
+
 def _lam(value: Any) -> float:
     try:
         lam = float(value)
@@ -162,6 +210,12 @@ def _lam(value: Any) -> float:
     if not (lam > 0 and math.isfinite(lam)):
         raise OptionError(f"lam must be positive and finite, got {value!r}")
     return lam
+
+
+def _function_name(function: Callable[..., Any] | None) -> str | None:
+    if function is None:
+        return None
+    return getattr(function, "__qualname__", type(function).__qualname__)
 
 
 def _count(argument: str, value: Any, otherwise: str) -> int:

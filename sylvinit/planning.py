@@ -8,10 +8,11 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from sylvinit.backends import choose
+from sylvinit.batches import Classes
 from sylvinit.codes import Code, OneHot
 from sylvinit.errors import LabelError, ModelError
 from sylvinit.layers import Layer
-from sylvinit.norms import Norm, reason_to_skip
+from sylvinit.norms import Norm, reason_to_skip, uses_batch_statistics
 from sylvinit.options import Options
 from sylvinit.report import LayerReport
 from sylvinit.survey import Survey
@@ -29,7 +30,7 @@ class Work:
         unit_of: the unit of every layer to be solved, by the layer's id.
         norms: normalisations to be calibrated, by their id.
         skipped: reports on what is left alone, by the name of the layer or module.
-        head: name of the classifier, or None.
+        head: name of the classifier, or None if it is not solved.
         uses_labels: whether any code does.
         warnings: found while planning.
     """
@@ -43,13 +44,13 @@ class Work:
 
 
 def find_head(survey: Survey, options: Options) -> Layer | None:
-    """The classifier: the layer named by ``head=``, or the last layer that ran.
+    """The classifier: the layer named by ``head=``, or the one whose last call was the last.
 
     Raises:
         ModelError: there is no such layer, or it never ran.
     """
     if options.head is None:
-        return survey.layers[-1] if survey.layers else None
+        return survey.last
     for layer in survey.layers:
         if layer.name == options.head:
             return layer
@@ -68,38 +69,62 @@ def _names(layers: list[Layer]) -> str:
     return ", ".join(names if len(names) <= 8 else ["...", *names[-8:]])
 
 
-def make_work(survey: Survey, options: Options, classes: int | None) -> Work:
+def make_work(survey: Survey, options: Options, classes: Classes | str) -> Work:
     """Units, norms and everything that is left alone.
 
     Args:
         survey: of the model.
         options: checked arguments.
-        classes: number of classes, or None without labels.
+        classes: in the data, or why there are none.
 
     Raises:
         LabelError: a code needs labels and there are none, or they exceed the head's outputs.
-        ModelError: see :func:`find_head`.
+        ModelError: see :func:`find_head`; or the head is all there is to solve and cannot be.
     """
     work = Work()
     head = find_head(survey, options)
-    work.head = None if head is None else head.name
     groups = _by_weight(survey, options, head, work)
+    work.head = _solvable_head(head, options, work)
     taken: dict[tuple[object, ...], int] = {}
     for layers in groups:
         unit = _unit(layers, survey, options, head, classes, taken, work)
         for layer in layers:
             work.unit_of[id(layer)] = unit
-    if options.calibrate_norm:
-        for norm in survey.norms:
-            reason = reason_to_skip(norm.module)
-            if reason is None and not options.selects(norm.name):
-                reason = "not selected by include and exclude"
-            if reason is None:
-                work.norms[id(norm)] = norm
-            else:
-                work.skipped[norm.name] = LayerReport(norm.name, norm.kind, "skipped", reason)
+    batch_norms = [norm.name for norm in survey.norms if uses_batch_statistics(norm.module)]
+    if batch_norms:
+        work.warnings.append(
+            "normalisation by the statistics of the microbatch, so that the weights depend on "
+            f"microbatch=: {', '.join(batch_norms)}"
+        )
+    for norm in survey.norms:
+        reason = reason_to_skip(norm.module) or _unwanted(norm, options)
+        if reason is None:
+            work.norms[id(norm)] = norm
+        else:
+            work.skipped[norm.name] = LayerReport(norm.name, norm.kind, "skipped", reason)
     _report_rest(survey, work)
     return work
+
+
+def _unwanted(norm: Norm, options: Options) -> str | None:
+    """Why the arguments leave a normalisation out."""
+    if options.head_only:
+        return "not the head"
+    if not options.calibrate_norm:
+        return "not asked for: calibrate_norm is false"
+    return None if options.selects(norm.name) else "not selected by include and exclude"
+
+
+def _solvable_head(head: Layer | None, options: Options, work: Work) -> str | None:
+    """Name of the head, or None, with a warning, if it is left alone although it was selected."""
+    if head is None or head.name not in work.skipped:
+        return None if head is None else head.name
+    text = f"the head {head.name} is not solved: {work.skipped[head.name].reason}"
+    if options.head_only:
+        raise ModelError(f"{text}; name another layer with head=, or untie or unfreeze this one")
+    if options.selects(head.name):
+        work.warnings.append(text)
+    return None
 
 
 def _by_weight(
@@ -177,7 +202,7 @@ def _unit(
     survey: Survey,
     options: Options,
     head: Layer | None,
-    classes: int | None,
+    classes: Classes | str,
     taken: dict[tuple[object, ...], int],
     work: Work,
 ) -> LayerUnit:
@@ -186,22 +211,14 @@ def _unit(
     is_head = head is not None and head in layers
     code = _head_code(options, first, classes, work) if is_head else options.code(first.name)
     outputs = weight.shape[1]
-    if isinstance(code, OneHot) and classes is not None and classes > outputs * weight.shape[0]:
-        raise LabelError(
-            f"labels go up to {classes - 1}, but layer {first.name} has only "
-            f"{outputs * weight.shape[0]} outputs for one-hot codes"
-        )
+    all_outputs = outputs * weight.shape[0]
     if code.needs_labels:
-        if classes is None:
+        if isinstance(classes, str):
             raise LabelError(
-                f"code {code.name!r} of layer {first.name} needs labels and data has none; pass "
+                f"code {code.name!r} of layer {first.name} needs labels and {classes}; pass "
                 "(inputs, labels)"
             )
-        if classes > MAX_CLASSES:
-            raise LabelError(
-                f"labels go up to {classes - 1}, more than code {code.name!r} can count; number "
-                "the classes from 0"
-            )
+        _check_classes(classes.count, code, first, all_outputs)
         work.uses_labels = True
     solves_head = is_head and isinstance(code, OneHot)
     skip = 0
@@ -209,10 +226,11 @@ def _unit(
         key = (survey.inputs[id(first)], code.name)
         skip = taken.get(key, 0)
         taken[key] = skip + outputs
-    if solves_head and classes is not None and classes < outputs * weight.shape[0]:
+    count = 0 if isinstance(classes, str) else classes.count
+    if solves_head and not isinstance(classes, str) and classes.present < all_outputs:
         work.warnings.append(
-            f"fewer classes in the data than outputs of the head: {classes} of "
-            f"{outputs * weight.shape[0]}; the other outputs of {first.name} are zero"
+            f"fewer classes in the data than outputs of the head: {classes.present} of "
+            f"{all_outputs}; the other outputs of {first.name or '(model)'} are zero"
         )
     plan = Plan(
         code=code,
@@ -221,7 +239,7 @@ def _unit(
         seed=options.seed,
         skip=skip,
         head=solves_head,
-        classes=(classes or 0) if code.needs_labels else 0,
+        classes=count if code.needs_labels else 0,
         rescale=options.rescale,
     )
     calls = sum(survey.calls[module] for module in {layer.module for layer in layers})
@@ -229,16 +247,32 @@ def _unit(
     return LayerUnit(layers, calls, plan, backend, options.row_to_sample)
 
 
-def _head_code(options: Options, head: Layer, classes: int | None, work: Work) -> Code:
+def _check_classes(count: int, code: Code, layer: Layer, outputs: int) -> None:
+    if isinstance(code, OneHot) and count > outputs:
+        raise LabelError(
+            f"labels go up to {count - 1}, but layer {layer.name} has only {outputs} outputs for "
+            "one-hot codes"
+        )
+    if count > MAX_CLASSES:
+        raise LabelError(
+            f"labels go up to {count - 1}, more than code {code.name!r} can count; number the "
+            "classes from 0"
+        )
+
+
+def _head_code(options: Options, head: Layer, classes: Classes | str, work: Work) -> Code:
     """The head's code: as asked; else one-hot if the labels allow it, else as hidden layers."""
     if options.head_code is not None:
         return options.head_code
     weight = head.get_weight()
     outputs = weight.shape[0] * weight.shape[1]
-    if classes is not None and outputs >= classes:
+    if isinstance(classes, str):
+        cause = classes
+    elif outputs >= classes.count:
         return OneHot()
+    else:
+        cause = f"{classes.count} classes, {outputs} outputs"
     code = options.code(head.name)
-    cause = "data has no labels" if classes is None else f"{classes} classes, {outputs} outputs"
     work.warnings.append(
         f"the head {head.name} is solved with code {code.name!r} and not one-hot: {cause}"
     )
@@ -258,9 +292,14 @@ def _report_rest(survey: Survey, work: Work) -> None:
     spoken = set(survey.points)
     for points in survey.points.values():
         spoken.update(point.owner for point in points if isinstance(point, Layer))
+    for module in tuple(spoken):
+        if parametrize.is_parametrized(module):
+            spoken.update(module.parametrizations.modules())  # type: ignore[union-attr]
     for module, name in survey.names.items():
-        if module in spoken or not any(p is not None for p in module._parameters.values()):
-            continue
         kind = type(module).__name__
-        reason = f"no layer type is registered for {kind}; its parameters are kept"
+        reason = reason_to_skip(module)
+        if reason is None and any(p is not None for p in module._parameters.values()):
+            reason = f"no layer type is registered for {kind}; its parameters are kept"
+        if reason is None or module in spoken:
+            continue
         work.skipped.setdefault(name, LayerReport(name, kind, "skipped", reason))

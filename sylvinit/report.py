@@ -77,7 +77,8 @@ class Report:
         head: name of the classifier, or None.
         seconds: of the whole call.
         warnings: what the user should know; also raised as warnings.
-        settings: the arguments of the call.
+        settings: the arguments of :func:`sylvinit.initialize_` as plain values, those included that
+            :func:`sylvinit.initialize_head_` fixes; codes and functions are given by name.
     """
 
     layers: list[LayerReport] = field(default_factory=list)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -39,6 +40,10 @@ class _Progress:
                     target.calls if isinstance(target, LayerUnit) else survey.calls[point.module]
                 )
                 self.calls[id(target)] = calls
+        # A normalisation looks at all of its input and so, in effect, at that of the layer before.
+        self.checked_by_norm = {
+            id(point) for point, after in pairwise(survey.order) if id(after) in work.norms
+        }
         self.reports: dict[int, LayerReport] = {}
         self.only: Target | None = None
 
@@ -183,9 +188,21 @@ def _collect_by_replay(
 def _collect(progress: _Progress, arrival: Arrival, batch: Batch) -> None:
     target = progress.target(arrival.point)
     if isinstance(target, LayerUnit):
+        if id(arrival.point) not in progress.checked_by_norm and not _is_finite(arrival.x):
+            raise NonFiniteError(
+                f"NaN or Inf in the input of {arrival.point.name} ({arrival.point.kind}); look at "
+                "what runs before it"
+            )
         target.collect(arrival, batch)
     else:
         target.collect(arrival.x)
+
+
+def _is_finite(x: Tensor) -> bool:
+    """Whether all of a tensor is finite; a sum is the cheapest look at all of it."""
+    if not x.is_floating_point():
+        return True
+    return bool(x.sum(dtype=torch.float32).isfinite()) or bool(x.isfinite().all())
 
 
 def _finish(target: Target, guard: ModelGuard) -> LayerReport:

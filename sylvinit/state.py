@@ -67,7 +67,7 @@ class ModelGuard:
             self._stack.close()
 
     def save_buffers(self) -> None:
-        """Remember all buffers that are not remembered yet; lazy modules may still register some."""
+        """Remember all buffers that are not remembered yet; lazy modules may still add theirs."""
         for module in self._model.modules():
             if not _is_lazy(module):
                 self._buffer_names.setdefault(module, frozenset(module._buffers))

@@ -141,7 +141,7 @@ def layer_statistics(
     # About the first row, so that rows which never vary have no covariance rather than rounding.
     centred = (rows - rows[:, :1]) @ basis.mT
     centred = centred - centred.mean(dim=1, keepdim=True)
-    class_means = moments.class_means()
+    counts, means = moments.column_classes() or (None, None)
     return LayerStatistics(
         n=moments.n,
         mean=mean,
@@ -150,7 +150,7 @@ def layer_statistics(
         rows_eps=moments.eps,
         backend=backend,
         basis=basis,
-        class_counts=moments.class_counts(),
-        class_means=None if class_means is None else class_means @ basis.mT,
+        class_counts=counts,
+        class_means=None if means is None else means @ basis.mT,
         reservoir=None if reservoir is None else reservoir.double() @ basis.mT,
     )

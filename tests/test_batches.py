@@ -270,8 +270,8 @@ def test_row_to_sample(patches: Any) -> None:
     [
         (torch.arange(5), r"must return 30 integers for layer cell .*got torch.int64 \(5,\)"),
         (torch.zeros(30), "must return 30 integers .* got torch.float32"),
-        (torch.arange(30), r"samples in \[0, 10\) for layer cell, got 0 to 29"),
-        (torch.arange(30) % 10 - 1, r"samples in \[0, 10\) for layer cell, got -1 to 8"),
+        (torch.arange(30), r"samples in \[0, 10\), or -1 to drop .* cell, got 0 to 29"),
+        (torch.arange(30) % 10 - 2, r"samples in \[0, 10\), .* cell, got -2 to 7"),
     ],
     ids=["too few", "floats", "too large", "negative"],
 )

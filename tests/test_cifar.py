@@ -86,11 +86,15 @@ def test_accuracy_before_training(
     assert default_accuracy > head_only > he
 
 
-def test_accuracy_does_not_depend_on_the_microbatch(
+def test_accuracy_hardly_depends_on_the_microbatch(
     samples: tuple[Samples, Samples], default_accuracy: float
 ) -> None:
-    """Float32 weights of late layers differ, the accuracy by less than a point."""
+    """Float32 weights of late layers differ, and with them the accuracy of one seed.
+
+    Over five seeds the means of three ways (default, microbatches of 100, contiguous images in
+    microbatches of 7) were 34.0, 33.8 and 33.7 %; for single seeds they differed by up to 3 points.
+    """
     train, test = samples
     contiguous = Samples(train.inputs.contiguous(), train.labels)
     other = initialised_accuracy((contiguous, test), microbatch=7)
-    assert abs(other - default_accuracy) < 0.01
+    assert abs(other - default_accuracy) < 0.05

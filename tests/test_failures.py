@@ -120,6 +120,25 @@ def test_weights_had_been_written_when_the_forward_raised() -> None:
     assert not seen["training"]
 
 
+def test_forwards_that_are_waiting_are_ended() -> None:
+    """Their ``finally`` blocks have run when the error arrives, and not some time later."""
+    begun, ended = [], []
+
+    class Resource(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            begun.append(len(x))
+            try:
+                return super().forward(x)
+            finally:
+                ended.append(len(x))
+
+    model = Resource(_trapped(FIRST, _raise(UsersError())))
+    with unchanged(model), pytest.raises(UsersError) as caught:
+        sylvinit.initialize_(model, (X, Y), microbatch=10)
+    assert caught.tb is not None  # which keeps everything alive that is not ended
+    assert begun == ended == [2, 10, 10, 10]
+
+
 def test_ctrl_c() -> None:
     def action(x: Tensor) -> Tensor:
         signal.raise_signal(signal.SIGINT)
@@ -190,12 +209,13 @@ def test_nan_in_the_input_of_a_normalisation_names_it() -> None:
         sylvinit.initialize_(model, x)
 
 
-def test_nan_after_the_last_layer() -> None:
+@pytest.mark.parametrize("storage", ["memory", "recompute"])
+def test_nan_after_the_last_layer(storage: Any) -> None:
     model = nn.Sequential(nn.Linear(4, 2), Trap())
     model[1].at, model[1].action = 1, lambda x: x * math.nan
     x = torch.randn(9, 4)
     with unchanged(model), pytest.raises(NonFiniteError, match="NaN in the output of the model"):
-        sylvinit.initialize_(model, x)
+        sylvinit.initialize_(model, x, storage=storage)
 
 
 def test_no_memory_for_the_copies() -> None:

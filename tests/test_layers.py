@@ -29,7 +29,10 @@ from torch import Tensor, nn
 
 import sylvinit
 
-pytestmark = pytest.mark.filterwarnings("ignore::sylvinit.SylvinitWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::sylvinit.SylvinitWarning",
+    "ignore:Using padding='same' with even kernel lengths:UserWarning",
+)
 
 
 @pytest.fixture(autouse=True, scope="module")

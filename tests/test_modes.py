@@ -12,6 +12,7 @@ import torch
 from driver_helpers import (
     CLASSES,
     assert_identical,
+    bits,
     images,
     initialized,
     mlp,
@@ -148,6 +149,44 @@ def test_autocast_of_a_module_itself_within_the_callers(storage: Any) -> None:
         sylvinit.initialize_(model, (ROWS, Y), microbatch=7, storage=storage)
     assert model.seen["in"] == {(torch.float32, False, False)}
     assert model.seen["out"] == {(torch.bfloat16, False, False)}
+
+
+def cached() -> AbstractContextManager[Any]:
+    """Autocast that keeps its casts of the weights, within a caller's that keeps them alive."""
+    return torch.autocast("cpu", torch.bfloat16, cache_enabled=True)
+
+
+@STORAGES
+def test_no_cast_of_an_old_weight_is_used(storage: Any) -> None:
+    """Neither the survey's within the call, nor the caller's after it."""
+    keeps, forgets = Whole(cached), Whole(MODES["bfloat16"])
+    forgets.load_state_dict(keeps.state_dict())
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        sylvinit.initialize_(forgets, (ROWS, Y), microbatch=7, storage=storage)
+        expected = forgets(ROWS)
+    with torch.autocast("cpu", torch.bfloat16):
+        keeps(ROWS)
+        sylvinit.initialize_(keeps, (ROWS, Y), microbatch=7, storage=storage)
+        assert_identical(weights_of(forgets), weights_of(keeps))
+        assert torch.equal(keeps(ROWS), expected)
+
+
+def test_no_cast_of_a_new_weight_is_used_after_a_failure() -> None:
+    model, calls = Whole(cached), []
+
+    def fail(*args: Any) -> None:
+        calls.append(bits(model.part.inner[0].weight))
+        if len(calls) == 2:  # the survey is over, the first layer has been written and cast
+            raise ZeroDivisionError
+
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = model(ROWS)
+        handle = model.part.inner[1].register_forward_hook(fail)
+        with unchanged(model), pytest.raises(ZeroDivisionError):
+            sylvinit.initialize_(model, (ROWS, Y), microbatch=7)
+        handle.remove()
+        assert calls[0] != calls[1]
+        assert torch.equal(model(ROWS), expected)
 
 
 # --------------------------------------------------------------------------------------- precisions

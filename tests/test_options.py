@@ -331,12 +331,11 @@ def test_fewer_patches_than_inputs() -> None:
 
 
 def test_near_singular_equation() -> None:
-    x = ENOUGH.clone()
-    x[:, 1] = x[:, 0]
-    labels = torch.tensor([0, 1, 3]).repeat(20)  # no sample of class 2: a = 0 meets b = 0
-    report, texts = warned(nn.Linear(12, CLASSES).double(), (x, labels))
-    assert "near-singular equation: (model) (1 pairs dropped)" in texts
-    assert any("near-singular" in note for note in report.layers[0].notes)
+    x = ENOUGH[:, :3] @ ENOUGH[:3]  # of rank 3, and with it A (5 x 5) and B (12 x 12)
+    report, texts = warned(nn.Linear(12, 5).double(), x, code="kmeans")
+    dropped = (5 - 3) * (12 - 3)
+    assert f"near-singular equation: (model) ({dropped} pairs dropped)" in texts
+    assert any(f"{dropped} near-singular pairs" in note for note in report.layers[0].notes)
 
 
 def test_labels_that_nothing_uses() -> None:

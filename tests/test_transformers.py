@@ -85,12 +85,12 @@ RESNET = [
 GPT2 = blocks("transformer.h.{}", "attn.c_attn attn.c_proj mlp.c_fc mlp.c_proj")
 
 # The model, its data, how many layers must be solved, some of them by name, and the head.
-MODELS: dict[str, tuple[Callable[[], nn.Module], Any, int, list[str], str]] = {
+MODELS: dict[str, tuple[Callable[[], nn.Module], Any, int, list[str], str | None]] = {
     "resnet": (resnet, PIXELS, 7, RESNET, "classifier.1"),
     "vit": (vit, PIXELS, 1 + 2 * 6 + 1, [], "classifier"),
     "bert": (bert, TEXT, 2 * 6 + 2, ["bert.pooler.dense"], "classifier"),
     "gpt2 classifier": (gpt2_classifier, TEXT, 2 * 4 + 1, GPT2, "score"),
-    "gpt2 language": (gpt2_language, UNLABELLED, 2 * 4, GPT2, "lm_head"),
+    "gpt2 language": (gpt2_language, UNLABELLED, 2 * 4, GPT2, None),
 }
 
 

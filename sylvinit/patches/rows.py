@@ -99,7 +99,8 @@ def assign_rows(
         features: number of trailing axes that are not entries.
         width: output positions of an entry.
         mask: bool (samples, length), True for real tokens.
-        row_to_sample: (name, x, samples) -> int64 (entries,), or None for the rule above.
+        row_to_sample: (name, x, samples) -> int64 (entries,), -1 for entries to drop; the mask is
+            not applied then. None from it means the rule above.
 
     Raises:
         RowLayoutError: the entries cannot be assigned.
@@ -115,13 +116,14 @@ def assign_rows(
                 f"{tuple(x.shape)}), got {owner.dtype} {tuple(owner.shape)}"
             )
         index = owner.numpy().astype(np.int64)
-        if count and (index.min() < 0 or index.max() >= samples):
+        if count and (index.min() < -1 or index.max() >= samples):
             raise RowLayoutError(
-                f"row_to_sample must return samples in [0, {samples}) for layer {name}, got "
-                f"{index.min()} to {index.max()}"
+                f"row_to_sample must return samples in [0, {samples}), or -1 to drop a row, for "
+                f"layer {name}, got {index.min()} to {index.max()}"
             )
-        order = np.argsort(index, kind="stable")
-        return Rows(order, np.bincount(index, minlength=samples), width)
+        kept = index >= 0
+        order = np.argsort(index, kind="stable")[count - int(kept.sum()) :]
+        return Rows(order, np.bincount(index[kept], minlength=samples), width)
     folded = len(leading) > 1 and leading[0] != samples
     if folded or (features > 1 and count != samples) or count % max(samples, 1):
         raise RowLayoutError(
