@@ -12,6 +12,7 @@ rows themselves are kept, so that the dual (n x n) problem can be solved.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
@@ -23,8 +24,8 @@ from sylvinit.sampling import philox4x32
 
 # Rows are multiplied in chunks of about this size: enough for an efficient product, and below the
 # size from which the allocator asks the system for fresh pages each time.
-_CHUNK_BYTES = 8 * 2**20
-_GRAM_BLOCK = 144
+_CHUNK_BYTES = 6 * 2**20
+_GRAM_BLOCK = 96
 
 
 def gram(x: Tensor) -> Tensor:
@@ -259,24 +260,33 @@ class PatchMoments:
         """A uniform random sample of the rows, (groups, rows, d_in), or None."""
         return self._reservoir.rows
 
-    def reordered(self, index: Tensor) -> PatchMoments:
-        """The moments of the rows with features in the order x[..., index]."""
+    def transposed(self, rows: int) -> PatchMoments:
+        """The moments with features (rows, columns), row-major, read column by column.
+
+        Tap-major features become channel-major ones, the order of a weight.
+        """
         if self._pending and (self._merged or self.n >= self.d_in):
             self._flush()  # fewer numbers to reorder than in the rows
+        shape = (rows, self.d_in // rows)
+
+        def swap(x: Tensor) -> Tensor:
+            return x.unflatten(-1, shape).mT.flatten(-2)
+
         other = PatchMoments(
             self.d_in, groups=self.groups, classes=self.classes, precision=self.precision
         )
         other._eps = self._eps
         other._merged, other._class_counts = self._merged, self._class_counts
         if self._mean is not None and self._scatter is not None:
-            other._mean = self._mean.index_select(-1, index)
-            other._scatter = self._scatter[:, index[:, None], index]
+            other._mean = swap(self._mean)
+            both = self._scatter.unflatten(2, shape).unflatten(1, shape)
+            other._scatter = both.permute(0, 2, 1, 4, 3).reshape(self._scatter.shape)
         if self._class_sums is not None:
-            other._class_sums = self._class_sums.index_select(-1, index)
-        other._pending = [x.index_select(-1, index) for x in self._pending]
+            other._class_sums = swap(self._class_sums)
+        other._pending = [swap(x) for x in self._pending]
         other._pending_labels = list(self._pending_labels)
         other._pending_rows = self._pending_rows
-        other._reservoir = self._reservoir.reordered(index)
+        other._reservoir = self._reservoir.mapped(swap)
         return other
 
     def _chunk_rows(self) -> int:
@@ -374,12 +384,12 @@ class Reservoir:
         if other.rows is not None and other._priority is not None:
             self.offer(other.rows, 0, other._priority)
 
-    def reordered(self, index: Tensor) -> Reservoir:
-        """The same rows with features in the order x[..., index]."""
+    def mapped(self, function: Callable[[Tensor], Tensor]) -> Reservoir:
+        """The same rows with a function applied to their features."""
         other = Reservoir(self.capacity)
         other._priority = self._priority
         if self.rows is not None:
-            other.rows = self.rows.index_select(-1, index)
+            other.rows = function(self.rows)
         return other
 
 

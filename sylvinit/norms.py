@@ -74,11 +74,13 @@ class Norm:
         variance = scatter / max(self.count - 1, 1)
         before = module.running_var if module.running_var is not None else variance
         std_before = float(before.double().mean().sqrt())
-        module.running_mean.copy_(mean)
-        if module.running_var is not None:
-            module.running_var.copy_(variance)
-        if module.num_batches_tracked is not None:
-            module.num_batches_tracked.add_(1)
+        # Buffers made in inference mode can only be written there.
+        with torch.inference_mode(module.running_mean.is_inference()), torch.no_grad():
+            module.running_mean.copy_(mean)
+            if module.running_var is not None:
+                module.running_var.copy_(variance)
+            if module.num_batches_tracked is not None:
+                module.num_batches_tracked.add_(1)
         return std_before, float(variance.mean().sqrt())
 
 

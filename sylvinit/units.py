@@ -17,7 +17,7 @@ from sylvinit.errors import ModelError, NonFiniteError
 from sylvinit.forward import Arrival
 from sylvinit.layers import Layer
 from sylvinit.moments import PatchMoments
-from sylvinit.patches.collect import PatchSource, add_all, add_sampled, canonical_order
+from sylvinit.patches.collect import PatchSource, add_all, add_sampled
 from sylvinit.patches.geometry import PatchGeometry
 from sylvinit.patches.rows import RowToSample, assign_rows
 from sylvinit.report import LayerReport
@@ -246,8 +246,7 @@ class LayerUnit:
             raise ModelError(f"layer {self.name} received no rows from the data")
         if self._channels is None:
             return self._moments
-        order = canonical_order(self._channels, self._moments.d_in // self._channels)
-        return self._moments.reordered(order.to(self._moments.device))
+        return self._moments.transposed(self._moments.d_in // self._channels)
 
     def _write(
         self,

@@ -223,6 +223,7 @@ def test_fewer_classes_than_outputs_is_a_warning() -> None:
     assert model.fc.weight[:3].abs().amin(dim=1).max() > 0
 
 
+@pytest.mark.filterwarnings("ignore:labels were given:sylvinit.SylvinitWarning")
 def test_more_classes_than_outputs_is_a_warning_with_the_automatic_code() -> None:
     model = small_net()
     with pytest.warns(sylvinit.SylvinitWarning, match="fc .*'pca' and not one-hot: 5 classes, 4"):

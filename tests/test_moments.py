@@ -192,13 +192,13 @@ def test_sums_about_a_shift() -> None:
 
 
 @pytest.mark.parametrize("read", [False, True])
-def test_reordered_features(read: bool) -> None:
-    x = torch.randn(2, 40, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    y, index = torch.arange(40) % 3, torch.tensor([4, 2, 0, 1, 3])
-    moments = PatchMoments(5, groups=2, classes=3, reservoir=6).update(x, y)
+def test_transposed_features(read: bool) -> None:
+    x = torch.randn(2, 40, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    y, index = torch.arange(40) % 3, torch.tensor([0, 3, 1, 4, 2, 5])
+    moments = PatchMoments(6, groups=2, classes=3, reservoir=6).update(x, y)
     if read:
         moments.mean()
-    other = moments.reordered(index)
+    other = moments.transposed(2)
     assert_moments(other, x[..., index], y)
     rows, expected = other.reservoir(), moments.reservoir()
     assert rows is not None

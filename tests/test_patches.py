@@ -24,7 +24,7 @@ from torch import Tensor
 import sylvinit
 from sylvinit.errors import DataError, LabelError, OptionError
 from sylvinit.patches import collect
-from sylvinit.patches.collect import PatchSource, canonical_order
+from sylvinit.patches.collect import PatchSource
 from sylvinit.patches.correlate import correlation_gram, pad_channels_last, window_sums
 from sylvinit.patches.gather import gather_patches
 from sylvinit.patches.geometry import PADDING_MODES, PatchGeometry
@@ -83,6 +83,11 @@ def by_loops(case: dict[str, Any]) -> np.ndarray:
     """(groups, samples, positions, features)."""
     order = ("kernel", "stride", "dilation", "pads", "mode", "groups")
     return conv_patches(case["x"].contiguous().numpy(), *(case[name] for name in order))
+
+
+def canonical_order(channels: int, taps: int) -> Tensor:
+    """Turns tap-major features into the order of a weight: channels first, then taps."""
+    return torch.arange(taps * channels).view(taps, channels).T.flatten()
 
 
 def gathered(x: Tensor, geometry: PatchGeometry, groups: int) -> np.ndarray:

@@ -17,6 +17,8 @@ from sylvinit.errors import SolverError
 # Relative error up to which an eigendecomposition is believed: it multiplies a vector as the matrix
 # does. LAPACK's is below 1e-14 for sizes up to 4608.
 _EIGH_BOUND = 1e-10
+# Relative residual at which iterative refinement has nothing left to gain.
+_REFINED = 1e-15
 
 
 class Eigh(Protocol):
@@ -204,8 +206,8 @@ def solve_rank_one(
     """The same for B = V diag(s) V^T + m m^T with V and s known, without decomposing B.
 
     In the eigenvectors u_i of A, row i solves (a_i I + V diag(s) V^T + m m^T) w = q, a diagonal
-    matrix plus one of rank one (Sherman and Morrison 1950), followed by two steps of iterative
-    refinement.
+    matrix plus one of rank one (Sherman and Morrison 1950), followed by up to two steps of
+    iterative refinement.
 
     Args:
         a, b, q, thresholds, eigh, notes: as for :func:`solve_positive`.
@@ -230,8 +232,12 @@ def solve_rank_one(
         return u @ y @ v.mT
 
     w = apply(q)
+    residual = relative_residual(a, b, q, w)
     for _ in range(2):
+        if residual <= _REFINED:
+            break
         w = w + apply(q - a @ w - w @ b)
+        residual = relative_residual(a, b, q, w)
     largest = values.amax(dim=-1) + s.amax(dim=-1) + (m**2).sum(dim=-1)
     separation = float((diagonal.amin(dim=(-2, -1)) / largest).min())
-    return Solution(w, relative_residual(a, b, q, w), separation, 0)
+    return Solution(w, residual, separation, 0)

@@ -62,11 +62,6 @@ class PatchSource:
         return None if self.labels is None else self.labels[sample.to(self.labels.device)]
 
 
-def canonical_order(channels: int, taps: int) -> Tensor:
-    """Index that turns tap-major features into the order of a weight: channels first, then taps."""
-    return torch.arange(taps * channels).view(taps, channels).T.flatten()
-
-
 def add_sampled(
     moments: PatchMoments, source: PatchSource, key: Key, start: int, patches: int
 ) -> None:
@@ -227,7 +222,7 @@ def patch_moments(
         add_all(moments, source, key, start)
     else:
         add_sampled(moments, source, key, start, int(patches))
-    return moments.reordered(canonical_order(channels, geometry.taps).to(x.device))
+    return moments.transposed(geometry.taps)
 
 
 def _is_integer(value: object) -> bool:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from math import prod
 
 import torch
 from torch import Tensor
 
 from sylvinit.patches.geometry import PatchGeometry
+
+# Index tables up to this many entries (2 MiB) are kept.
+_TABLE_ENTRIES = 2**18
 
 
 def tap_index(
@@ -27,6 +31,29 @@ def tap_index(
     Returns:
         int64 tensor of shape (n, taps), taps in row-major kernel order.
     """
+    if prod(out_size) * geometry.taps <= _TABLE_ENTRIES:
+        return _tap_table(geometry, in_size, out_size, position.device).index_select(0, position)
+    return _tap_index(geometry, in_size, out_size, position)
+
+
+@lru_cache(maxsize=16)
+def _tap_table(
+    geometry: PatchGeometry,
+    in_size: tuple[int, ...],
+    out_size: tuple[int, ...],
+    device: torch.device,
+) -> Tensor:
+    """:func:`tap_index` of every output position; the microbatches of a layer share it."""
+    positions = torch.arange(prod(out_size), device=device)
+    return _tap_index(geometry, in_size, out_size, positions)
+
+
+def _tap_index(
+    geometry: PatchGeometry,
+    in_size: tuple[int, ...],
+    out_size: tuple[int, ...],
+    position: Tensor,
+) -> Tensor:
     flat = position.new_zeros((len(position), 1))
     inside = torch.ones_like(flat, dtype=torch.bool)
     rest = position
