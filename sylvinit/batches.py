@@ -210,10 +210,11 @@ def _check_finite(value: Any, start: int, name: str = "") -> None:
             _check_finite(item, start, key)
     elif isinstance(value, Tensor) and value.is_floating_point():
         masks = "mask" in name or "bias" in name
-        bad = value.isnan().any() if masks else ~value.isfinite().all()
-        if bool(bad):
+        good = ~value.isnan() if masks else value.isfinite()
+        if not bool(good.all()):
+            first = int((~good).nonzero()[0, 0]) if value.ndim else 0
             raise DataError(
-                f"data holds NaN or Inf (batch at sample {start}); clean or drop those samples"
+                f"data holds NaN or Inf, first in sample {start + first}; clean or drop such samples"
             )
 
 

@@ -155,7 +155,12 @@ def _add_init(parser: argparse.ArgumentParser) -> None:
         metavar="[PATTERN=]CODE",
         help="pca, lda, ica, kmeans, onehot; may be given for several patterns of layer names",
     )
-    add("--lam", action="append", metavar="[PATTERN=]LAMBDA", help="weight of the decoder's term")
+    add(
+        "--lam",
+        action="append",
+        metavar="[PATTERN=]LAMBDA",
+        help="weight of the encoding loss (default 10)",
+    )
     add("--head", metavar="NAME", help="the classifier; default: the last layer executed")
     add("--head-code", metavar="CODE")
     add("--patches", metavar="N|all", help="patches of each sample")

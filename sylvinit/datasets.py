@@ -248,8 +248,9 @@ def _read(path: Path) -> object:
                 return np.array(np.load(path, mmap_mode="r", allow_pickle=False))
             case ".npz":
                 with np.load(path, allow_pickle=False) as archive:
+                    # Members nobody asked for are named in messages, and not read.
                     keys = _INPUT_KEYS + _LABEL_KEYS
-                    return {key: archive[key] for key in archive.files if key in keys}
+                    return {key: archive[key] if key in keys else None for key in archive.files}
             case ".safetensors":
                 from safetensors.torch import load_file
 

@@ -119,7 +119,7 @@ def _solvable_head(head: Layer | None, options: Options, work: Work) -> str | No
     """Name of the head, or None, with a warning, if it is left alone although it was selected."""
     if head is None or head.name not in work.skipped:
         return None if head is None else head.name
-    text = f"the head {head.name} is not solved: {work.skipped[head.name].reason}"
+    text = f"the head {head.name or '(model)'} is not solved: {work.skipped[head.name].reason}"
     if options.head_only:
         raise ModelError(f"{text}; name another layer with head=, or untie or unfreeze this one")
     if options.selects(head.name):
@@ -274,7 +274,7 @@ def _head_code(options: Options, head: Layer, classes: Classes | str, work: Work
         cause = f"{classes.count} classes, {outputs} outputs"
     code = options.code(head.name)
     work.warnings.append(
-        f"the head {head.name} is solved with code {code.name!r} and not one-hot: {cause}"
+        f"the head {head.name or '(model)'} is solved with code {code.name!r} and not one-hot: {cause}"
     )
     return code
 
