@@ -214,7 +214,7 @@ def _check_finite(value: Any, start: int, name: str = "") -> None:
         if not bool(good.all()):
             first = int((~good).nonzero()[0, 0]) if value.ndim else 0
             raise DataError(
-                f"data holds NaN or Inf, first in sample {start + first}; clean or drop such samples"
+                f"data holds NaN or Inf, first in sample {start + first}; drop such samples"
             )
 
 

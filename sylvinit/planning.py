@@ -274,7 +274,8 @@ def _head_code(options: Options, head: Layer, classes: Classes | str, work: Work
         cause = f"{classes.count} classes, {outputs} outputs"
     code = options.code(head.name)
     work.warnings.append(
-        f"the head {head.name or '(model)'} is solved with code {code.name!r} and not one-hot: {cause}"
+        f"the head {head.name or '(model)'} is solved with code {code.name!r} and not one-hot: "
+        f"{cause}"
     )
     return code
 
