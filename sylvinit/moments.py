@@ -12,15 +12,13 @@ rows themselves are kept, so that the dual (n x n) problem can be solved.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import pairwise
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from sylvinit.errors import DataError, LabelError, OptionError
-from sylvinit.sampling import philox4x32
+from sylvinit.reservoir import Reservoir
 
 # Rows are multiplied in chunks of about this size: enough for an efficient product, and below the
 # size from which the allocator asks the system for fresh pages each time.
@@ -349,48 +347,6 @@ class PatchMoments:
         else:
             self._class_counts = self._class_counts + counts
             self._class_sums = self._class_sums + sums
-
-
-class Reservoir:
-    """The rows of least priority among all offered: for random priorities a uniform sample.
-
-    The choice depends on the rows' priorities alone, not on the chunks in which they came, and two
-    reservoirs merge into that of the union.
-    """
-
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
-        self.rows: Tensor | None = None
-        self._priority: Tensor | None = None
-
-    def offer(self, x: Tensor, first: int, priority: Tensor | None = None) -> None:
-        """Offer rows (groups, n, d); ``first`` is the running index of the first one."""
-        if priority is None:
-            counter = np.zeros((x.shape[1], 4), dtype=np.uint32)
-            counter[:, 0] = np.arange(first, first + x.shape[1], dtype=np.uint64) & 0xFFFFFFFF
-            words = philox4x32(counter, (0, 0))[:, 0].astype(np.int64)
-            priority = torch.from_numpy(words).to(x.device)
-        if self.rows is not None and self._priority is not None:
-            if len(self._priority) == self.capacity:
-                better = priority < self._priority[-1]
-                x, priority = x[:, better], priority[better]
-            x = torch.cat((self.rows, x), dim=1)
-            priority = torch.cat((self._priority, priority))
-        kept = torch.argsort(priority, stable=True)[: self.capacity]
-        self.rows, self._priority = x[:, kept], priority[kept]
-
-    def merge(self, other: Reservoir) -> None:
-        """Offer the rows of another reservoir."""
-        if other.rows is not None and other._priority is not None:
-            self.offer(other.rows, 0, other._priority)
-
-    def mapped(self, function: Callable[[Tensor], Tensor]) -> Reservoir:
-        """The same rows with a function applied to their features."""
-        other = Reservoir(self.capacity)
-        other._priority = self._priority
-        if self.rows is not None:
-            other.rows = function(self.rows)
-        return other
 
 
 def _class_sums(x: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
