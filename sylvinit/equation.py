@@ -28,7 +28,7 @@ from sylvinit.errors import SolverError
 from sylvinit.filling import append_components, choose_entries, fill_with_mixtures
 from sylvinit.statistics import LayerStatistics
 
-# Bound on the relative residual of a float64 solve; the worst seen in the tests is 2e-15.
+# Bound on the relative residual of a float64 solve; the worst seen in the tests is 3e-15.
 RESIDUAL_BOUND = 1e-12
 
 

@@ -42,7 +42,7 @@ class Norm:
         count = x.numel() // x.shape[1]
         if count == 0:
             return
-        # The statistics that training would take, without the output; 5 to 10 times as fast as
+        # The statistics that training would take, without the output; 3 to 10 times as fast as
         # torch.var_mean over the same axes on the CPU.
         mean, variance = torch.batch_norm_update_stats(x, None, None, 0.0)
         mean, scatter = mean.double(), variance.double() * count

@@ -116,7 +116,7 @@ class ICA:
 
     def fit(self, stats: LayerStatistics, k: int, seed: int) -> Latent:
         """The min(k, rank) unit-variance sources of every group."""
-        # Here and not above: importing scikit-learn takes about as long as the rest of the package.
+        # Here and not above: importing scikit-learn takes longer than the rest of the package.
         from sklearn.decomposition import FastICA
         from sklearn.exceptions import ConvergenceWarning
 

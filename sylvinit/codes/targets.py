@@ -22,7 +22,7 @@ class KMeans:
 
     def fit(self, stats: LayerStatistics, k: int, seed: int) -> Latent:
         """The min(k, distinct rows of the sample) centres of every group."""
-        # Here and not above: importing scikit-learn takes about as long as the rest of the package.
+        # Here and not above: importing scikit-learn takes longer than the rest of the package.
         from sklearn.cluster import KMeans as SklearnKMeans
 
         if stats.reservoir is None:

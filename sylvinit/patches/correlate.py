@@ -42,7 +42,7 @@ def correlation_is_cheaper(
     core = prod(max(size - 2 * edge, 0) for size, edge in zip(padded, reach, strict=True))
     border = prod(padded) - core
     lags = (prod(2 * k - 1 for k in geometry.kernel) + 1) // 2
-    # Copying one value costs about as much as this many multiply-adds of a product (measured).
+    # Copying one value costs about as much as this many multiply-adds of a product (an estimate).
     copy = 16 / channels
     unfolded = outputs * (geometry.taps**2 / 2 + copy * geometry.taps)
     shifted = prod(padded) * (lags + 2 * copy) + border * lags * (1 + 3 * copy)
