@@ -2,6 +2,7 @@
 
 >>> report = sylvinit.initialize_(model, loader)        # every Conv, Linear, attention projection
 >>> report = sylvinit.initialize_head_(model, loader)   # only the classifier
+>>> x = sylvinit.solve_sylvester(a, b, q)               # A X + X B = Q: batched, differentiable
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from sylvinit.moments import PatchMoments
 from sylvinit.patches.collect import patch_moments
 from sylvinit.report import LayerReport, Report
 from sylvinit.statistics import LayerStatistics
+from sylvinit.sylvester.factors import SylvesterFactors, sylvester_factor
+from sylvinit.sylvester.lowrank import solve_sylvester_lowrank
+from sylvinit.sylvester.solve import solve_sylvester, sylvester_residual
 
 __version__ = "0.1.0"
 
@@ -27,6 +31,7 @@ __all__ = [
     "PatchMoments",
     "Report",
     "RowLayer",
+    "SylvesterFactors",
     "SylvinitError",
     "SylvinitWarning",
     "__version__",
@@ -37,4 +42,8 @@ __all__ = [
     "patch_moments",
     "register_code",
     "register_layer",
+    "solve_sylvester",
+    "solve_sylvester_lowrank",
+    "sylvester_factor",
+    "sylvester_residual",
 ]

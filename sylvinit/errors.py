@@ -6,6 +6,8 @@ Messages say which argument, what was expected, what came, and what to do about 
 
 from __future__ import annotations
 
+import torch
+
 
 class SylvinitError(Exception):
     """Base class of every error raised on purpose by this package."""
@@ -43,9 +45,21 @@ class SolverError(SylvinitError, RuntimeError):
     """No route produced a solution of the Sylvester equation within its residual bound."""
 
 
+class MatrixError(SylvinitError, ValueError):
+    """A matrix of an equation has the wrong shape, structure or device, or is not finite."""
+
+
+class SingularEquationError(SolverError, torch.linalg.LinAlgError):
+    """A X + X B = Q has no unique solution: an eigenvalue of A is minus one of B."""
+
+
 class BackendError(SylvinitError, RuntimeError):
     """The requested backend cannot run here."""
 
 
 class SylvinitWarning(UserWarning):
     """Something in the data or the model makes the result less useful than it could be."""
+
+
+class AccuracyWarning(SylvinitWarning):
+    """A solution may have lost more than half of its digits to rounding in the input."""

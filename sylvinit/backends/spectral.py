@@ -64,14 +64,14 @@ class RankOne:
 
 
 def eigh(a: Tensor, notes: list[str] | None = None) -> tuple[Tensor, Tensor]:
-    """Eigendecomposition of symmetric float64 matrices by torch.linalg, else by SciPy on the CPU.
+    """Eigendecomposition of symmetric or Hermitian matrices by torch.linalg, else by SciPy.
 
     Matrices are scaled to unit size first: graded low-rank Gram matrices are where the libraries'
     routines are known to fail. Results are checked on a vector; SciPy's QR iteration is slower than
     divide and conquer, and fails less.
 
     Args:
-        a: float64 (..., n, n).
+        a: float64 or complex128 (..., n, n).
         notes: takes a sentence if the first route failed.
 
     Raises:
@@ -84,7 +84,7 @@ def eigh(a: Tensor, notes: list[str] | None = None) -> tuple[Tensor, Tensor]:
         values, vectors = torch.linalg.eigh(scaled)
         reason = _defect(scaled, values, vectors)
     except torch.linalg.LinAlgError as error:
-        values, vectors, reason = scaled[..., 0], scaled, str(error)
+        values, vectors, reason = scaled[..., 0].real, scaled, str(error)
     if reason:
         values, vectors = _eigh_scipy(scaled)
         worse = _defect(scaled, values, vectors)
@@ -120,8 +120,8 @@ def _defect(a: Tensor, values: Tensor, vectors: Tensor) -> str:
     n = a.shape[-1]
     if n == 0:
         return ""
-    r = torch.arange(n, dtype=a.dtype, device=a.device).mul(2.3).cos()[:, None]
-    seen = vectors.mT @ r
+    r = torch.arange(n, dtype=torch.float64, device=a.device).mul(2.3).cos().to(a.dtype)[:, None]
+    seen = vectors.mH @ r
     product = vectors @ (values[..., None] * seen) - a @ r
     identity = vectors @ seen - r
     error = torch.stack((product.abs().amax(), identity.abs().amax())).amax()

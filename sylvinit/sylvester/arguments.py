@@ -1,0 +1,114 @@
+"""Checks of what a caller passes: first shapes and dtypes, then values."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sylvinit.errors import MatrixError, OptionError, OptionTypeError
+
+DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
+STRUCTURES = ("auto", "gen", "sym", "pos")
+# Matrices declared Hermitian may differ from their adjoints by this many eps times size times the
+# largest entry: X X^T computed with products in another order differs by up to about 2.
+_ASYMMETRY = 10.0
+
+
+def check_matrix(name: str, x: object) -> Tensor:
+    """A dense floating tensor of at least two dimensions."""
+    if not isinstance(x, Tensor):
+        raise OptionTypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
+    if x.dtype not in DTYPES:
+        expected = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+        raise OptionTypeError(f"{name} must be {expected}, got {x.dtype}; convert it with .to()")
+    if x.layout != torch.strided:
+        raise OptionTypeError(f"{name} must be a dense tensor, got layout {x.layout}")
+    if x.ndim < 2:
+        raise MatrixError(
+            f"{name} must have at least 2 dimensions (..., rows, columns), got shape "
+            f"{tuple(x.shape)}"
+        )
+    return x
+
+
+def check_square(name: str, x: object) -> Tensor:
+    """A batch of square matrices."""
+    x = check_matrix(name, x)
+    if x.shape[-1] != x.shape[-2]:
+        raise MatrixError(f"{name} must be square, got shape {tuple(x.shape)}")
+    return x
+
+
+def check_alike(**tensors: Tensor) -> None:
+    """Same dtype and device."""
+    (first, a), *others = tensors.items()
+    for name, x in others:
+        if x.dtype != a.dtype:
+            raise OptionTypeError(
+                f"{first} and {name} must have one dtype, got {a.dtype} and {x.dtype}; convert "
+                "with .to()"
+            )
+        if x.device != a.device:
+            raise MatrixError(
+                f"{first} and {name} must be on one device, got {a.device} and {x.device}; move "
+                "with .to()"
+            )
+
+
+def check_structure(assume_a: object) -> str:
+    """One of "auto", "gen", "sym", "pos"."""
+    if assume_a not in STRUCTURES:
+        raise OptionError(f"assume_a must be one of {', '.join(STRUCTURES)}, got {assume_a!r}")
+    return str(assume_a)
+
+
+def check_right_side(q: object, k: int, d: int, batch: tuple[int, ...]) -> torch.Size:
+    """Require q of shape (..., k, d) and return the batch shape of the solution.
+
+    Args:
+        q: what was passed.
+        k: size of a.
+        d: size of b.
+        batch: broadcast batch shape of a and b.
+    """
+    q = check_matrix("q", q)
+    if q.shape[-2:] != (k, d):
+        raise MatrixError(
+            f"q must have shape (..., {k}, {d}), as many rows as a and columns as b, got "
+            f"{tuple(q.shape)}"
+        )
+    return broadcast(a_and_b=batch, q=tuple(q.shape[:-2]))
+
+
+def broadcast(**shapes: tuple[int, ...]) -> torch.Size:
+    """The common batch shape."""
+    try:
+        return torch.broadcast_shapes(*shapes.values())
+    except RuntimeError as error:
+        texts = " and ".join(f"{shape} of {name}" for name, shape in shapes.items())
+        raise MatrixError(f"batch dimensions do not broadcast: {texts}") from error
+
+
+def check_finite(name: str, size: float) -> None:
+    """The largest modulus of an entry is finite."""
+    if not size < float("inf"):
+        raise MatrixError(f"{name} must be finite, but contains NaN or Inf")
+
+
+def check_hermitian(name: str, structure: str, n: int, size: float, gap: float, eps: float) -> None:
+    """|A - A^H| is no more than rounding.
+
+    Args:
+        name: of the matrix.
+        structure: "sym" or "pos".
+        n: its order.
+        size: largest |a_ij|.
+        gap: largest |a_ij - conj(a_ji)|.
+        eps: of its dtype.
+    """
+    if gap > _ASYMMETRY * n * eps * size:
+        raise MatrixError(
+            f"{name} must be Hermitian (symmetric if real) with assume_a={structure!r}, but "
+            f"differs from its adjoint by up to {gap:.2g} (largest entry {size:.2g}); use "
+            f"assume_a='gen', or pass ({name} + {name}.mH) / 2 if only rounding made it so"
+        )

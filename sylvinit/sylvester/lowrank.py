@@ -1,0 +1,177 @@
+"""solve_sylvester_lowrank: B = lam X X^H given by its factor X with few columns."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sylvinit.errors import MatrixError, OptionError, OptionTypeError
+from sylvinit.sylvester import arguments, compute, spectral
+from sylvinit.sylvester.outcome import Outcome, Status, judge
+
+
+def solve_sylvester_lowrank(a: Tensor, x: Tensor, q: Tensor, lam: float | Tensor = 1.0) -> Tensor:
+    """Solve A W + lam W X X^H = Q for positive semi-definite A without forming X X^H (d x d).
+
+    With an orthonormal basis P (d x r, r = min(n, d)) of the range of X and
+    lam P^H X X^H P = V diag(b) V^H, A = U diag(a) U^H and F = U^H Q,
+
+        W = U [ (F P V)_ij / (a_i + b_j) (P V)^H + (F - F P P^H)_i / a_i ],
+
+    at a cost of O(d n^2 + n^3 + k^3 + k d n) and O(d (k + n)) memory. This is the dual route for
+    fewer samples n than dimensions d ("Data-driven Weight Initialization with Sylvester Solvers",
+    eq. 2, B = lam X X^T). Pairs with a_i + b_j <= max(k, d) eps (a_max + b_max) are dropped, as
+    :func:`solve_sylvester` does with ``assume_a="pos"``.
+
+    Args:
+        a: (..., k, k), Hermitian positive semi-definite, float32, float64, complex64, complex128.
+        x: (..., d, n), same dtype and device; meant for n < d, right for any n.
+        q: (..., k, d).
+        lam: weight, at least 0; a real number, or a tensor without dimensions.
+
+    Returns:
+        W (..., k, d) with reverse-mode derivatives of any order for a, x, q and lam.
+
+    Raises:
+        OptionTypeError: not tensors, an integer dtype, or different dtypes.
+        OptionError: lam is negative or not finite.
+        MatrixError: shapes do not fit, NaN or Inf, different devices, or a is not Hermitian
+            positive semi-definite.
+        SolverError: an iteration did not converge.
+
+    Warns:
+        AccuracyWarning: the smallest a_i + b_j kept is below sqrt(eps) of |A| + |B|.
+    """
+    a, x = arguments.check_square("a", a), arguments.check_matrix("x", x)
+    q = arguments.check_matrix("q", q)
+    arguments.check_alike(a=a, x=x, q=q)
+    weight = _weight(lam, a)
+    batch = arguments.broadcast(a=tuple(a.shape[:-2]), x=tuple(x.shape[:-2]))
+    arguments.check_right_side(q, a.shape[-1], x.shape[-2], batch)
+    factors = _factor(a.detach(), x.detach(), weight.detach())
+    return _Solve.apply(a, x, q, weight, *factors, True)
+
+
+class _Solve(torch.autograd.Function):
+    """The equation is self-adjoint: gradients are solves with the same factors."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        a, x, q, lam, u, values_a, basis, values_b, checked = inputs
+        w = _apply(a, x, q, lam, (u, values_a, basis, values_b), checked)
+        ctx.save_for_backward(a, x, w, lam, u, values_a, basis, values_b)
+        ctx.q_shape = q.shape
+        return w
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        a, x, w, lam, *factors = ctx.saved_tensors
+        y = _Solve.apply(a, x, gradients[0], lam, *factors, False)
+        yx, wx = y @ x, w @ x
+        for_a = for_x = for_q = for_lam = None
+        if ctx.needs_input_grad[0]:
+            for_a = -(y @ w.mH).sum_to_size(a.shape)
+        if ctx.needs_input_grad[1]:
+            for_x = -(lam * (w.mH @ yx + y.mH @ wx)).sum_to_size(x.shape)
+        if ctx.needs_input_grad[2]:
+            for_q = y.sum_to_size(ctx.q_shape)
+        if ctx.needs_input_grad[3]:
+            for_lam = -(yx.conj() * wx).real.sum()
+        return for_a, for_x, for_q, for_lam, *(None,) * 5
+
+
+def _factor(a: Tensor, x: Tensor, lam: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """U, a, P V and b."""
+    eps = torch.finfo(a.dtype).eps
+    wide_a, wide_x = compute.widen(a), compute.widen(x)
+    size, gap = compute.inspect("a", wide_a)
+    compute.inspect("x", wide_x)
+    arguments.check_hermitian("a", "pos", a.shape[-1], size, gap, eps)
+    u, values_a = spectral.decompose((wide_a + wide_a.mH) / 2)
+    p, r = torch.linalg.qr(wide_x)
+    gram = r @ r.mH
+    v, values_b = spectral.decompose((gram + gram.mH) / 2)
+    return u, values_a, p @ v, values_b * lam.to(torch.float64)
+
+
+def _apply(
+    a: Tensor,
+    x: Tensor,
+    q: Tensor,
+    lam: Tensor,
+    factors: tuple[Tensor, Tensor, Tensor, Tensor],
+    checked: bool,
+) -> Tensor:
+    u, values_a, basis, values_b = factors
+    eps = torch.finfo(q.dtype).eps
+    a, x, right = compute.widen(a), compute.widen(x), compute.widen(q)
+    lam = lam.detach().to(torch.float64)
+    if checked:
+        compute.inspect("q", right)
+    k, d = q.shape[-2:]
+    batch = torch.broadcast_shapes(a.shape[:-2], x.shape[:-2], q.shape[:-2])
+    if math.prod(batch) * k * d == 0:
+        return q.new_zeros((*batch, k, d))
+    radius_a = values_a.abs().amax(dim=-1)
+    radius_b = values_b.amax(dim=-1) if values_b.shape[-1] else torch.zeros_like(radius_a)
+    size = radius_a + radius_b
+    rounding = max(k, d) * eps
+    threshold = (rounding * size)[..., None, None]
+    full = basis.shape[-1] == d  # no directions are left across the range of X
+    inside = values_a[..., :, None] + values_b[..., None, :]
+    outside = values_a[..., :, None]
+    keep_inside, keep_outside = inside > threshold, outside > threshold
+    if checked and bool((values_a[..., 0] < -10 * rounding * radius_a).any()):
+        low = float(values_a.min())
+        raise MatrixError(f"a must be positive semi-definite, but has the eigenvalue {low:.6g}")
+
+    def solve(right: Tensor) -> Tensor:
+        f = u.mH @ right
+        along = f @ basis
+        inner = torch.where(keep_inside, along / torch.where(keep_inside, inside, 1.0), 0.0)
+        y = inner @ basis.mH
+        if not full:
+            across = f - along @ basis.mH
+            # Once more: what is left along the basis would be divided by a_i alone.
+            across = across - (across @ basis) @ basis.mH
+            y = y + torch.where(keep_outside, across / torch.where(keep_outside, outside, 1.0), 0.0)
+        return u @ y
+
+    w = solve(right)
+    if not checked:
+        return w.to(q.dtype)
+    w = w + solve(right - a @ w - lam * ((w @ x) @ x.mH))
+    sums = [torch.where(keep_inside, inside, torch.inf).flatten(-2)]
+    if not full:
+        sums.append(torch.where(keep_outside, outside, torch.inf).flatten(-2).expand(*batch, -1))
+        sums[0] = sums[0].expand(*batch, -1)
+    least = (torch.cat(sums, dim=-1).amin(dim=-1) / torch.where(size > 0, size, 1.0)).flatten()
+    at = int(least.argmin())
+    judge(
+        Outcome(Status.OK, at, 0.0, float(least[at]), 0.0, 0.0, 0),
+        tuple(batch),
+        eps,
+        True,
+    )
+    return w.to(q.dtype)
+
+
+def _weight(lam: float | Tensor, a: Tensor) -> Tensor:
+    if isinstance(lam, Tensor):
+        if lam.ndim or lam.dtype.is_complex or not lam.dtype.is_floating_point:
+            raise OptionTypeError(
+                "lam must be a real number or a real tensor without dimensions, got shape "
+                f"{tuple(lam.shape)} and dtype {lam.dtype}"
+            )
+        weight = lam.to(a.device)
+    elif isinstance(lam, bool) or not isinstance(lam, (int, float)):
+        raise OptionTypeError(f"lam must be a real number, got {type(lam).__name__}")
+    else:
+        weight = torch.tensor(float(lam), dtype=a.dtype.to_real(), device=a.device)
+    value = float(weight.detach())
+    if not 0 <= value < math.inf:
+        raise OptionError(f"lam must be at least 0 and finite, got {value}")
+    return weight

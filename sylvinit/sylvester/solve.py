@@ -1,0 +1,102 @@
+"""solve_sylvester and sylvester_residual."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sylvinit.sylvester import operators
+from sylvinit.sylvester.arguments import (
+    broadcast,
+    check_alike,
+    check_matrix,
+    check_right_side,
+    check_square,
+    check_structure,
+)
+
+
+def solve_sylvester(a: Tensor, b: Tensor, q: Tensor, *, assume_a: str = "auto") -> Tensor:
+    """Solve A X + X B = Q for batches of dense matrices, with derivatives.
+
+    The solution is unique if no eigenvalue of A is minus one of B. The work is done in float64 (or
+    complex128) whatever the dtype of the arguments, followed by one step of iterative refinement
+    where the residual asks for it.
+
+    Args:
+        a: (..., k, k), float32, float64, complex64 or complex128.
+        b: (..., d, d), same dtype and device.
+        q: (..., k, d). Leading dimensions of a, b and q broadcast; matrices shared by a batch are
+            decomposed once.
+        assume_a: what holds for both A and B (the name is that of scipy.linalg.solve).
+            "gen": nothing; Schur forms (Bartels and Stewart 1972), on the host for tensors on
+            other devices. "sym": Hermitian (symmetric if real); eigendecompositions. "pos":
+            Hermitian positive semi-definite; pairs of eigenvalues with
+            a_i + b_j <= max(k, d) eps (a_max + b_max), eps of the dtype, are dropped, which gives
+            the minimum-norm solution of the projected equation. "auto": "sym" if both matrices are
+            Hermitian to the bit, else "gen".
+
+    Returns:
+        X, (..., k, d), dtype of q.
+
+    Raises:
+        OptionTypeError: not tensors, an integer dtype, or different dtypes.
+        OptionError: unknown ``assume_a``.
+        MatrixError: shapes do not fit, NaN or Inf, different devices, a matrix that is not
+            Hermitian beyond rounding, or "pos" with a clearly negative eigenvalue.
+        SingularEquationError: the spectra of A and -B meet (never with "pos").
+        SolverError: an eigenvalue iteration did not converge or numbers overflowed.
+
+    Warns:
+        AccuracyWarning: min |a_i + b_j| is below sqrt(eps) of |A| + |B|.
+
+    Derivatives: reverse and forward mode at any order, torch.func transforms and torch.compile.
+    Gradients for A and B are not symmetrised: with "sym" and "pos" they hold for any
+    parametrisation of Hermitian matrices.
+
+    Example:
+        >>> a, b = torch.tensor([[2.0]]), torch.tensor([[1.0]])
+        >>> sylvinit.solve_sylvester(a, b, torch.tensor([[6.0]]))
+        tensor([[2.]])
+    """
+    a, b, q = check_square("a", a), check_square("b", b), check_matrix("q", q)
+    structure = check_structure(assume_a)
+    check_alike(a=a, b=b, q=q)
+    if not a.shape[:-2] == b.shape[:-2] == q.shape[:-2]:
+        batch = broadcast(a=tuple(a.shape[:-2]), b=tuple(b.shape[:-2]))
+        check_right_side(q, a.shape[-1], b.shape[-1], batch)
+    elif q.shape[-2] != a.shape[-1] or q.shape[-1] != b.shape[-1]:
+        check_right_side(q, a.shape[-1], b.shape[-1], a.shape[:-2])
+    return operators.solve(a, b, q, structure)
+
+
+def sylvester_residual(a: Tensor, b: Tensor, q: Tensor, x: Tensor) -> Tensor:
+    """Relative residual |A X + X B - Q| / ((|A| + |B|) |X| + |Q|), Frobenius norms.
+
+    Computed in float64 or complex128. Up to a few times the dtype's eps the solution is as good as
+    rounding lets it be: it solves an equation with slightly different A, B and Q exactly.
+
+    Args:
+        a: (..., k, k).
+        b: (..., d, d), same dtype and device.
+        q: (..., k, d).
+        x: (..., k, d).
+
+    Returns:
+        float64 (...), zero where the denominator is.
+
+    Raises:
+        OptionTypeError: not tensors, an integer dtype, or different dtypes.
+        MatrixError: shapes do not fit, or different devices.
+    """
+    a, b = check_square("a", a), check_square("b", b)
+    q, x = check_matrix("q", q), check_matrix("x", x)
+    check_alike(a=a, b=b, q=q, x=x)
+    batch = broadcast(a=tuple(a.shape[:-2]), b=tuple(b.shape[:-2]))
+    check_right_side(q, a.shape[-1], b.shape[-1], batch)
+    check_right_side(x, a.shape[-1], b.shape[-1], batch)
+    wide = torch.complex128 if a.dtype.is_complex else torch.float64
+    a, b, q, x = a.to(wide), b.to(wide), q.to(wide), x.to(wide)
+    norm = torch.linalg.matrix_norm
+    size = (norm(a) + norm(b)) * norm(x) + norm(q)
+    return norm(a @ x + x @ b - q) / torch.where(size > 0, size, 1.0)

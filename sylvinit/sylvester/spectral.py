@@ -1,0 +1,130 @@
+"""Hermitian equations on any device, with both matrices diagonalised.
+
+A = U diag(a) U^H, B = V diag(b) V^H, X = U [(U^H Q V)_ij / (a_i + b_j)] V^H.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sylvinit.backends.spectral import eigh
+from sylvinit.sylvester.outcome import Outcome, Status
+
+# As in csrc/solver/hermitian.h.
+_REFINE_ABOVE = 1e-15
+_NEGATIVE = 10.0
+
+
+def decompose(a: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvectors (..., n, n) and eigenvalues (..., n), ascending, of float64 or complex128.
+
+    Raises:
+        SolverError: no eigenvalue iteration converged.
+    """
+    values, vectors = eigh(a)
+    return vectors.contiguous(), values.contiguous()
+
+
+def solve(
+    matrices: tuple[Tensor, Tensor],
+    factors: tuple[Tensor, Tensor, Tensor, Tensor],
+    q: Tensor,
+    *,
+    eps: float,
+    positive: bool,
+    examine: bool,
+) -> tuple[Tensor, Outcome]:
+    """X from the decompositions; batch dimensions broadcast.
+
+    Args:
+        matrices: a (..., k, k) and b (..., d, d).
+        factors: eigenvectors and eigenvalues of a, then of b.
+        q: (..., k, d), not empty.
+        eps: of the caller's dtype.
+        positive: pairs with |a_i + b_j| <= max(k, d) eps (|a| + |b|) become 0; otherwise they are
+            an error.
+        examine: look for such pairs and for negative eigenvalues.
+    """
+    a, b = matrices
+    u, values_a, v, values_b = factors
+    sums = values_a[..., :, None] + values_b[..., None, :]
+    radius_a = values_a.abs().amax(dim=-1)
+    radius_b = values_b.abs().amax(dim=-1)
+    size = radius_a + radius_b
+    rounding = max(q.shape[-2:]) * eps
+    threshold = (rounding * size)[..., None, None]
+    keep = sums.abs() > threshold
+    divisor = torch.where(keep, sums, 1.0) if positive else sums
+
+    def apply(right: Tensor) -> Tensor:
+        y = (u.mH @ right @ v) / divisor
+        return u @ (torch.where(keep, y, 0.0) if positive else y) @ v.mH
+
+    dropped = int((~keep).sum()) if positive else 0
+    separation = torch.where(keep, sums.abs(), torch.inf) if positive else sums.abs()
+    outcome = _examine(values_a, values_b, separation, size)
+    if examine:
+        if positive:
+            low = torch.minimum(
+                (values_a[..., 0] + _NEGATIVE * rounding * radius_a).amin(),
+                (values_b[..., 0] + _NEGATIVE * rounding * radius_b).amin(),
+            )
+            if bool(low < 0):
+                return q, _negative(values_a, values_b)
+        elif not bool(keep.all()):
+            return q, outcome
+    x = apply(q)
+    residual, defect = _defect(a, b, q, x)
+    correction = apply(defect)
+    if dropped:
+        # Only the part of the defect that belongs to pairs that were kept counts.
+        residual = _residual(a, b, q, x, a @ correction + correction @ b)
+    if residual > _REFINE_ABOVE:
+        refined = x + correction
+        after, _ = _defect(a, b, q, refined)
+        if dropped or after < residual:
+            x, residual = refined, (residual if dropped else after)
+    return x, Outcome(
+        Status.OK,
+        outcome.problem,
+        residual,
+        outcome.separation,
+        outcome.a,
+        outcome.b,
+        dropped,
+    )
+
+
+def _defect(a: Tensor, b: Tensor, q: Tensor, x: Tensor) -> tuple[float, Tensor]:
+    defect = q - a @ x - x @ b
+    return _residual(a, b, q, x, defect), defect
+
+
+def _residual(a: Tensor, b: Tensor, q: Tensor, x: Tensor, defect: Tensor) -> float:
+    norm = torch.linalg.matrix_norm
+    size = (norm(a) + norm(b)) * norm(x) + norm(q)
+    return float((norm(defect) / torch.where(size > 0, size, 1.0)).max())
+
+
+def _examine(values_a: Tensor, values_b: Tensor, separation: Tensor, size: Tensor) -> Outcome:
+    """The pair with the smallest relative separation, as a singular one."""
+    relative = separation / torch.where(size > 0, size, 1.0)[..., None, None]
+    k, d = separation.shape[-2:]
+    at = int(relative.flatten().argmin())
+    problem, i, j = at // (k * d), at // d % k, at % d
+    batch = separation.shape[:-2]
+    a = values_a.expand(*batch, k).reshape(-1, k)[problem, i]
+    b = values_b.expand(*batch, d).reshape(-1, d)[problem, j]
+    least = float(relative.flatten()[at])
+    return Outcome(Status.SINGULAR, problem, 0.0, least, complex(a), complex(b), 0)
+
+
+def _negative(values_a: Tensor, values_b: Tensor) -> Outcome:
+    low_a, low_b = values_a[..., 0], values_b[..., 0]
+    batch = torch.broadcast_shapes(low_a.shape, low_b.shape)
+    low = torch.minimum(low_a, low_b).expand(batch).flatten()
+    problem = int(low.argmin())
+    a = float(low_a.expand(batch).flatten()[problem])
+    b = float(low_b.expand(batch).flatten()[problem])
+    return Outcome(Status.NEGATIVE, problem, 0.0, 0.0, a if a <= b else 0.0, b if b < a else 0.0, 0)
