@@ -248,10 +248,17 @@ py::tuple solve_general(const Operands& o, Index count, int m, int n, bool is_co
 }
 
 // Both decompositions and the solution of Hermitian equations with one matrix each, in one call.
+// False, with nothing done, if an entry is not finite or a matrix not Hermitian to the bit.
 template <class S>
-Index solve_hermitian_once(Operands o, Index count, int m, int n, double eps, bool positive,
-                           int threads, Worst* worst) {
+bool solve_hermitian_once(Operands o, Index count, int m, int n, double eps, bool positive,
+                          int threads, Worst* worst) {
   const Index mm = static_cast<Index>(m) * m, nn = static_cast<Index>(n) * n;
+  const S* matrices[] = {at<S>(o.left), at<S>(o.right), at<S>(o.c)};
+  const int rows[] = {m, n, n}, columns[] = {m, n, m};
+  for (int i = 0; i < 3; ++i) {
+    const auto [size, gap] = inspect_matrices(matrices[i], count, rows[i], columns[i]);
+    if (!std::isfinite(size) || (i < 2 && gap != 0)) return false;
+  }
   std::vector<S> reflectors(count * mm), vectors(count * nn);
   std::vector<double> core(count * m * kCoreRows<S>), values(count * n);
   const Index failed = first_failure(count, threads, [&](Index i) {
@@ -263,26 +270,33 @@ Index solve_hermitian_once(Operands o, Index count, int m, int n, double eps, bo
     std::memcpy(static_cast<void*>(h), at<S>(o.left) + i * mm, mm * sizeof(S));
     return tridiagonal_form(m, h, core.data() + i * m * kCoreRows<S>);
   });
-  if (failed >= 0) return failed;
+  if (failed >= 0) {
+    Outcome outcome;
+    outcome.status = Status::not_converged;
+    worst->add(failed, outcome);
+    return true;
+  }
   o.left_basis = reinterpret_cast<Address>(reflectors.data());
   o.left_core = reinterpret_cast<Address>(core.data());
   o.right_basis = reinterpret_cast<Address>(vectors.data());
   o.right_core = reinterpret_cast<Address>(values.data());
   solve_hermitian_batch<S>(o, count, m, n, eps, positive, true, threads, worst);
-  return -1;
+  return true;
 }
 
-py::object solve_hermitian_direct(const Operands& o, Index count, int m, int n, bool is_complex,
-                                  double eps, bool positive, int threads) {
+py::object solve_hermitian_direct(Address a, Address b, Address q, Address x, Index count, int k,
+                                  int d, bool is_complex, double eps, bool positive, int threads) {
   Worst worst;
-  Index failed;
+  const Operands operands{b, 0, 0, a, 0, 0, q, x, 0, 0, 0};
+  bool done;
   {
     py::gil_scoped_release release;
-    failed = with_scalar(is_complex, [&](auto scalar) {
-      return solve_hermitian_once<decltype(scalar)>(o, count, m, n, eps, positive, threads, &worst);
+    done = with_scalar(is_complex, [&](auto scalar) {
+      return solve_hermitian_once<decltype(scalar)>(operands, count, d, k, eps, positive, threads,
+                                                    &worst);
     });
   }
-  if (failed >= 0) return py::int_(failed);
+  if (!done) return py::none();
   return worst.tuple();
 }
 

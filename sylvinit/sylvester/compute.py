@@ -29,7 +29,12 @@ class Factors(NamedTuple):
 def widen(x: Tensor) -> Tensor:
     """The same values, float64 or complex128, contiguous, detached."""
     dtype = torch.complex128 if x.dtype.is_complex else torch.float64
-    return x.detach().to(dtype).contiguous()
+    return x.detach().to(dtype).resolve_conj().resolve_neg().contiguous()
+
+
+def adjoint_of(x: Tensor) -> Tensor:
+    """x^H with the conjugation and the order carried out in memory."""
+    return x.mH.resolve_conj().contiguous()
 
 
 def inspect(name: str, x: Tensor) -> tuple[float, float]:
@@ -162,13 +167,15 @@ def solve_once(a: Tensor, b: Tensor, q: Tensor, assume: str) -> Tensor:
     inspect("q", wide_q)
     k, d = q.shape[-2:]
     if k > d:
-        wide_a, wide_b, wide_q = wide_b, wide_a, wide_q.mH.contiguous()
+        wide_a, wide_b, wide_q = wide_b, wide_a, adjoint_of(wide_q)
     x = torch.empty_like(wide_q)
     threads = routes.threads_for(math.prod(batch), k, d)
     positive = structure == "pos"
     outcome = lapack.solve_hermitian_direct(wide_a, wide_b, wide_q, x, eps, positive, threads)
+    if outcome is None:  # values were checked above
+        raise SolverError("the matrices changed while they were being solved with")
     if k > d:
-        x, outcome = x.mH, _swapped(outcome)
+        x, outcome = adjoint_of(x), _swapped(outcome)
     judge(outcome, tuple(batch), eps, True)
     return x.to(q.dtype)
 
@@ -195,7 +202,7 @@ def _schur(x: Tensor, structure: str) -> tuple[Tensor, Tensor]:
         vectors, values = spectral.decompose(host)
         basis, core = vectors, torch.diag_embed(values).to(host.dtype)
         if lapack.AVAILABLE:  # which reads column-major and decomposes the transposed matrix
-            basis = basis.mH.contiguous()
+            basis = adjoint_of(basis)
     elif lapack.AVAILABLE:
         basis, core = _decompose("a or b", host, "schur")
     else:
@@ -254,7 +261,7 @@ def _solve(
         return batch, x.view(*batch, k, d).to(home), outcome
     swap = form == "tridiagonal" and k > d
     if swap:
-        right = right.mH.contiguous()
+        right = adjoint_of(right)
         x = x.new_empty((len(x), d, k))
         flat_a, flat_b = flat_b, flat_a
         picks = [picks[1], picks[0], picks[2]]
@@ -272,7 +279,7 @@ def _solve(
         adjoint=adjoint,
     )
     if swap:
-        x, outcome = x.mH, _swapped(outcome)
+        x, outcome = adjoint_of(x), _swapped(outcome)
     return batch, x.reshape(*batch, k, d).to(home), outcome
 
 

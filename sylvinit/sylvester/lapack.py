@@ -80,18 +80,27 @@ def core_dtype(form: str, dtype: torch.dtype) -> torch.dtype:
 
 def solve_hermitian_direct(
     a: Tensor, b: Tensor, q: Tensor, x: Tensor, eps: float, positive: bool, threads: int
-) -> Outcome:
-    """Everything for one a, b and q each per equation, k <= d, in one call."""
+) -> Outcome | None:
+    """Everything for one a, b and q each per equation, k <= d, in one call.
+
+    Returns:
+        None, with x untouched, if an entry is not finite or a matrix not Hermitian to the bit.
+    """
     k, d = q.shape[-2:]
-    operands = _lapack.Operands(
-        b.data_ptr(), 0, 0, a.data_ptr(), 0, 0, q.data_ptr(), x.data_ptr(), 0, 0, 0
-    )
     found = _lapack.solve_hermitian_direct(
-        operands, _count(q.shape[:-2]), d, k, q.dtype.is_complex, eps, positive, threads
+        a.data_ptr(),
+        b.data_ptr(),
+        q.data_ptr(),
+        x.data_ptr(),
+        _count(q.shape[:-2]),
+        k,
+        d,
+        q.dtype.is_complex,
+        eps,
+        positive,
+        threads,
     )
-    if isinstance(found, int):
-        return Outcome(Status.NOT_CONVERGED, found, math.nan, math.nan, 0.0, 0.0, 0)
-    return _outcome(found)
+    return None if found is None else Outcome(Status(found[0]), *found[1:])
 
 
 def solve(

@@ -18,11 +18,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import peek_interpreter_stack
-from torch.autograd import forward_ad
 
 from sylvinit.sylvester import compute, routes
 from sylvinit.sylvester.compute import Factors
+from sylvinit.sylvester.direct import is_plain
 
 
 @torch.library.custom_op("sylvinit::sylvester_factor", mutates_args=())
@@ -166,19 +165,6 @@ def _vmap_factor(
 
 torch.library.register_vmap("sylvinit::sylvester_solve", _vmap_solve)
 torch.library.register_vmap("sylvinit::sylvester_factor", _vmap_factor)
-
-
-def is_plain(*tensors: Tensor) -> bool:
-    """Whether only values are asked for: no derivative, transform, mode or tensor subclass."""
-    if torch.compiler.is_compiling() or forward_ad._current_level >= 0:
-        return False
-    if peek_interpreter_stack() is not None:
-        return False
-    if torch._C._len_torch_dispatch_stack() or torch.jit.is_tracing():
-        return False
-    if any(type(x) not in (Tensor, torch.nn.Parameter) or x.is_meta for x in tensors):
-        return False
-    return not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
 
 
 def solve(a: Tensor, b: Tensor, q: Tensor, structure: str) -> Tensor:

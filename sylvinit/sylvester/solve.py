@@ -14,6 +14,7 @@ from sylvinit.sylvester.arguments import (
     check_square,
     check_structure,
 )
+from sylvinit.sylvester.direct import solve_directly
 
 
 def solve_sylvester(a: Tensor, b: Tensor, q: Tensor, *, assume_a: str = "auto") -> Tensor:
@@ -61,12 +62,13 @@ def solve_sylvester(a: Tensor, b: Tensor, q: Tensor, *, assume_a: str = "auto") 
     """
     a, b, q = check_square("a", a), check_square("b", b), check_matrix("q", q)
     structure = check_structure(assume_a)
+    if structure != "gen":
+        x = solve_directly(a, b, q, structure)
+        if x is not None:
+            return x
     check_alike(a=a, b=b, q=q)
-    if not a.shape[:-2] == b.shape[:-2] == q.shape[:-2]:
-        batch = broadcast(a=tuple(a.shape[:-2]), b=tuple(b.shape[:-2]))
-        check_right_side(q, a.shape[-1], b.shape[-1], batch)
-    elif q.shape[-2] != a.shape[-1] or q.shape[-1] != b.shape[-1]:
-        check_right_side(q, a.shape[-1], b.shape[-1], a.shape[:-2])
+    batch = broadcast(a=tuple(a.shape[:-2]), b=tuple(b.shape[:-2]))
+    check_right_side(q, a.shape[-1], b.shape[-1], batch)
     return operators.solve(a, b, q, structure)
 
 

@@ -1,0 +1,81 @@
+"""The shortest way through the solver, for the commonest case.
+
+Python between the caller and LAPACK costs as much as LAPACK itself for matrices of size 20, so
+contiguous float64 or complex128 tensors on the CPU, without derivatives or broadcasting, take one
+call of the compiled module, which checks their values too. Everything else, and everything that is
+wrong, goes the long way.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import Parameter
+
+from sylvinit.sylvester import lapack, routes
+from sylvinit.sylvester.outcome import judge
+
+_EPS = {dtype: torch.finfo(dtype).eps for dtype in (torch.float64, torch.complex128)}
+
+
+def is_plain(*tensors: Tensor) -> bool:
+    """Whether only values are asked for: no derivative, transform, mode or tensor subclass."""
+    derivatives = torch.is_grad_enabled()
+    for x in tensors:
+        if type(x) is not Tensor and type(x) is not Parameter:
+            return False
+        if x.is_meta or (derivatives and x.requires_grad):
+            return False
+    return not (
+        torch.compiler.is_compiling()
+        or forward_ad._current_level >= 0
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._get_tracing_state()
+    )
+
+
+def solve_directly(a: Tensor, b: Tensor, q: Tensor, structure: str) -> Tensor | None:
+    """X, or None where this is not the way.
+
+    Args:
+        a, b, q: anything; nothing has been checked but their being tensors of 2 dimensions or more.
+        structure: "auto", "sym" or "pos".
+
+    Raises:
+        SingularEquationError, SolverError: see :func:`sylvinit.solve_sylvester`.
+        MatrixError: a clearly negative eigenvalue with "pos".
+    """
+    dtype, shape = q.dtype, q.shape
+    k, d = shape[-2:]
+    if not (
+        lapack.AVAILABLE
+        and dtype in _EPS
+        and 0 < k <= d
+        and a.dtype is dtype
+        and b.dtype is dtype
+        and a.is_cpu
+        and b.is_cpu
+        and q.is_cpu
+        and is_plain(a, b, q)
+        and a.is_contiguous()
+        and b.is_contiguous()
+        and q.is_contiguous()
+    ):
+        return None
+    batch = shape[:-2]
+    if a.shape != (*batch, k, k) or b.shape != (*batch, d, d) or 0 in batch:
+        return None
+    if any(x.is_conj() or x.is_neg() or x.layout is not torch.strided for x in (a, b, q)):
+        return None
+    x = torch.empty(shape, dtype=dtype, device="cpu")
+    threads = routes.threads_for(math.prod(batch), k, d) if batch else 1
+    eps = _EPS[dtype]
+    outcome = lapack.solve_hermitian_direct(a, b, q, x, eps, structure == "pos", threads)
+    if outcome is None:
+        return None
+    judge(outcome, tuple(batch), eps, True)
+    return x
