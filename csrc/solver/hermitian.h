@@ -12,6 +12,7 @@
 
 #include "lapack.h"
 #include "problem.h"
+#include "reflectors.h"
 #include "tridiagonal.h"
 
 namespace sylvinit {
@@ -140,9 +141,9 @@ class HermitianEquation {
     const std::ptrdiff_t size = static_cast<std::ptrdiff_t>(m_) * n_;
     std::vector<S> f(size);
     gemm('N', 'N', m_, n_, n_, S(1), c, m_, vectors_, n_, S(0), f.data(), m_);
-    int info = apply_reflectors(true, m_, n_, reflectors_, tau_, f.data());
+    int info = multiply_by_reflectors(true, m_, n_, reflectors_, tau_, f.data());
     if (info == 0) info = solve_shifted(f.data(), outcome);
-    if (info == 0) info = apply_reflectors(false, m_, n_, reflectors_, tau_, f.data());
+    if (info == 0) info = multiply_by_reflectors(false, m_, n_, reflectors_, tau_, f.data());
     if (info != 0) {
       outcome->status = Status::not_converged;
       return false;

@@ -13,13 +13,7 @@
 #include <vector>
 
 #include "lapack.h"
-
-// GCC compiles these once for every instruction set and chooses at load time.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__linux__)
-#define SYLVINIT_VECTORISED __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define SYLVINIT_VECTORISED
-#endif
+#include "vectorise.h"
 
 namespace sylvinit {
 
