@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
+import sys
 import warnings
 from dataclasses import dataclass
 from enum import IntEnum
+
+import torch
 
 from sylvinit.errors import AccuracyWarning, MatrixError, SingularEquationError, SolverError
 
@@ -100,8 +104,20 @@ def judge(outcome: Outcome, batch: tuple[int, ...], eps: float, checked: bool) -
             f"{outcome.separation:.1e}. Rounding in a, b and q may cost more than half of the "
             "digits of the solution",
             AccuracyWarning,
-            stacklevel=2,
+            stacklevel=_callers_level(),
         )
+
+
+def _callers_level() -> int:
+    """The stacklevel of the first frame outside this package and torch, for a warning raised above.
+
+    How many frames lie between differs: the operators go through torch's dispatcher.
+    """
+    inside = (os.path.dirname(os.path.dirname(__file__)), os.path.dirname(torch.__file__))
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(inside):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _where(problem: int, batch: tuple[int, ...]) -> str:
