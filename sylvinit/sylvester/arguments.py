@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sylvinit.errors import MatrixError, OptionError, OptionTypeError
+from sylvinit.errors import BackendError, MatrixError, OptionError, OptionTypeError
 
 DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 STRUCTURES = ("auto", "gen", "sym", "pos")
@@ -40,8 +40,10 @@ def check_square(name: str, x: object) -> Tensor:
 
 
 def check_alike(**tensors: Tensor) -> None:
-    """Same dtype and device."""
+    """Same dtype and device, one that has float64."""
     (first, a), *others = tensors.items()
+    if a.device.type == "mps":
+        raise BackendError("the solver works in float64, which mps devices lack; move to the CPU")
     for name, x in others:
         if x.dtype != a.dtype:
             raise OptionTypeError(

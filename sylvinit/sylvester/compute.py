@@ -222,6 +222,8 @@ def _solve(
 ) -> tuple[torch.Size, Tensor, Outcome]:
     eps = torch.finfo(q.dtype).eps
     a, b, q = widen(a), widen(b), widen(q)
+    if structure in ("sym", "pos"):  # what was factored; no change where it is exact
+        a, b = (a + a.mH) / 2, (b + b.mH) / 2
     if checked:
         inspect("q", q)
     k, d = q.shape[-2:]
