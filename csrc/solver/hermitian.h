@@ -85,7 +85,7 @@ class HermitianEquation {
     int below[kPack];
     std::fill(x, x + kPack, -kNegative * rounding_ * left_size_);
     count_below(t_, x, below);
-    if (below[0] > 0) {
+    if (left_size_ > 0 && below[0] > 0) {
       outcome.status = Status::negative;
       outcome.b = eigenvalue(t_, 0);
       return outcome;

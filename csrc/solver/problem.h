@@ -13,6 +13,9 @@
 
 namespace sylvinit {
 
+// The larger of A and B has its largest entry in between, so that squares can be formed.
+constexpr double kLargest = 1e140, kSmallest = 1e-140;
+
 enum class Status : int {
   ok = 0,
   not_converged = 1,  // a LAPACK routine gave up

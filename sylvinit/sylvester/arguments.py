@@ -9,6 +9,8 @@ from sylvinit.errors import BackendError, MatrixError, OptionError, OptionTypeEr
 
 DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 STRUCTURES = ("auto", "gen", "sym", "pos")
+# Squares of entries must not overflow; kLargest and kSmallest in csrc/solver/problem.h.
+LARGEST, SMALLEST = 1e140, 1e-140
 # Matrices declared Hermitian may differ from their adjoints by this many eps times size times the
 # largest entry: X X^T computed with products in another order differs by up to about 2.
 _ASYMMETRY = 10.0
@@ -95,6 +97,15 @@ def check_finite(name: str, size: float) -> None:
     """The largest modulus of an entry is finite."""
     if not size < float("inf"):
         raise MatrixError(f"{name} must be finite, but contains NaN or Inf")
+
+
+def check_scale(size: float) -> None:
+    """The largest modulus of an entry of a and b is far enough from overflow and underflow."""
+    if size > LARGEST or 0 < size < SMALLEST:
+        raise MatrixError(
+            f"the largest entry of a and b must be between {SMALLEST:.0e} and {LARGEST:.0e}, got "
+            f"{size:.1e}; multiply a, b and q by a common factor, which does not change the solution"
+        )
 
 
 def check_hermitian(name: str, structure: str, n: int, size: float, gap: float, eps: float) -> None:

@@ -63,6 +63,7 @@ def structure_of(a: Tensor, b: Tensor, assume: str, eps: float) -> tuple[str, Te
     """
     size_a, gap_a = inspect("a", a)
     size_b, gap_b = inspect("b", b)
+    arguments.check_scale(max(size_a, size_b))
     if assume == "auto":
         return ("sym" if gap_a == 0 and gap_b == 0 else "gen"), a, b
     if assume in ("sym", "pos"):

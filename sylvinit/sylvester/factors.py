@@ -53,7 +53,10 @@ class SylvesterFactors:
         scale, shift = self._number("scale", scale), self._number("shift", shift)
         a, b = self.eigenvalues()
         b = scale.detach()[..., None] * b + shift.detach()[..., None]
-        return (a[..., :, None] + b[..., None, :]).abs().amin(dim=(-2, -1))
+        sums = (a[..., :, None] + b[..., None, :]).abs()
+        if 0 in sums.shape[-2:]:
+            return sums.new_full(sums.shape[:-2], torch.inf)
+        return sums.amin(dim=(-2, -1))
 
     def solve(
         self, q: Tensor, *, scale: float | Tensor = 1.0, shift: float | Tensor = 0.0

@@ -71,6 +71,8 @@ def judge(outcome: Outcome, batch: tuple[int, ...], eps: float, checked: bool) -
         MatrixError: an eigenvalue is clearly negative in an equation declared positive.
         SolverError: LAPACK did not converge, memory ran out, or the residual is too large.
     """
+    if math.prod(batch) == 0:
+        return
     where = _where(outcome.problem, batch)
     if outcome.status == Status.SINGULAR:
         raise SingularEquationError(

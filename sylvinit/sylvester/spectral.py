@@ -22,6 +22,8 @@ def decompose(a: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         SolverError: no eigenvalue iteration converged.
     """
+    if a.numel() == 0:
+        return a.clone(), a.new_zeros(a.shape[:-1], dtype=torch.float64)
     values, vectors = eigh(a)
     return vectors.contiguous(), values.contiguous()
 
