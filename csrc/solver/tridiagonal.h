@@ -100,6 +100,7 @@ inline double eigenvalue(const Tridiagonal& t, int index) {
 
 // Largest modulus of an eigenvalue, to a few percent.
 inline double spectral_radius(const Tridiagonal& t) {
+  if (t.norm == 0) return 0;
   auto enough = [](const Interval& i) {
     return i.width() <= 0.05 * std::max(std::abs(i.low), std::abs(i.high));
   };

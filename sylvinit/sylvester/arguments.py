@@ -104,7 +104,7 @@ def check_scale(size: float) -> None:
     if size > LARGEST or 0 < size < SMALLEST:
         raise MatrixError(
             f"the largest entry of a and b must be between {SMALLEST:.0e} and {LARGEST:.0e}, got "
-            f"{size:.1e}; multiply a, b and q by a common factor, which does not change the solution"
+            f"{size:.1e}; multiply a, b and q by one factor, which does not change the solution"
         )
 
 
