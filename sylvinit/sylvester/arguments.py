@@ -7,7 +7,13 @@ from torch import Tensor
 
 from sylvinit.errors import BackendError, MatrixError, OptionError, OptionTypeError
 
-DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
+# Supported dtypes and the real ones that go with them.
+REAL = {
+    torch.float32: torch.float32,
+    torch.float64: torch.float64,
+    torch.complex64: torch.float32,
+    torch.complex128: torch.float64,
+}
 STRUCTURES = ("auto", "gen", "sym", "pos")
 # Squares of entries must not overflow; kLargest and kSmallest in csrc/solver/problem.h.
 LARGEST, SMALLEST = 1e140, 1e-140
@@ -20,8 +26,8 @@ def check_matrix(name: str, x: object) -> Tensor:
     """A dense floating tensor of at least two dimensions."""
     if not isinstance(x, Tensor):
         raise OptionTypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
-    if x.dtype not in DTYPES:
-        expected = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+    if x.dtype not in REAL:
+        expected = ", ".join(str(dtype).removeprefix("torch.") for dtype in REAL)
         raise OptionTypeError(f"{name} must be {expected}, got {x.dtype}; convert it with .to()")
     if x.layout != torch.strided:
         raise OptionTypeError(f"{name} must be a dense tensor, got layout {x.layout}")

@@ -8,6 +8,7 @@ from torch import Tensor
 from sylvinit.errors import OptionError, OptionTypeError
 from sylvinit.sylvester import compute, operators
 from sylvinit.sylvester.arguments import (
+    REAL,
     broadcast,
     check_alike,
     check_finite,
@@ -103,7 +104,7 @@ class SylvesterFactors:
         return operators.solve_with(self.a, b, q, factors, self.structure, self._form)
 
     def _number(self, name: str, value: float | Tensor) -> Tensor:
-        real = self.a.dtype.to_real()
+        real = REAL[self.a.dtype]
         if isinstance(value, Tensor):
             if value.dtype != real:
                 raise OptionTypeError(f"{name} must be {real} like a, got {value.dtype}")

@@ -45,7 +45,7 @@ def decompose(a: Tensor, form: str, threads: int) -> tuple[Tensor, Tensor, int]:
     """
     n, batch = a.shape[-1], a.shape[:-2]
     basis = torch.empty_like(a)
-    core = torch.empty(
+    core = torch.zeros(  # the off-diagonals fill their rows but for one entry
         (*batch, *core_shape(form, n, a.dtype)), dtype=core_dtype(form, a.dtype), device="cpu"
     )
     which = {

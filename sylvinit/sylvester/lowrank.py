@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sylvinit.errors import MatrixError, OptionError, OptionTypeError
 from sylvinit.sylvester import arguments, compute, spectral
+from sylvinit.sylvester.alignment import align
 from sylvinit.sylvester.outcome import Outcome, Status, judge
 
 
@@ -33,7 +34,7 @@ def solve_sylvester_lowrank(a: Tensor, x: Tensor, q: Tensor, lam: float | Tensor
         lam: weight, at least 0; a real number, or a tensor without dimensions.
 
     Returns:
-        W (..., k, d) with reverse-mode derivatives of any order for a, x, q and lam.
+        W (..., k, d) with derivatives of any order for a, x, q and lam, as solve_sylvester's.
 
     Raises:
         OptionTypeError: not tensors, an integer dtype, or different dtypes.
@@ -51,40 +52,143 @@ def solve_sylvester_lowrank(a: Tensor, x: Tensor, q: Tensor, lam: float | Tensor
     weight = _weight(lam, a)
     batch = arguments.broadcast(a=tuple(a.shape[:-2]), x=tuple(x.shape[:-2]))
     arguments.check_right_side(q, a.shape[-1], x.shape[-2], batch)
-    factors = _factor(a.detach(), x.detach(), weight.detach())
-    return _Solve.apply(a, x, q, weight, *factors, True)
+    factors = lowrank_factor(a.detach(), x.detach(), weight.detach())
+    inputs = (a, x, q, weight, *factors, True)
+    if torch.compiler.is_compiling():
+        return lowrank_solve(*inputs)
+    return _LowrankSolve.apply(*inputs)
 
 
-class _Solve(torch.autograd.Function):
-    """The equation is self-adjoint: gradients are solves with the same factors."""
+@torch.library.custom_op("sylvinit::sylvester_lowrank_factor", mutates_args=())
+def lowrank_factor(a: Tensor, x: Tensor, lam: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """U, a, P V and b of the formula above."""
+    return _factor(a, x, lam)
+
+
+@lowrank_factor.register_fake
+def _(a: Tensor, x: Tensor, lam: Tensor) -> tuple[Tensor, ...]:
+    wide = torch.complex128 if a.dtype.is_complex else torch.float64
+    r = min(x.shape[-2], x.shape[-1])
+    batch = torch.broadcast_shapes(x.shape[:-2], lam.shape)
+    return (
+        a.new_empty(a.shape, dtype=wide),
+        a.new_empty(a.shape[:-1], dtype=torch.float64),
+        x.new_empty((*x.shape[:-1], r), dtype=wide),
+        x.new_empty((*batch, r), dtype=torch.float64),
+    )
+
+
+@torch.library.custom_op("sylvinit::sylvester_lowrank_solve", mutates_args=())
+def lowrank_solve(
+    a: Tensor,
+    x: Tensor,
+    q: Tensor,
+    lam: Tensor,
+    u: Tensor,
+    values_a: Tensor,
+    basis: Tensor,
+    values_b: Tensor,
+    checked: bool,
+) -> Tensor:
+    """W from the factors; lam has a batch shape."""
+    return _apply(a, x, q, lam, (u, values_a, basis, values_b), checked).contiguous()
+
+
+@lowrank_solve.register_fake
+def _(a: Tensor, x: Tensor, q: Tensor, lam: Tensor, *rest: Any) -> Tensor:
+    batch = torch.broadcast_shapes(a.shape[:-2], x.shape[:-2], q.shape[:-2], lam.shape)
+    return q.new_empty((*batch, *q.shape[-2:]))
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    a, x, q, lam, *factors, _ = inputs
+    ctx.save_for_backward(a, x, output, lam, *factors)
+    ctx.q_shape = q.shape
+
+
+def _gradients(ctx: Any, gradient: Tensor, solve: Any) -> tuple[Tensor | None, ...]:
+    # B = lam X X^H: with Y the solution for the gradient, grad B = -W^H Y enters through
+    # grad X = lam (grad B + grad B^H) X and grad lam = <grad B, X X^H>.
+    a, x, w, lam, *factors = ctx.saved_tensors
+    y = solve(a, x, gradient, lam, *factors, False)
+    yx, wx = y @ x, w @ x
+    weight = lam[..., None, None]
+    needs = ctx.needs_input_grad
+    return (
+        -(y @ w.mH).sum_to_size(a.shape) if needs[0] else None,
+        -(weight * (w.mH @ yx + y.mH @ wx)).sum_to_size(x.shape) if needs[1] else None,
+        y.sum_to_size(ctx.q_shape) if needs[2] else None,
+        -(yx.conj() * wx).real.sum((-2, -1)).sum_to_size(lam.shape) if needs[3] else None,
+        *(None,) * 5,
+    )
+
+
+def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    return _gradients(ctx, gradient, lowrank_solve)
+
+
+class _LowrankSolve(torch.autograd.Function):
+    """The equation is self-adjoint: derivatives are solves with the same factors."""
 
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
-        a, x, q, lam, u, values_a, basis, values_b, checked = inputs
-        w = _apply(a, x, q, lam, (u, values_a, basis, values_b), checked)
-        ctx.save_for_backward(a, x, w, lam, u, values_a, basis, values_b)
-        ctx.q_shape = q.shape
-        return w
+    def forward(*inputs: Any) -> Tensor:
+        return lowrank_solve(*inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _setup(ctx, inputs, output)
+        ctx.save_for_forward(inputs[0], inputs[1], output, *inputs[3:8])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
+        return _gradients(ctx, gradients[0], _LowrankSolve.apply)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
         a, x, w, lam, *factors = ctx.saved_tensors
-        y = _Solve.apply(a, x, gradients[0], lam, *factors, False)
-        yx, wx = y @ x, w @ x
-        for_a = for_x = for_q = for_lam = None
-        if ctx.needs_input_grad[0]:
-            for_a = -(y @ w.mH).sum_to_size(a.shape)
-        if ctx.needs_input_grad[1]:
-            for_x = -(lam * (w.mH @ yx + y.mH @ wx)).sum_to_size(x.shape)
-        if ctx.needs_input_grad[2]:
-            for_q = y.sum_to_size(ctx.q_shape)
-        if ctx.needs_input_grad[3]:
-            for_lam = -(yx.conj() * wx).real.sum()
-        return for_a, for_x, for_q, for_lam, *(None,) * 5
+        da, dx, dq, dlam = tangents[:4]
+        weight = lam[..., None, None]
+        right = torch.zeros_like(w) if dq is None else dq.expand_as(w)
+        if da is not None:
+            right = right - da @ w
+        if dx is not None:
+            right = right - weight * ((w @ dx) @ x.mH + (w @ x) @ dx.mH)
+        if dlam is not None:
+            right = right - dlam[..., None, None] * ((w @ x) @ x.mH)
+        return _LowrankSolve.apply(a, x, right, lam, *factors, False)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Tensor, int]:
+        return _LowrankSolve.apply(*align(in_dims, _DIMENSIONS, inputs)), 0
+
+
+# Of one entry of each tensor argument of lowrank_solve.
+_DIMENSIONS = (2, 2, 2, 0, 2, 1, 2, 1)
+
+
+def _vmap_solve(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Tensor, int]:
+    return lowrank_solve(*align(in_dims, _DIMENSIONS, inputs)), 0
+
+
+def _vmap_factor(
+    info: Any, in_dims: tuple[int | None, ...], *inputs: Any
+) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
+    own = tuple(None if dim is None else 0 for dim in in_dims)
+    from_b = 0 if 0 in own[1:] else None
+    return lowrank_factor(*align(in_dims, (2, 2, 0), inputs)), (own[0], own[0], own[1], from_b)
+
+
+torch.library.register_autograd(
+    "sylvinit::sylvester_lowrank_solve", _backward, setup_context=_setup
+)
+torch.library.register_vmap("sylvinit::sylvester_lowrank_solve", _vmap_solve)
+torch.library.register_vmap("sylvinit::sylvester_lowrank_factor", _vmap_factor)
 
 
 def _factor(a: Tensor, x: Tensor, lam: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """U, a, P V and b."""
+    if not bool(((lam >= 0) & lam.isfinite()).all()):
+        raise OptionError(f"lam must be at least 0 and finite, got {lam.tolist()}")
     eps = torch.finfo(a.dtype).eps
     wide_a, wide_x = compute.widen(a), compute.widen(x)
     size, gap = compute.inspect("a", wide_a)
@@ -94,7 +198,8 @@ def _factor(a: Tensor, x: Tensor, lam: Tensor) -> tuple[Tensor, Tensor, Tensor, 
     p, r = torch.linalg.qr(wide_x)
     gram = r @ r.mH
     v, values_b = spectral.decompose((gram + gram.mH) / 2)
-    return u, values_a, p @ v, values_b * lam.to(torch.float64)
+    values_b = values_b * lam.to(torch.float64)[..., None]
+    return u, values_a, (p @ v).contiguous(), values_b.contiguous()
 
 
 def _apply(
@@ -112,7 +217,7 @@ def _apply(
     if checked:
         compute.inspect("q", right)
     k, d = q.shape[-2:]
-    batch = torch.broadcast_shapes(a.shape[:-2], x.shape[:-2], q.shape[:-2])
+    batch = torch.broadcast_shapes(a.shape[:-2], x.shape[:-2], q.shape[:-2], lam.shape)
     if math.prod(batch) * k * d == 0:
         return q.new_zeros((*batch, k, d))
     radius_a = values_a.abs().amax(dim=-1)
@@ -143,7 +248,7 @@ def _apply(
     w = solve(right)
     if not checked:
         return w.to(q.dtype)
-    w = w + solve(right - a @ w - lam * ((w @ x) @ x.mH))
+    w = w + solve(right - a @ w - lam[..., None, None] * ((w @ x) @ x.mH))
     sums = [torch.where(keep_inside, inside, torch.inf).flatten(-2)]
     if not full:
         sums.append(torch.where(keep_outside, outside, torch.inf).flatten(-2).expand(*batch, -1))
@@ -166,12 +271,7 @@ def _weight(lam: float | Tensor, a: Tensor) -> Tensor:
                 "lam must be a real number or a real tensor without dimensions, got shape "
                 f"{tuple(lam.shape)} and dtype {lam.dtype}"
             )
-        weight = lam.to(a.device)
-    elif isinstance(lam, bool) or not isinstance(lam, (int, float)):
+        return lam.to(a.device)
+    if isinstance(lam, bool) or not isinstance(lam, (int, float)):
         raise OptionTypeError(f"lam must be a real number, got {type(lam).__name__}")
-    else:
-        weight = torch.tensor(float(lam), dtype=a.dtype.to_real(), device=a.device)
-    value = float(weight.detach())
-    if not 0 <= value < math.inf:
-        raise OptionError(f"lam must be at least 0 and finite, got {value}")
-    return weight
+    return torch.tensor(float(lam), dtype=arguments.REAL[a.dtype], device=a.device)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from sylvinit.sylvester import compute, routes
+from sylvinit.sylvester.alignment import align
 from sylvinit.sylvester.compute import Factors
 from sylvinit.sylvester.direct import is_plain
 
@@ -134,20 +135,12 @@ class SylvesterSolve(torch.autograd.Function):
 
 
 def _aligned(in_dims: tuple[int | None, ...], inputs: tuple[Any, ...]) -> list[Any]:
-    """Inputs with the mapped dimension in front of all batch dimensions, which then broadcast."""
-    tensors, options = inputs[:7], inputs[7:]
-    first = [
-        x if dim is None else x.movedim(dim, 0) for x, dim in zip(tensors, in_dims[:7], strict=True)
+    sizes = [
+        (x if dim is None else x.movedim(dim, 0)).shape[-1]
+        for x, dim in zip(inputs[:2], in_dims[:2], strict=True)
     ]
-    k, d = first[0].shape[-1], first[1].shape[-1]
-    core_a, core_b = compute.core_dimensions(options[1], k, d)
-    own = (2, 2, 2, 2, core_a, 2, core_b)  # dimensions of one entry of each tensor
-    mapped = [dim is not None for dim in in_dims[:7]]
-    ranks = [x.ndim - dims - at for x, dims, at in zip(first, own, mapped, strict=True)]
-    for i, (x, rank) in enumerate(zip(first, ranks, strict=True)):
-        if mapped[i]:
-            first[i] = x.reshape(x.shape[0], *(1,) * (max(ranks) - rank), *x.shape[1:])
-    return [*first, *options]
+    core_a, core_b = compute.core_dimensions(inputs[8], sizes[0], sizes[1])
+    return align(in_dims, (2, 2, 2, 2, core_a, 2, core_b), inputs)
 
 
 def _vmap_solve(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Tensor, int]:
