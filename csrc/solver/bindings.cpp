@@ -248,21 +248,17 @@ py::tuple solve_general(const Operands& o, Index count, int m, int n, bool is_co
 }
 
 // Both decompositions and the solution of Hermitian equations with one matrix each, in one call.
-// False, with nothing done, if an entry is not finite, a matrix not Hermitian to the bit, or
-// squares of entries could over- or underflow.
+// False, with nothing done, if an entry is not finite or a matrix not Hermitian to the bit.
 template <class S>
 bool solve_hermitian_once(Operands o, Index count, int m, int n, double eps, bool positive,
                           int threads, Worst* worst) {
   const Index mm = static_cast<Index>(m) * m, nn = static_cast<Index>(n) * n;
   const S* matrices[] = {at<S>(o.left), at<S>(o.right), at<S>(o.c)};
   const int rows[] = {m, n, n}, columns[] = {m, n, m};
-  double scale = 0;
   for (int i = 0; i < 3; ++i) {
     const auto [size, gap] = inspect_matrices(matrices[i], count, rows[i], columns[i]);
     if (!std::isfinite(size) || (i < 2 && gap != 0)) return false;
-    if (i < 2) scale = std::max(scale, size);
   }
-  if (scale > kLargest || (scale > 0 && scale < kSmallest)) return false;
   std::vector<S> reflectors(count * mm), vectors(count * nn);
   std::vector<double> core(count * m * kCoreRows<S>), values(count * n);
   const Index failed = first_failure(count, threads, [&](Index i) {

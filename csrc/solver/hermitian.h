@@ -48,35 +48,36 @@ class HermitianEquation {
         tau_(reinterpret_cast<const S*>(core + 2 * static_cast<std::ptrdiff_t>(m))),
         right_(right),
         vectors_(vectors),
-        values_(values),
-        t_(m, core, core + m),
+        core_(core, core + 2 * static_cast<std::ptrdiff_t>(m)),
+        values_(values, values + n),
+        unit_(scale_to_one()),
+        t_(m, core_.data(), core_.data() + m),
         positive_(positive) {
     left_size_ = spectral_radius(t_);
-    right_size_ = std::max(std::abs(values[0]), std::abs(values[n - 1]));
+    right_size_ = std::max(std::abs(values_[0]), std::abs(values_[n - 1]));
     rounding_ = std::max(m, n) * eps;
     threshold_ = rounding_ * (left_size_ + right_size_);
     if (positive) {
       // What counts is r_0 + t_0 beside the threshold; t_0 alone need not be known any better.
-      const double r = values[0], far = 2 * threshold_;
+      const double r = values_[0], far = 2 * threshold_;
       left_low_ = eigenvalue(t_, 0, [&](const Interval& i) {
                     return i.low + r > far && i.width() <= 0.05 * (i.low + r);
                   }).low;
     }
-    double squares = 0;
-    for (int i = 0; i < m; ++i) squares += core[i] * core[i];
-    for (int i = 0; i + 1 < m; ++i) squares += 2 * core[m + i] * core[m + i];
-    double right_squares = 0;
-    for (int j = 0; j < n; ++j) right_squares += values[j] * values[j];
-    norms_ = std::sqrt(squares) + std::sqrt(right_squares);
+    double squares = 0, right_squares = 0;
+    for (int i = 0; i < m; ++i) squares += core_[i] * core_[i];
+    for (int i = 0; i + 1 < m; ++i) squares += 2 * core_[m + i] * core_[m + i];
+    for (int j = 0; j < n; ++j) right_squares += values_[j] * values_[j];
+    norms_ = (std::sqrt(squares) + std::sqrt(right_squares)) / unit_;
   }
 
   // Whether there is a solution, and how far apart the spectra are.
   Outcome examine() {
     Outcome outcome;
     if (!positive_) {
-      const Nearest nearest = nearest_to_zero(t_, values_, n_);
-      outcome.a = values_[nearest.shift];
-      outcome.b = nearest.value;
+      const Nearest nearest = nearest_to_zero(t_, values_.data(), n_);
+      outcome.a = values_[nearest.shift] / unit_;
+      outcome.b = nearest.value / unit_;
       outcome.separation = relative(nearest.distance);
       if (nearest.distance <= threshold_) outcome.status = Status::singular;
       return outcome;
@@ -87,16 +88,16 @@ class HermitianEquation {
     count_below(t_, x, below);
     if (left_size_ > 0 && below[0] > 0) {
       outcome.status = Status::negative;
-      outcome.b = eigenvalue(t_, 0);
+      outcome.b = eigenvalue(t_, 0) / unit_;
       return outcome;
     }
     if (values_[0] < -kNegative * rounding_ * right_size_) {
       outcome.status = Status::negative;
-      outcome.a = values_[0];
+      outcome.a = values_[0] / unit_;
       return outcome;
     }
-    outcome.a = values_[0];
-    outcome.b = left_low_;
+    outcome.a = values_[0] / unit_;
+    outcome.b = left_low_ / unit_;
     outcome.separation = relative(values_[0] + left_low_);
     return outcome;
   }
@@ -117,7 +118,8 @@ class HermitianEquation {
       relative_residual(false, m_, n_, left_, right_, norms_, zero.data(), correction.data(),
                         defect.data());
       const double scale = norms_ * norm(size, y) + norm(size, c);
-      outcome->residual = scale > 0 ? norm(size, defect.data()) / scale : 0;
+      const double error = norm(size, defect.data());
+      outcome->residual = error == 0 ? 0 : error / scale;
       if (!(outcome->residual > kRefineAbove)) return;
       for (std::ptrdiff_t i = 0; i < size; ++i) y[i] += correction[i];
       return;
@@ -132,6 +134,20 @@ class HermitianEquation {
   }
 
  private:
+  // Scales T and r by a power of two, so that squares of them neither over- nor underflow, and
+  // returns it. Rounding is the same at every scale.
+  double scale_to_one() {
+    double largest = 0;
+    for (const double x : core_) largest = std::max(largest, std::abs(x));
+    for (const double x : values_) largest = std::max(largest, std::abs(x));
+    if (!(largest > 0) || !std::isfinite(largest)) return 1;
+    const int exponent = std::clamp(-std::ilogb(largest), -1000, 1000);
+    const double unit = std::ldexp(1.0, exponent);
+    for (double& x : core_) x *= unit;
+    for (double& x : values_) x *= unit;
+    return unit;
+  }
+
   double relative(double distance) const {
     const double size = left_size_ + right_size_;
     return size > 0 ? distance / size : 0;
@@ -148,14 +164,14 @@ class HermitianEquation {
       outcome->status = Status::not_converged;
       return false;
     }
-    gemm('N', 'C', m_, n_, n_, S(1), f.data(), m_, vectors_, n_, S(0), y, m_);
+    gemm('N', 'C', m_, n_, n_, S(unit_), f.data(), m_, vectors_, n_, S(0), y, m_);
     return true;
   }
 
   int solve_shifted(S* f, Outcome* outcome) {
     constexpr int parts = kParts<S>;
     double* reals = reinterpret_cast<double*>(f);
-    if (!positive_) return solve_indefinite<parts>(t_, values_, n_, reals, m_);
+    if (!positive_) return solve_indefinite<parts>(t_, values_.data(), n_, reals, m_);
     // The eigenvalues r_j ascend: the zero rule can only touch the first columns.
     int touched = 0;
     while (touched < n_ && values_[touched] + left_low_ <= threshold_) ++touched;
@@ -166,9 +182,10 @@ class HermitianEquation {
     const std::ptrdiff_t column = static_cast<std::ptrdiff_t>(m_) * parts;
     int done = 0;
     const int rest = n_ - touched;
-    if (solve_definite<parts>(t_, values_ + touched, rest, reals + touched * column, m_, &done))
+    if (solve_definite<parts>(t_, values_.data() + touched, rest, reals + touched * column, m_,
+                              &done))
       return 0;
-    return solve_indefinite<parts>(t_, values_ + touched + done, rest - done,
+    return solve_indefinite<parts>(t_, values_.data() + touched + done, rest - done,
                                    reals + (touched + done) * column, m_);
   }
 
@@ -214,7 +231,9 @@ class HermitianEquation {
   const S* tau_;
   const S* right_;
   const S* vectors_;
-  const double* values_;
+  // Everything about eigenvalues below is in units of 1 / unit_.
+  std::vector<double> core_, values_;
+  double unit_;
   Tridiagonal t_;
   bool positive_;
   double left_low_ = 0;  // a lower bound of the eigenvalues of L, for the zero rule

@@ -13,15 +13,13 @@
 
 namespace sylvinit {
 
-// The larger of A and B has its largest entry in between, so that squares can be formed.
-constexpr double kLargest = 1e140, kSmallest = 1e-140;
-
 enum class Status : int {
   ok = 0,
   not_converged = 1,  // a LAPACK routine gave up
   singular = 2,       // a_i + b_j is rounding
   negative = 3,       // "pos" with a clearly negative eigenvalue
   no_memory = 4,
+  overflow = 5,  // the solution is too large for the floating-point range
 };
 
 struct Outcome {

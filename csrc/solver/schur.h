@@ -113,10 +113,15 @@ class SchurEquation {
     std::vector<Complex> l, r;
     triangular_eigenvalues(m_, t_left_, &l);
     triangular_eigenvalues(n_, t_right_, &r);
+    double largest = 0;
+    for (const auto* values : {&l, &r})
+      for (const Complex& x : *values) largest = std::max(largest, std::abs(x));
+    // In units of the largest one, so that squares do not over- or underflow.
+    const double unit = largest > 0 && std::isfinite(1 / largest) ? 1 / largest : 1.0;
     double least = std::numeric_limits<double>::infinity();
     for (const Complex& b : l) {
       for (const Complex& a : r) {
-        const double distance = std::norm(a + b);
+        const double distance = std::norm(unit * a + unit * b);
         if (distance < least) {
           least = distance;
           outcome.a = a;
@@ -126,14 +131,14 @@ class SchurEquation {
     }
     least = std::abs(outcome.a + outcome.b);
     outcome.separation = norms_ > 0 ? least / norms_ : 0;
-    if (least <= eps_ * norms_) outcome.status = Status::singular;
+    if (least <= std::max(m_, n_) * eps_ * norms_) outcome.status = Status::singular;
     return outcome;
   }
 
   void solve(bool adjoint, const S* c, S* y, Outcome* outcome) const {
     const std::ptrdiff_t size = static_cast<std::ptrdiff_t>(m_) * n_;
     if (!apply(adjoint, c, y)) {
-      outcome->status = Status::singular;
+      outcome->status = Status::overflow;
       return;
     }
     std::vector<S> defect(size), refined(size);

@@ -71,6 +71,7 @@ struct Interval {
 // Narrows the interval until `enough` says so or there are no numbers left in between.
 template <class Enough>
 Interval eigenvalue(const Tridiagonal& t, int index, const Enough& enough) {
+  if (t.norm == 0) return {0, 0};
   Interval at{-t.bound(), t.bound()};
   double x[kPack];
   int below[kPack];

@@ -15,8 +15,6 @@ REAL = {
     torch.complex128: torch.float64,
 }
 STRUCTURES = ("auto", "gen", "sym", "pos")
-# Squares of entries must not overflow; kLargest and kSmallest in csrc/solver/problem.h.
-LARGEST, SMALLEST = 1e140, 1e-140
 # Matrices declared Hermitian may differ from their adjoints by this many eps times size times the
 # largest entry: X X^T computed with products in another order differs by up to about 2.
 _ASYMMETRY = 10.0
@@ -72,7 +70,9 @@ def check_structure(assume_a: object) -> str:
     return str(assume_a)
 
 
-def check_right_side(q: object, k: int, d: int, batch: tuple[int, ...]) -> torch.Size:
+def check_right_side(
+    q: object, k: int, d: int, batch: tuple[int, ...], name: str = "q"
+) -> torch.Size:
     """Require q of shape (..., k, d) and return the batch shape of the solution.
 
     Args:
@@ -80,14 +80,15 @@ def check_right_side(q: object, k: int, d: int, batch: tuple[int, ...]) -> torch
         k: size of a.
         d: size of b.
         batch: broadcast batch shape of a and b.
+        name: of the argument.
     """
-    q = check_matrix("q", q)
+    q = check_matrix(name, q)
     if q.shape[-2:] != (k, d):
         raise MatrixError(
-            f"q must have shape (..., {k}, {d}), as many rows as a and columns as b, got "
+            f"{name} must have shape (..., {k}, {d}), as many rows as a and columns as b, got "
             f"{tuple(q.shape)}"
         )
-    return broadcast(a_and_b=batch, q=tuple(q.shape[:-2]))
+    return broadcast(**{"a and b": tuple(batch), name: tuple(q.shape[:-2])})
 
 
 def broadcast(**shapes: tuple[int, ...]) -> torch.Size:
@@ -103,15 +104,6 @@ def check_finite(name: str, size: float) -> None:
     """The largest modulus of an entry is finite."""
     if not size < float("inf"):
         raise MatrixError(f"{name} must be finite, but contains NaN or Inf")
-
-
-def check_scale(size: float) -> None:
-    """The largest modulus of an entry of a and b is far enough from overflow and underflow."""
-    if size > LARGEST or 0 < size < SMALLEST:
-        raise MatrixError(
-            f"the largest entry of a and b must be between {SMALLEST:.0e} and {LARGEST:.0e}, got "
-            f"{size:.1e}; multiply a, b and q by one factor, which does not change the solution"
-        )
 
 
 def check_hermitian(name: str, structure: str, n: int, size: float, gap: float, eps: float) -> None:

@@ -63,7 +63,6 @@ def structure_of(a: Tensor, b: Tensor, assume: str, eps: float) -> tuple[str, Te
     """
     size_a, gap_a = inspect("a", a)
     size_b, gap_b = inspect("b", b)
-    arguments.check_scale(max(size_a, size_b))
     if assume == "auto":
         return ("sym" if gap_a == 0 and gap_b == 0 else "gen"), a, b
     if assume in ("sym", "pos"):
@@ -148,7 +147,7 @@ def solve(
     """
     batch, x, outcome = _solve(a, b, q, factors, structure, form, adjoint, checked)
     judge(outcome, tuple(batch), torch.finfo(q.dtype).eps, checked)
-    return x.to(q.dtype)
+    return _narrow(x, q.dtype, checked)
 
 
 def solve_once(a: Tensor, b: Tensor, q: Tensor, assume: str) -> Tensor:
@@ -178,10 +177,17 @@ def solve_once(a: Tensor, b: Tensor, q: Tensor, assume: str) -> Tensor:
     if k > d:
         x, outcome = adjoint_of(x), _swapped(outcome)
     judge(outcome, tuple(batch), eps, True)
-    return x.to(q.dtype)
+    return _narrow(x, q.dtype, True)
 
 
 # ------------------------------------------------------------------------------------------- inside
+
+
+def _narrow(x: Tensor, dtype: torch.dtype, checked: bool) -> Tensor:
+    narrow = x.to(dtype)
+    if checked and narrow.dtype != x.dtype and not bool(narrow.isfinite().all()):
+        raise SolverError(f"the solution has entries too large for {dtype}; scale a, b and q")
+    return narrow
 
 
 def _decompose(name: str, x: Tensor, form: str) -> tuple[Tensor, Tensor]:

@@ -26,6 +26,7 @@ class Status(IntEnum):
     SINGULAR = 2
     NEGATIVE = 3
     NO_MEMORY = 4
+    OVERFLOW = 5
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,8 @@ def judge(outcome: Outcome, batch: tuple[int, ...], eps: float, checked: bool) -
         )
     if outcome.status == Status.NO_MEMORY:
         raise SolverError(f"not enough memory for the workspace{where}; solve fewer at once")
+    if outcome.status == Status.OVERFLOW:
+        raise SolverError(f"the solution overflows{where}; scale a, b and q")
     if outcome.status == Status.NOT_CONVERGED:
         raise SolverError(
             f"an eigenvalue iteration did not converge{where}; scale the matrices to similar size"

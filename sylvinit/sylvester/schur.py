@@ -5,6 +5,8 @@ A = U R U^H, B = V S V^H, R Y + Y S = U^H Q V, X = U Y V^H (Bartels and Stewart 
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -50,27 +52,28 @@ def solve(
     residual = 0.0
     for i, (ia, ib, iq) in enumerate(zip(*picks, strict=True)):
         outcome = _separation(r[ia], s[ib], i)
-        if examine and outcome.separation <= eps:
+        if examine and outcome.separation <= max(x.shape[-2:]) * eps:
             return outcome
         if outcome.separation < worst.separation:
             worst = outcome
         y = _apply(u[ia], r[ia], v[ib], s[ib], right[iq], adjoint)
         if y is None:
-            return outcome
+            return replace(outcome, status=Status.OVERFLOW)
         defect, size = _defect(a[ia], b[ib], right[iq], y, adjoint)
         correction = _apply(u[ia], r[ia], v[ib], s[ib], defect, adjoint)
         if correction is not None:
             after, _ = _defect(a[ia], b[ib], right[iq], y + correction, adjoint)
-            if np.linalg.norm(after) < np.linalg.norm(defect):
+            if _norm(after) < _norm(defect):
                 y, defect = y + correction, after
         solutions[i] = y
-        residual = max(residual, float(np.linalg.norm(defect) / size) if size else 0.0)
+        error = _norm(defect)
+        residual = float(np.maximum(residual, error / size if error != 0 else 0.0))
     return Outcome(Status.OK, worst.problem, residual, worst.separation, worst.a, worst.b, 0)
 
 
 def _matrices(x: Tensor) -> NDArray[np.generic]:
     """A batch as a NumPy view (count, rows, columns)."""
-    return x.reshape(-1, *x.shape[-2:]).numpy()
+    return x.reshape(math.prod(x.shape[:-2]), *x.shape[-2:]).numpy()
 
 
 def _apply(u: Any, r: Any, v: Any, s: Any, q: Any, adjoint: bool) -> Any:
@@ -85,8 +88,13 @@ def _apply(u: Any, r: Any, v: Any, s: Any, q: Any, adjoint: bool) -> Any:
 def _defect(a: Any, b: Any, q: Any, x: Any, adjoint: bool) -> tuple[Any, float]:
     if adjoint:
         a, b = a.conj().T, b.conj().T
-    norm = np.linalg.norm
-    return q - a @ x - x @ b, (norm(a) + norm(b)) * norm(x) + norm(q)
+    return q - a @ x - x @ b, (_norm(a) + _norm(b)) * _norm(x) + _norm(q)
+
+
+def _norm(x: Any) -> float:
+    """Frobenius norm without squares that over- or underflow."""
+    scale = float(np.abs(x).max(initial=0.0))
+    return float(np.linalg.norm(x / scale)) * scale if 0 < scale < np.inf else scale
 
 
 def _separation(r: NDArray[np.generic], s: NDArray[np.generic], problem: int) -> Outcome:
@@ -94,7 +102,7 @@ def _separation(r: NDArray[np.generic], s: NDArray[np.generic], problem: int) ->
     values_r, values_s = (_eigenvalues(matrix) for matrix in (r, s))
     sums = np.abs(values_r[:, None] + values_s)
     i, j = np.unravel_index(sums.argmin(), sums.shape)
-    size = float(np.linalg.norm(r) + np.linalg.norm(s))
+    size = _norm(r) + _norm(s)
     relative = float(sums[i, j]) / size if size else 0.0
     return Outcome(
         Status.SINGULAR, problem, 0.0, relative, complex(values_r[i]), complex(values_s[j]), 0

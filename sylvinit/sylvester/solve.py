@@ -15,6 +15,7 @@ from sylvinit.sylvester.arguments import (
     check_structure,
 )
 from sylvinit.sylvester.direct import solve_directly
+from sylvinit.sylvester.spectral import frobenius_norm
 
 
 def solve_sylvester(a: Tensor, b: Tensor, q: Tensor, *, assume_a: str = "auto") -> Tensor:
@@ -96,9 +97,9 @@ def sylvester_residual(a: Tensor, b: Tensor, q: Tensor, x: Tensor) -> Tensor:
     check_alike(a=a, b=b, q=q, x=x)
     batch = broadcast(a=tuple(a.shape[:-2]), b=tuple(b.shape[:-2]))
     check_right_side(q, a.shape[-1], b.shape[-1], batch)
-    check_right_side(x, a.shape[-1], b.shape[-1], batch)
+    check_right_side(x, a.shape[-1], b.shape[-1], batch, name="x")
     wide = torch.complex128 if a.dtype.is_complex else torch.float64
     a, b, q, x = a.to(wide), b.to(wide), q.to(wide), x.to(wide)
-    norm = torch.linalg.matrix_norm
+    norm = frobenius_norm
     size = (norm(a) + norm(b)) * norm(x) + norm(q)
     return norm(a @ x + x @ b - q) / torch.where(size > 0, size, 1.0)

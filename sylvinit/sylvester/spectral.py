@@ -56,7 +56,7 @@ def solve(
     size = radius_a + radius_b
     rounding = max(q.shape[-2:]) * eps
     threshold = (rounding * size)[..., None, None]
-    keep = sums.abs() > threshold
+    keep = (sums if positive else sums.abs()) > threshold
     divisor = torch.where(keep, sums, 1.0) if positive else sums
 
     def apply(right: Tensor) -> Tensor:
@@ -64,16 +64,14 @@ def solve(
         return u @ (torch.where(keep, y, 0.0) if positive else y) @ v.mH
 
     dropped = int((~keep).sum()) if positive else 0
-    separation = torch.where(keep, sums.abs(), torch.inf) if positive else sums.abs()
+    separation = torch.where(keep, sums, torch.inf) if positive else sums.abs()
     outcome = _examine(values_a, values_b, separation, size)
     if examine:
         if positive:
-            low = torch.minimum(
-                (values_a[..., 0] + _NEGATIVE * rounding * radius_a).amin(),
-                (values_b[..., 0] + _NEGATIVE * rounding * radius_b).amin(),
-            )
-            if bool(low < 0):
-                return q, _negative(values_a, values_b)
+            low_a = values_a[..., 0] + _NEGATIVE * rounding * radius_a
+            low_b = values_b[..., 0] + _NEGATIVE * rounding * radius_b
+            if bool((low_a < 0).any() or (low_b < 0).any()):
+                return q, _negative((low_a, low_b), (values_a[..., 0], values_b[..., 0]))
         elif not bool(keep.all()):
             return q, outcome
     x = apply(q)
@@ -104,7 +102,7 @@ def _defect(a: Tensor, b: Tensor, q: Tensor, x: Tensor) -> tuple[float, Tensor]:
 
 
 def _residual(a: Tensor, b: Tensor, q: Tensor, x: Tensor, defect: Tensor) -> float:
-    norm = torch.linalg.matrix_norm
+    norm = frobenius_norm
     size = (norm(a) + norm(b)) * norm(x) + norm(q)
     return float((norm(defect) / torch.where(size > 0, size, 1.0)).max())
 
@@ -122,11 +120,20 @@ def _examine(values_a: Tensor, values_b: Tensor, separation: Tensor, size: Tenso
     return Outcome(Status.SINGULAR, problem, 0.0, least, complex(a), complex(b), 0)
 
 
-def _negative(values_a: Tensor, values_b: Tensor) -> Outcome:
-    low_a, low_b = values_a[..., 0], values_b[..., 0]
-    batch = torch.broadcast_shapes(low_a.shape, low_b.shape)
-    low = torch.minimum(low_a, low_b).expand(batch).flatten()
-    problem = int(low.argmin())
-    a = float(low_a.expand(batch).flatten()[problem])
-    b = float(low_b.expand(batch).flatten()[problem])
-    return Outcome(Status.NEGATIVE, problem, 0.0, 0.0, a if a <= b else 0.0, b if b < a else 0.0, 0)
+def _negative(low: tuple[Tensor, Tensor], values: tuple[Tensor, Tensor]) -> Outcome:
+    """The least eigenvalue after rounding has been allowed for."""
+    batch = torch.broadcast_shapes(low[0].shape, low[1].shape)
+    low_a, low_b, a, b = (x.expand(batch).flatten() for x in (*low, *values))
+    problem = int(torch.minimum(low_a, low_b).argmin())
+    of_a = bool(low_a[problem] <= low_b[problem])
+    a, b = float(a[problem]) if of_a else 0.0, 0.0 if of_a else float(b[problem])
+    return Outcome(Status.NEGATIVE, problem, 0.0, 0.0, a, b, 0)
+
+
+def frobenius_norm(x: Tensor) -> Tensor:
+    """Of matrices (..., m, n), without squares that over- or underflow."""
+    if x.numel() == 0:
+        return torch.linalg.matrix_norm(x)
+    scale = x.detach().abs().amax(dim=(-2, -1), keepdim=True)
+    scale = torch.where((scale > 0) & scale.isfinite(), scale, 1.0)
+    return torch.linalg.matrix_norm(x / scale) * scale[..., 0, 0]
