@@ -48,7 +48,7 @@ def tolerance(q: torch.Tensor) -> float:
     """Rounding of the result; in double precision times |A| + |B| over the smallest pair kept.
 
     That ratio is 4e3 here; the worst measured is 2.3e-12 in double precision, of which the
-    pseudo-inverse has a part, and 6e-8 in single.
+    pseudo-inverse has a part, and 3e-8 in single.
     """
     return 4e3 * 20 * eps_of(q) if q.dtype in WIDE_DTYPES else 2 * eps_of(q)
 
