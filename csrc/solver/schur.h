@@ -139,6 +139,7 @@ class SchurEquation {
     const std::ptrdiff_t size = static_cast<std::ptrdiff_t>(m_) * n_;
     if (!apply(adjoint, c, y)) {
       outcome->status = Status::overflow;
+      std::fill(y, y + size, S(std::numeric_limits<double>::quiet_NaN()));
       return;
     }
     std::vector<S> defect(size), refined(size);

@@ -121,7 +121,7 @@ def _defect(a: Tensor, values: Tensor, vectors: Tensor) -> str:
     if n == 0:
         return ""
     r = torch.arange(n, dtype=torch.float64, device=a.device).mul(2.3).cos().to(a.dtype)[:, None]
-    seen = vectors.mH @ r
+    seen = vectors.mT.conj_physical() @ r
     product = vectors @ (values[..., None] * seen) - a @ r
     identity = vectors @ seen - r
     error = torch.stack((product.abs().amax(), identity.abs().amax())).amax()

@@ -33,8 +33,11 @@ def widen(x: Tensor) -> Tensor:
 
 
 def adjoint_of(x: Tensor) -> Tensor:
-    """x^H with the conjugation and the order carried out in memory."""
-    return x.mH.resolve_conj().contiguous()
+    """x^H with the conjugation and the order carried out in memory.
+
+    Inside operators torch may have lazy conjugation switched off, and then sums ignore it.
+    """
+    return x.mT.conj_physical().contiguous()
 
 
 def inspect(name: str, x: Tensor) -> tuple[float, float]:
@@ -50,7 +53,7 @@ def inspect(name: str, x: Tensor) -> tuple[float, float]:
     else:
         size = float(x.abs().amax())
         square = x.shape[-1] == x.shape[-2]
-        gap = float((x - x.mH).abs().amax()) if square and math.isfinite(size) else 0.0
+        gap = float((x - adjoint_of(x)).abs().amax()) if square and math.isfinite(size) else 0.0
     arguments.check_finite(name, size)
     return size, gap
 
@@ -68,8 +71,8 @@ def structure_of(a: Tensor, b: Tensor, assume: str, eps: float) -> tuple[str, Te
     if assume in ("sym", "pos"):
         arguments.check_hermitian("a", assume, a.shape[-1], size_a, gap_a, eps)
         arguments.check_hermitian("b", assume, b.shape[-1], size_b, gap_b, eps)
-        a = a if gap_a == 0 else (a + a.mH) / 2
-        b = b if gap_b == 0 else (b + b.mH) / 2
+        a = a if gap_a == 0 else (a + adjoint_of(a)) / 2
+        b = b if gap_b == 0 else (b + adjoint_of(b)) / 2
     return assume, a, b
 
 
@@ -230,7 +233,7 @@ def _solve(
     eps = torch.finfo(q.dtype).eps
     a, b, q = widen(a), widen(b), widen(q)
     if structure in ("sym", "pos"):  # what was factored; no change where it is exact
-        a, b = (a + a.mH) / 2, (b + b.mH) / 2
+        a, b = (a + adjoint_of(a)) / 2, (b + adjoint_of(b)) / 2
     if checked:
         inspect("q", q)
     k, d = q.shape[-2:]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -11,7 +13,6 @@ from sylvinit.sylvester.arguments import (
     REAL,
     broadcast,
     check_alike,
-    check_finite,
     check_matrix,
     check_right_side,
     check_square,
@@ -52,6 +53,7 @@ class SylvesterFactors:
     def separation(self, *, scale: float | Tensor = 1.0, shift: float | Tensor = 0.0) -> Tensor:
         """Distance from a singular equation, min |a_i + scale b_j + shift|: (...)."""
         scale, shift = self._number("scale", scale), self._number("shift", shift)
+        self._batch(scale, shift)
         a, b = self.eigenvalues()
         b = scale.detach()[..., None] * b + shift.detach()[..., None]
         sums = (a[..., :, None] + b[..., None, :]).abs()
@@ -84,13 +86,7 @@ class SylvesterFactors:
         q = check_matrix("q", q)
         check_alike(a=self.a, q=q)
         scale, shift = self._number("scale", scale), self._number("shift", shift)
-        batch = broadcast(
-            a=tuple(self.a.shape[:-2]),
-            b=tuple(self.b.shape[:-2]),
-            scale=tuple(scale.shape),
-            shift=tuple(shift.shape),
-        )
-        check_right_side(q, k, d, batch)
+        check_right_side(q, k, d, self._batch(scale, shift))
         identity = torch.eye(d, dtype=self.b.dtype, device=self.b.device)
         b = scale[..., None, None] * self.b + shift[..., None, None] * identity
         basis_a, core_a, basis_b, core_b = self._factors
@@ -103,6 +99,14 @@ class SylvesterFactors:
         factors = Factors(basis_a, core_a, basis_b, core_b)
         return operators.solve_with(self.a, b, q, factors, self.structure, self._form)
 
+    def _batch(self, scale: Tensor, shift: Tensor) -> torch.Size:
+        return broadcast(
+            a=tuple(self.a.shape[:-2]),
+            b=tuple(self.b.shape[:-2]),
+            scale=tuple(scale.shape),
+            shift=tuple(shift.shape),
+        )
+
     def _number(self, name: str, value: float | Tensor) -> Tensor:
         real = REAL[self.a.dtype]
         if isinstance(value, Tensor):
@@ -110,12 +114,16 @@ class SylvesterFactors:
                 raise OptionTypeError(f"{name} must be {real} like a, got {value.dtype}")
             if value.device != self.a.device:
                 raise OptionError(f"{name} must be on {self.a.device}, got {value.device}")
+            still = value.detach()
+            if operators.is_plain(still) and not bool(still.isfinite().all()):
+                raise OptionError(f"{name} must be finite, got {still.tolist()}")
             return value
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise OptionTypeError(
                 f"{name} must be a real number or a tensor, got {type(value).__name__}"
             )
-        check_finite(name, abs(float(value)))
+        if not math.isfinite(value):
+            raise OptionError(f"{name} must be finite, got {value}")
         return torch.tensor(float(value), dtype=real, device=self.a.device)
 
 

@@ -12,6 +12,7 @@ from sylvinit.errors import MatrixError, OptionError, OptionTypeError
 from sylvinit.sylvester import arguments, compute, spectral
 from sylvinit.sylvester.alignment import align
 from sylvinit.sylvester.outcome import Outcome, Status, judge
+from sylvinit.sylvester.tangents import primals, refuse
 
 
 def solve_sylvester_lowrank(a: Tensor, x: Tensor, q: Tensor, lam: float | Tensor = 1.0) -> Tensor:
@@ -53,9 +54,11 @@ def solve_sylvester_lowrank(a: Tensor, x: Tensor, q: Tensor, lam: float | Tensor
     batch = arguments.broadcast(a=tuple(a.shape[:-2]), x=tuple(x.shape[:-2]))
     arguments.check_right_side(q, a.shape[-1], x.shape[-2], batch)
     factors = lowrank_factor(a.detach(), x.detach(), weight.detach())
-    inputs = (a, x, q, weight, *factors, True)
-    if torch.compiler.is_compiling():
-        return lowrank_solve(*inputs)
+    return _solve(a, x, q, weight, *factors, True)
+
+
+@torch.compiler.allow_in_graph  # see operators.py
+def _solve(*inputs: Any) -> Tensor:
     return _LowrankSolve.apply(*inputs)
 
 
@@ -91,6 +94,7 @@ def lowrank_solve(
     checked: bool,
 ) -> Tensor:
     """W from the factors; lam has a batch shape."""
+    refuse(a, x, q, lam)
     return _apply(a, x, q, lam, (u, values_a, basis, values_b), checked).contiguous()
 
 
@@ -132,7 +136,7 @@ class _LowrankSolve(torch.autograd.Function):
 
     @staticmethod
     def forward(*inputs: Any) -> Tensor:
-        return lowrank_solve(*inputs)
+        return lowrank_solve(*primals(inputs))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -194,10 +198,10 @@ def _factor(a: Tensor, x: Tensor, lam: Tensor) -> tuple[Tensor, Tensor, Tensor, 
     size, gap = compute.inspect("a", wide_a)
     compute.inspect("x", wide_x)
     arguments.check_hermitian("a", "pos", a.shape[-1], size, gap, eps)
-    u, values_a = spectral.decompose((wide_a + wide_a.mH) / 2)
+    u, values_a = spectral.decompose((wide_a + compute.adjoint_of(wide_a)) / 2)
     p, r = torch.linalg.qr(wide_x)
-    gram = r @ r.mH
-    v, values_b = spectral.decompose((gram + gram.mH) / 2)
+    gram = r @ compute.adjoint_of(r)
+    v, values_b = spectral.decompose((gram + compute.adjoint_of(gram)) / 2)
     values_b = values_b * lam.to(torch.float64)[..., None]
     return u, values_a, (p @ v).contiguous(), values_b.contiguous()
 
@@ -229,26 +233,28 @@ def _apply(
     inside = values_a[..., :, None] + values_b[..., None, :]
     outside = values_a[..., :, None]
     keep_inside, keep_outside = inside > threshold, outside > threshold
-    if checked and bool((values_a[..., 0] < -10 * rounding * radius_a).any()):
+    if checked and bool((values_a.amin(dim=-1) < -10 * rounding * radius_a).any()):
         low = float(values_a.min())
         raise MatrixError(f"a must be positive semi-definite, but has the eigenvalue {low:.6g}")
 
+    u_adjoint, basis_adjoint = compute.adjoint_of(u), compute.adjoint_of(basis)
+
     def solve(right: Tensor) -> Tensor:
-        f = u.mH @ right
+        f = u_adjoint @ right
         along = f @ basis
         inner = torch.where(keep_inside, along / torch.where(keep_inside, inside, 1.0), 0.0)
-        y = inner @ basis.mH
+        y = inner @ basis_adjoint
         if not full:
-            across = f - along @ basis.mH
+            across = f - along @ basis_adjoint
             # Once more: what is left along the basis would be divided by a_i alone.
-            across = across - (across @ basis) @ basis.mH
+            across = across - (across @ basis) @ basis_adjoint
             y = y + torch.where(keep_outside, across / torch.where(keep_outside, outside, 1.0), 0.0)
         return u @ y
 
     w = solve(right)
     if not checked:
         return w.to(q.dtype)
-    w = w + solve(right - a @ w - lam[..., None, None] * ((w @ x) @ x.mH))
+    w = w + solve(right - a @ w - lam[..., None, None] * ((w @ x) @ compute.adjoint_of(x)))
     sums = [torch.where(keep_inside, inside, torch.inf).flatten(-2)]
     if not full:
         sums.append(torch.where(keep_outside, outside, torch.inf).flatten(-2).expand(*batch, -1))

@@ -23,6 +23,7 @@ from sylvinit.sylvester import compute, routes
 from sylvinit.sylvester.alignment import align
 from sylvinit.sylvester.compute import Factors
 from sylvinit.sylvester.direct import is_plain
+from sylvinit.sylvester.tangents import primals, refuse
 
 
 @torch.library.custom_op("sylvinit::sylvester_factor", mutates_args=())
@@ -54,6 +55,7 @@ def sylvester_solve(
     checked: bool,
 ) -> Tensor:
     """X from the factors, see compute.solve."""
+    refuse(a, b, q)
     factors = Factors(basis_a, core_a, basis_b, core_b)
     x = compute.solve(a, b, q, factors, structure, form, adjoint=adjoint, checked=checked)
     return x.clone() if x is q else x.contiguous()
@@ -106,7 +108,7 @@ class SylvesterSolve(torch.autograd.Function):
 
     @staticmethod
     def forward(*inputs: Any) -> Tensor:
-        return sylvester_solve(*inputs)
+        return sylvester_solve(*primals(inputs))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -179,7 +181,11 @@ def solve_with(
     a: Tensor, b: Tensor, q: Tensor, factors: Factors, structure: str, form: str
 ) -> Tensor:
     """The same with factors at hand."""
-    inputs = (a, b, q, *factors, structure, form, False, True)
-    if torch.compiler.is_compiling():
-        return sylvester_solve(*inputs)
+    return _apply(a, b, q, *factors, structure, form, False, True)
+
+
+# torch.compile records the call as it is and takes it apart below Dynamo, which does not trace an
+# autograd.Function with a forward-mode derivative.
+@torch.compiler.allow_in_graph
+def _apply(*inputs: Any) -> Tensor:
     return SylvesterSolve.apply(*inputs)

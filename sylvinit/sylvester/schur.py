@@ -58,7 +58,10 @@ def solve(
             worst = outcome
         y = _apply(u[ia], r[ia], v[ib], s[ib], right[iq], adjoint)
         if y is None:
-            return replace(outcome, status=Status.OVERFLOW)
+            if examine:
+                return replace(outcome, status=Status.OVERFLOW)
+            solutions[i] = np.nan
+            continue
         defect, size = _defect(a[ia], b[ib], right[iq], y, adjoint)
         correction = _apply(u[ia], r[ia], v[ib], s[ib], defect, adjoint)
         if correction is not None:

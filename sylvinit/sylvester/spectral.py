@@ -59,19 +59,22 @@ def solve(
     keep = (sums if positive else sums.abs()) > threshold
     divisor = torch.where(keep, sums, 1.0) if positive else sums
 
+    # Not .mH: inside operators torch may have lazy conjugation switched off.
+    u_adjoint, v_adjoint = u.mT.conj_physical(), v.mT.conj_physical()
+
     def apply(right: Tensor) -> Tensor:
-        y = (u.mH @ right @ v) / divisor
-        return u @ (torch.where(keep, y, 0.0) if positive else y) @ v.mH
+        y = (u_adjoint @ right @ v) / divisor
+        return u @ (torch.where(keep, y, 0.0) if positive else y) @ v_adjoint
 
     dropped = int((~keep).sum()) if positive else 0
     separation = torch.where(keep, sums, torch.inf) if positive else sums.abs()
     outcome = _examine(values_a, values_b, separation, size)
     if examine:
         if positive:
-            low_a = values_a[..., 0] + _NEGATIVE * rounding * radius_a
-            low_b = values_b[..., 0] + _NEGATIVE * rounding * radius_b
+            low_a = values_a.amin(dim=-1) + _NEGATIVE * rounding * radius_a
+            low_b = values_b.amin(dim=-1) + _NEGATIVE * rounding * radius_b
             if bool((low_a < 0).any() or (low_b < 0).any()):
-                return q, _negative((low_a, low_b), (values_a[..., 0], values_b[..., 0]))
+                return q, _negative((low_a, low_b), (values_a.amin(dim=-1), values_b.amin(dim=-1)))
         elif not bool(keep.all()):
             return q, outcome
     x = apply(q)
