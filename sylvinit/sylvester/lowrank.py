@@ -12,7 +12,7 @@ from sylvinit.errors import MatrixError, OptionError, OptionTypeError
 from sylvinit.sylvester import arguments, compute, spectral
 from sylvinit.sylvester.alignment import align
 from sylvinit.sylvester.outcome import Outcome, Status, judge
-from sylvinit.sylvester.tangents import primals, refuse
+from sylvinit.sylvester.tangents import call, refuse
 
 
 def solve_sylvester_lowrank(a: Tensor, x: Tensor, q: Tensor, lam: float | Tensor = 1.0) -> Tensor:
@@ -94,7 +94,7 @@ def lowrank_solve(
     checked: bool,
 ) -> Tensor:
     """W from the factors; lam has a batch shape."""
-    refuse(a, x, q, lam)
+    refuse()
     return _apply(a, x, q, lam, (u, values_a, basis, values_b), checked).contiguous()
 
 
@@ -136,7 +136,7 @@ class _LowrankSolve(torch.autograd.Function):
 
     @staticmethod
     def forward(*inputs: Any) -> Tensor:
-        return lowrank_solve(*primals(inputs))
+        return call(lowrank_solve, inputs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -23,7 +23,7 @@ from sylvinit.sylvester import compute, routes
 from sylvinit.sylvester.alignment import align
 from sylvinit.sylvester.compute import Factors
 from sylvinit.sylvester.direct import is_plain
-from sylvinit.sylvester.tangents import primals, refuse
+from sylvinit.sylvester.tangents import call, refuse
 
 
 @torch.library.custom_op("sylvinit::sylvester_factor", mutates_args=())
@@ -55,7 +55,7 @@ def sylvester_solve(
     checked: bool,
 ) -> Tensor:
     """X from the factors, see compute.solve."""
-    refuse(a, b, q)
+    refuse()
     factors = Factors(basis_a, core_a, basis_b, core_b)
     x = compute.solve(a, b, q, factors, structure, form, adjoint=adjoint, checked=checked)
     return x.clone() if x is q else x.contiguous()
@@ -108,7 +108,7 @@ class SylvesterSolve(torch.autograd.Function):
 
     @staticmethod
     def forward(*inputs: Any) -> Tensor:
-        return sylvester_solve(*primals(inputs))
+        return call(sylvester_solve, inputs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -111,9 +111,9 @@ def test_dual_tensors_into_a_compiled_function() -> None:
     function = compiled(solution("gen"))
     with torch.autograd.forward_ad.dual_level():
         dual = torch.autograd.forward_ad.make_dual(q, q.cos())
-        with pytest.raises(sylvinit.errors.BackendError, match="dual tensors"):
+        with pytest.raises(sylvinit.errors.BackendError, match="forward-mode"):
             function(t, s, dual)
-        near(function(t, s, q), oracle("gen")(t, s, q), NEAR)
+    near(function(t, s, q), oracle("gen")(t, s, q), NEAR)
 
 
 def test_errors_through_compiled_graphs_stay_typed() -> None:
