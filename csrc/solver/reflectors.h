@@ -10,8 +10,8 @@
 
 namespace sylvinit {
 
-// Up to this size; the two were equally fast at 96 (AVX-512, OpenBLAS 0.3.30).
-constexpr int kUnblockedReflectors = 64;
+// Up to this size; between 96 and 128 the two take the same time (AVX-512, OpenBLAS 0.3.30).
+constexpr int kUnblockedReflectors = 96;
 
 // rows (size x n, row-major) -= factor * v (v^H rows) for v = (1, tail).
 SYLVINIT_VECTORISED inline void reflect(int size, int n, double factor, const double* tail,

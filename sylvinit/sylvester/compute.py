@@ -15,6 +15,7 @@ from torch import Tensor
 from sylvinit.errors import SolverError
 from sylvinit.sylvester import arguments, lapack, routes, schur, spectral
 from sylvinit.sylvester.outcome import Outcome, Status, judge
+from sylvinit.sylvester.threads import threads_for
 
 
 class Factors(NamedTuple):
@@ -172,7 +173,7 @@ def solve_once(a: Tensor, b: Tensor, q: Tensor, assume: str) -> Tensor:
     if k > d:
         wide_a, wide_b, wide_q = wide_b, wide_a, adjoint_of(wide_q)
     x = torch.empty_like(wide_q)
-    threads = routes.threads_for(math.prod(batch), k, d)
+    threads = threads_for(math.prod(batch), k, d)
     positive = structure == "pos"
     outcome = lapack.solve_hermitian_direct(wide_a, wide_b, wide_q, x, eps, positive, threads)
     if outcome is None:  # values were checked above
@@ -195,7 +196,7 @@ def _narrow(x: Tensor, dtype: torch.dtype, checked: bool) -> Tensor:
 
 def _decompose(name: str, x: Tensor, form: str) -> tuple[Tensor, Tensor]:
     n = x.shape[-1]
-    threads = routes.threads_for(math.prod(x.shape[:-2]), n, n, any_size=form == "schur")
+    threads = threads_for(math.prod(x.shape[:-2]), n, n)
     basis, core, failed = lapack.decompose(x, form, threads)
     if failed >= 0:
         raise SolverError(
@@ -285,7 +286,7 @@ def _solve(
         right,
         x,
         eps=eps,
-        threads=routes.threads_for(len(x), k, d, any_size=form == "schur"),
+        threads=threads_for(len(x), k, d),
         examine=checked,
         positive=structure == "pos",
         adjoint=adjoint,

@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
-from sylvinit.sylvester import lapack, routes
+from sylvinit.sylvester import lapack
 from sylvinit.sylvester.outcome import judge
+from sylvinit.sylvester.threads import threads_for
 
 _EPS = {dtype: torch.finfo(dtype).eps for dtype in (torch.float64, torch.complex128)}
 
@@ -72,7 +73,7 @@ def solve_directly(a: Tensor, b: Tensor, q: Tensor, structure: str) -> Tensor | 
     if any(x.is_conj() or x.is_neg() or x.layout is not torch.strided for x in (a, b, q)):
         return None
     x = torch.empty(shape, dtype=dtype, device="cpu")
-    threads = routes.threads_for(math.prod(batch), k, d) if batch else 1
+    threads = threads_for(math.prod(batch), k, d) if batch else 1
     eps = _EPS[dtype]
     outcome = lapack.solve_hermitian_direct(a, b, q, x, eps, structure == "pos", threads)
     if outcome is None:

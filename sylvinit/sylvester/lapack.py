@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sylvinit.sylvester.outcome import Outcome, Status
+from sylvinit.sylvester.threads import blas_for
 
 _lapack: Any
 try:
@@ -53,16 +54,17 @@ def decompose(a: Tensor, form: str, threads: int) -> tuple[Tensor, Tensor, int]:
         "tridiagonal": _lapack.TRIDIAGONAL,
         "schur": _lapack.SCHUR,
     }[form]
-    failed = _lapack.decompose(
-        which,
-        a.data_ptr(),
-        _count(batch),
-        n,
-        basis.data_ptr(),
-        core.data_ptr(),
-        a.dtype.is_complex,
-        threads,
-    )
+    with blas_for(threads):
+        failed = _lapack.decompose(
+            which,
+            a.data_ptr(),
+            _count(batch),
+            n,
+            basis.data_ptr(),
+            core.data_ptr(),
+            a.dtype.is_complex,
+            threads,
+        )
     return basis, core, failed
 
 
@@ -87,19 +89,20 @@ def solve_hermitian_direct(
         None, with x untouched, if an entry is not finite or a matrix not Hermitian to the bit.
     """
     k, d = q.shape[-2:]
-    found = _lapack.solve_hermitian_direct(
-        a.data_ptr(),
-        b.data_ptr(),
-        q.data_ptr(),
-        x.data_ptr(),
-        _count(q.shape[:-2]),
-        k,
-        d,
-        q.dtype.is_complex,
-        eps,
-        positive,
-        threads,
-    )
+    with blas_for(threads):
+        found = _lapack.solve_hermitian_direct(
+            a.data_ptr(),
+            b.data_ptr(),
+            q.data_ptr(),
+            x.data_ptr(),
+            _count(q.shape[:-2]),
+            k,
+            d,
+            q.dtype.is_complex,
+            eps,
+            positive,
+            threads,
+        )
     return None if found is None else Outcome(Status(found[0]), *found[1:])
 
 
@@ -145,14 +148,15 @@ def solve(
         x.data_ptr(),
         *(0 if index is None else index.data_ptr() for index in (indices[1], *indices[::2])),
     )
-    if core_a.ndim == 3:
-        found = _lapack.solve_general(
-            operands, count, d, k, x.dtype.is_complex, eps, adjoint, examine, threads
-        )
-    else:
-        found = _lapack.solve_hermitian(
-            operands, count, d, k, x.dtype.is_complex, eps, positive, examine, threads
-        )
+    with blas_for(threads):
+        if core_a.ndim == 3:
+            found = _lapack.solve_general(
+                operands, count, d, k, x.dtype.is_complex, eps, adjoint, examine, threads
+            )
+        else:
+            found = _lapack.solve_hermitian(
+                operands, count, d, k, x.dtype.is_complex, eps, positive, examine, threads
+            )
     return _outcome(found)
 
 

@@ -1,4 +1,4 @@
-"""The dispatch table of the solver: which route takes which equation, and the thresholds."""
+"""The dispatch table of the solver: which route takes which equation."""
 
 from __future__ import annotations
 
@@ -7,13 +7,6 @@ from dataclasses import dataclass
 import torch
 
 from sylvinit.sylvester import lapack
-
-# Batches are shared out over threads up to this matrix size; above it BLAS uses the threads
-# itself. Measured on 2 cores, 16 equations of size (n, n): threads over the batch are faster up to
-# 256 (bench/bench_solver.py::test_threads).
-BATCH_THREADS_UP_TO = 256
-# ... and from this many flops on: starting a thread costs about 20 microseconds.
-_WORTH_A_THREAD = 1e6
 
 
 @dataclass(frozen=True)
@@ -73,19 +66,3 @@ def choose(structure: str, device: torch.device) -> str:
     if structure in ("gen", "auto"):
         return "schur"
     return "tridiagonal" if lapack.AVAILABLE and device.type == "cpu" else "spectral"
-
-
-def threads_for(count: int, k: int, d: int, any_size: bool = False) -> int:
-    """Threads over a batch of ``count`` equations of size (k, d).
-
-    Args:
-        count: equations.
-        k: size of a.
-        d: size of b.
-        any_size: also for large matrices, where BLAS would not use threads itself.
-    """
-    if count < 2 or (max(k, d) > BATCH_THREADS_UP_TO and not any_size):
-        return 1
-    if 10.0 * count * (k**3 + d**3) < _WORTH_A_THREAD:
-        return 1
-    return min(count, torch.get_num_threads())

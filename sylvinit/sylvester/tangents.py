@@ -2,8 +2,8 @@
 
 The autograd.Function around an operator has the forward-mode derivative. In a compiled graph the
 operator stands alone, and a tangent that arrives there at run time would vanish without a word.
-Below autograd an operator cannot see tangents, so it refuses to run while forward mode is on, unless
-the function has called it.
+Below autograd an operator cannot see tangents, so it refuses to run while forward mode is on,
+unless the function has called it.
 """
 
 from __future__ import annotations

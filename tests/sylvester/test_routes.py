@@ -27,6 +27,7 @@ import sylvinit
 from sylvinit.cli import main
 from sylvinit.errors import SolverError
 from sylvinit.sylvester import compute, lapack, routes, spectral
+from sylvinit.sylvester.threads import threads_for
 
 STRUCTURES = ("gen", "sym", "pos")
 needs_compiled = pytest.mark.skipif(not lapack.AVAILABLE, reason="no compiled module")
@@ -168,14 +169,14 @@ def test_info_prints_the_routes(available, monkeypatch, capsys) -> None:
 
 def test_threads_for_small_and_large_work(threads) -> None:
     threads(4)
-    assert routes.threads_for(1, 100, 100) == 1
-    assert routes.threads_for(8, 2, 2) == 1
-    assert routes.threads_for(3, 100, 100) == 3
-    assert routes.threads_for(8, 100, 100) == 4
-    assert routes.threads_for(8, 300, 100) == 1
-    assert routes.threads_for(8, 300, 100, any_size=True) == 4
+    assert threads_for(1, 100, 100) == 1
+    assert threads_for(8, 2, 2) == 1
+    assert threads_for(3, 100, 100) == 3
+    assert threads_for(8, 100, 100) == 4
+    assert threads_for(8, 300, 100) == 4
+    assert threads_for(3, 300, 100) == 1
     threads(1)
-    assert routes.threads_for(8, 100, 100) == 1
+    assert threads_for(8, 100, 100) == 1
 
 
 # --------------------------------------------------------------------------------------- threads
@@ -190,7 +191,7 @@ def test_threads_give_the_same_bits(structure, dtype, k, d, threads) -> None:
     found = []
     for count in (1, 2, 4, 2):
         threads(count)
-        assert routes.threads_for(9, k, d) == count
+        assert threads_for(9, k, d) == count
         found.append(sylvinit.solve_sylvester(*operands, assume_a=structure))
     assert all(torch.equal(x, found[0]) for x in found[1:])
     alone = [
