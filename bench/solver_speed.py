@@ -351,20 +351,26 @@ def main() -> None:
     for step in steps:
         if not options.only or options.only in step.func.__name__:
             step()
+            _store(bench, options)
     print()
     for target in bench.targets:
         verdict = "met" if target["met"] else "MISSED"
         print(f"{verdict:6s}  {target['target']:48s} {target['value']:7.2f}")
-    if options.output:
-        result = {
-            "environment": environment(),
-            "libraries": contenders.libraries(),
-            "settings": {key: str(value) for key, value in vars(options).items()},
-            "ratios": bench.ratios,
-            "targets": bench.targets,
-            "rows": bench.rows,
-        }
-        options.output.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def _store(bench: Bench, options: argparse.Namespace) -> None:
+    """After every row: a run that is stopped keeps what it has measured."""
+    if options.output is None:
+        return
+    result = {
+        "environment": environment(),
+        "libraries": contenders.libraries(),
+        "settings": {key: str(value) for key, value in vars(options).items()},
+        "ratios": bench.ratios,
+        "targets": bench.targets,
+        "rows": bench.rows,
+    }
+    options.output.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

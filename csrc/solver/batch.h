@@ -16,6 +16,7 @@ void for_each_problem(long long count, int threads, const Work& work) {
   };
   std::vector<std::thread> helpers;
   const long long wanted = threads < count ? threads : count;
+  helpers.reserve(wanted > 0 ? wanted : 0);
   for (long long i = 1; i < wanted; ++i) {
     try {
       helpers.emplace_back(run);

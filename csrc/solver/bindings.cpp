@@ -77,7 +77,7 @@ Index first_failure(Index count, int threads, const Work& work) {
     bool good = false;
     try {
       good = work(i) == 0;
-    } catch (const std::bad_alloc&) {
+    } catch (const std::exception&) {
     }
     if (good) return;
     Index known = failed.load();
@@ -168,7 +168,7 @@ void solve_each(Index count, int threads, Worst* worst, const Work& work) {
     Outcome outcome;
     try {
       work(i, &outcome);
-    } catch (const std::bad_alloc&) {
+    } catch (const std::exception&) {
       outcome.status = Status::no_memory;
     }
     worst->add(i, outcome);

@@ -61,7 +61,8 @@ class HermitianEquation {
       // What counts is r_0 + t_0 beside the threshold; t_0 alone need not be known any better.
       const double r = values_[0], far = 2 * threshold_;
       left_low_ = eigenvalue(t_, 0, [&](const Interval& i) {
-                    return i.low + r > far && i.width() <= 0.05 * (i.low + r);
+                    return (i.low + r > far && i.width() <= 0.05 * (i.low + r)) ||
+                           i.width() <= 0.1 * threshold_;
                   }).low;
     }
     double squares = 0, right_squares = 0;
@@ -76,6 +77,10 @@ class HermitianEquation {
     Outcome outcome;
     if (!positive_) {
       const Nearest nearest = nearest_to_zero(t_, values_.data(), n_);
+      if (nearest.shift < 0) {  // the decompositions overflowed: every comparison was false
+        outcome.status = Status::overflow;
+        return outcome;
+      }
       outcome.a = values_[nearest.shift] / unit_;
       outcome.b = nearest.value / unit_;
       outcome.separation = relative(nearest.distance);

@@ -111,6 +111,10 @@ class SchurEquation {
 
   Outcome examine() const {
     Outcome outcome;
+    if (!std::isfinite(norms_)) {
+      outcome.status = Status::overflow;
+      return outcome;
+    }
     std::vector<Complex> l, r;
     triangular_eigenvalues(m_, t_left_, &l);
     triangular_eigenvalues(n_, t_right_, &r);

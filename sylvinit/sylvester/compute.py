@@ -196,6 +196,11 @@ def _narrow(x: Tensor, dtype: torch.dtype, checked: bool) -> Tensor:
 
 def _decompose(name: str, x: Tensor, form: str) -> tuple[Tensor, Tensor]:
     n = x.shape[-1]
+    if n > lapack.LARGEST:
+        raise SolverError(
+            f"{name} has size {n}, but LAPACK's 32-bit workspace ends at {lapack.LARGEST}; move "
+            "the tensors to a GPU, or use solve_sylvester_lowrank"
+        )
     threads = threads_for(math.prod(x.shape[:-2]), n, n)
     basis, core, failed = lapack.decompose(x, form, threads)
     if failed >= 0:
@@ -306,7 +311,7 @@ def _index(batch: torch.Size, whole: torch.Size) -> Tensor | None:
     """Which entry of a batch each entry of the whole one takes; None: its own."""
     if batch == whole:
         return None
-    count = torch.arange(math.prod(batch)).view(batch)
+    count = torch.arange(math.prod(batch), device="cpu").view(batch)
     return count.expand(whole).flatten().contiguous()
 
 

@@ -55,7 +55,7 @@ def solve_directly(a: Tensor, b: Tensor, q: Tensor, structure: str) -> Tensor | 
     if not (
         lapack.AVAILABLE
         and dtype in _EPS
-        and 0 < k <= d
+        and 0 < k <= d <= lapack.LARGEST
         and a.dtype is dtype
         and b.dtype is dtype
         and a.is_cpu

@@ -26,6 +26,10 @@ except ImportError as error:
     AVAILABLE, REASON = False, str(error)
 
 
+# The workspace of LAPACK's dsyevd, 1 + 6 n + 2 n^2, must fit into 32 bits.
+LARGEST = 32000
+
+
 def inspect(x: Tensor) -> tuple[float, float]:
     """Largest |x_ij|, and for square matrices largest |x_ij - conj(x_ji)|, over a batch."""
     rows, columns = x.shape[-2:]

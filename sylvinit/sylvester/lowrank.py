@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sylvinit.errors import MatrixError, OptionError, OptionTypeError
+from sylvinit.errors import MatrixError, OptionError, OptionTypeError, SolverError
 from sylvinit.sylvester import arguments, compute, spectral
 from sylvinit.sylvester.alignment import align
 from sylvinit.sylvester.outcome import Outcome, Status, judge
+from sylvinit.sylvester.precision import full_precision
 from sylvinit.sylvester.tangents import call, refuse
 
 
@@ -32,7 +33,8 @@ def solve_sylvester_lowrank(a: Tensor, x: Tensor, q: Tensor, lam: float | Tensor
         a: (..., k, k), Hermitian positive semi-definite, float32, float64, complex64, complex128.
         x: (..., d, n), same dtype and device; meant for n < d, right for any n.
         q: (..., k, d).
-        lam: weight, at least 0; a real number, or a tensor without dimensions.
+        lam: weight, at least 0; a real number, or a real tensor without dimensions (rounded to
+            the precision of a).
 
     Returns:
         W (..., k, d) with derivatives of any order for a, x, q and lam, as solve_sylvester's.
@@ -145,21 +147,23 @@ class _LowrankSolve(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        return _gradients(ctx, gradients[0], _LowrankSolve.apply)
+        with full_precision(gradients[0]):
+            return _gradients(ctx, gradients[0], _LowrankSolve.apply)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
         a, x, w, lam, *factors = ctx.saved_tensors
-        da, dx, dq, dlam = tangents[:4]
-        weight = lam[..., None, None]
-        right = torch.zeros_like(w) if dq is None else dq.expand_as(w)
-        if da is not None:
-            right = right - da @ w
-        if dx is not None:
-            right = right - weight * ((w @ dx) @ x.mH + (w @ x) @ dx.mH)
-        if dlam is not None:
-            right = right - dlam[..., None, None] * ((w @ x) @ x.mH)
-        return _LowrankSolve.apply(a, x, right, lam, *factors, False)
+        with full_precision(w):
+            da, dx, dq, dlam = tangents[:4]
+            weight = lam[..., None, None]
+            right = torch.zeros_like(w) if dq is None else dq.expand_as(w)
+            if da is not None:
+                right = right - da @ w
+            if dx is not None:
+                right = right - weight * ((w @ dx) @ x.mH + (w @ x) @ dx.mH)
+            if dlam is not None:
+                right = right - dlam[..., None, None] * ((w @ x) @ x.mH)
+            return _LowrankSolve.apply(a, x, right, lam, *factors, False)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Tensor, int]:
@@ -255,10 +259,9 @@ def _apply(
     if not checked:
         return w.to(q.dtype)
     w = w + solve(right - a @ w - lam[..., None, None] * ((w @ x) @ compute.adjoint_of(x)))
-    sums = [torch.where(keep_inside, inside, torch.inf).flatten(-2)]
+    sums = [torch.where(keep_inside, inside, torch.inf).flatten(-2).expand(*batch, -1)]
     if not full:
         sums.append(torch.where(keep_outside, outside, torch.inf).flatten(-2).expand(*batch, -1))
-        sums[0] = sums[0].expand(*batch, -1)
     least = (torch.cat(sums, dim=-1).amin(dim=-1) / torch.where(size > 0, size, 1.0)).flatten()
     at = int(least.argmin())
     judge(
@@ -267,7 +270,10 @@ def _apply(
         eps,
         True,
     )
-    return w.to(q.dtype)
+    narrow = w.to(q.dtype)
+    if checked and not bool(narrow.isfinite().all()):
+        raise SolverError(f"the solution has entries too large for {q.dtype}; scale a, x and q")
+    return narrow
 
 
 def _weight(lam: float | Tensor, a: Tensor) -> Tensor:
@@ -277,7 +283,7 @@ def _weight(lam: float | Tensor, a: Tensor) -> Tensor:
                 "lam must be a real number or a real tensor without dimensions, got shape "
                 f"{tuple(lam.shape)} and dtype {lam.dtype}"
             )
-        return lam.to(a.device)
+        return lam.to(a.device, arguments.REAL[a.dtype])
     if isinstance(lam, bool) or not isinstance(lam, (int, float)):
         raise OptionTypeError(f"lam must be a real number, got {type(lam).__name__}")
     return torch.tensor(float(lam), dtype=arguments.REAL[a.dtype], device=a.device)

@@ -23,6 +23,7 @@ from sylvinit.sylvester import compute, routes
 from sylvinit.sylvester.alignment import align
 from sylvinit.sylvester.compute import Factors
 from sylvinit.sylvester.direct import is_plain
+from sylvinit.sylvester.precision import full_precision
 from sylvinit.sylvester.tangents import call, refuse
 
 
@@ -117,19 +118,21 @@ class SylvesterSolve(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        return _gradients(ctx, gradients[0], SylvesterSolve.apply)
+        with full_precision(gradients[0]):
+            return _gradients(ctx, gradients[0], SylvesterSolve.apply)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
         a, b, x, *factors = ctx.saved_tensors
-        structure, form, adjoint = ctx.options
-        da, db, dq = tangents[:3]
-        right = torch.zeros_like(x) if dq is None else dq.expand_as(x)
-        if da is not None:
-            right = right - (da.mH if adjoint else da) @ x
-        if db is not None:
-            right = right - x @ (db.mH if adjoint else db)
-        return SylvesterSolve.apply(a, b, right, *factors, structure, form, adjoint, False)
+        with full_precision(x):
+            structure, form, adjoint = ctx.options
+            da, db, dq = tangents[:3]
+            right = torch.zeros_like(x) if dq is None else dq.expand_as(x)
+            if da is not None:
+                right = right - (da.mH if adjoint else da) @ x
+            if db is not None:
+                right = right - x @ (db.mH if adjoint else db)
+            return SylvesterSolve.apply(a, b, right, *factors, structure, form, adjoint, False)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Tensor, int]:

@@ -122,7 +122,10 @@ def _callers_level() -> int:
 
     How many frames lie between differs: the operators go through torch's dispatcher.
     """
-    inside = (os.path.dirname(os.path.dirname(__file__)), os.path.dirname(torch.__file__))
+    inside = tuple(
+        os.path.join(os.path.dirname(path), "")
+        for path in (os.path.dirname(__file__), torch.__file__)
+    )
     frame, level = sys._getframe(1), 1
     while frame.f_back is not None and frame.f_code.co_filename.startswith(inside):
         frame, level = frame.f_back, level + 1

@@ -48,6 +48,7 @@ def solve_sylvester(a: Tensor, b: Tensor, q: Tensor, *, assume_a: str = "auto") 
             Hermitian beyond rounding, or "pos" with a clearly negative eigenvalue.
         SingularEquationError: the spectra of A and -B meet (never with "pos").
         SolverError: an eigenvalue iteration did not converge or numbers overflowed.
+        BackendError: a device without float64, or a compiled graph under forward mode.
 
     Warns:
         AccuracyWarning: min |a_i + b_j| is below sqrt(eps) of |A| + |B|.

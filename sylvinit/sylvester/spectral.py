@@ -44,8 +44,8 @@ def solve(
         factors: eigenvectors and eigenvalues of a, then of b.
         q: (..., k, d), not empty.
         eps: of the caller's dtype.
-        positive: pairs with |a_i + b_j| <= max(k, d) eps (|a| + |b|) become 0; otherwise they are
-            an error.
+        positive: pairs with a_i + b_j <= max(k, d) eps (|a| + |b|) become 0; otherwise a
+            modulus up to that bound is an error.
         examine: look for such pairs and for negative eigenvalues.
     """
     a, b = matrices
@@ -68,13 +68,15 @@ def solve(
 
     dropped = int((~keep).sum()) if positive else 0
     separation = torch.where(keep, sums, torch.inf) if positive else sums.abs()
-    outcome = _examine(values_a, values_b, separation, size)
+    batch = torch.broadcast_shapes(sums.shape[:-2], q.shape[:-2])
+    outcome = _examine(values_a, values_b, separation, size, batch)
     if examine:
         if positive:
             low_a = values_a.amin(dim=-1) + _NEGATIVE * rounding * radius_a
             low_b = values_b.amin(dim=-1) + _NEGATIVE * rounding * radius_b
             if bool((low_a < 0).any() or (low_b < 0).any()):
-                return q, _negative((low_a, low_b), (values_a.amin(dim=-1), values_b.amin(dim=-1)))
+                lowest = (values_a.amin(dim=-1), values_b.amin(dim=-1))
+                return q, _negative((low_a, low_b), lowest, batch)
         elif not bool(keep.all()):
             return q, outcome
     x = apply(q)
@@ -110,22 +112,25 @@ def _residual(a: Tensor, b: Tensor, q: Tensor, x: Tensor, defect: Tensor) -> flo
     return float((norm(defect) / torch.where(size > 0, size, 1.0)).max())
 
 
-def _examine(values_a: Tensor, values_b: Tensor, separation: Tensor, size: Tensor) -> Outcome:
+def _examine(
+    values_a: Tensor, values_b: Tensor, separation: Tensor, size: Tensor, batch: torch.Size
+) -> Outcome:
     """The pair with the smallest relative separation, as a singular one."""
     relative = separation / torch.where(size > 0, size, 1.0)[..., None, None]
     k, d = separation.shape[-2:]
+    relative = relative.expand(*batch, k, d)
     at = int(relative.flatten().argmin())
     problem, i, j = at // (k * d), at // d % k, at % d
-    batch = separation.shape[:-2]
     a = values_a.expand(*batch, k).reshape(-1, k)[problem, i]
     b = values_b.expand(*batch, d).reshape(-1, d)[problem, j]
     least = float(relative.flatten()[at])
     return Outcome(Status.SINGULAR, problem, 0.0, least, complex(a), complex(b), 0)
 
 
-def _negative(low: tuple[Tensor, Tensor], values: tuple[Tensor, Tensor]) -> Outcome:
+def _negative(
+    low: tuple[Tensor, Tensor], values: tuple[Tensor, Tensor], batch: torch.Size
+) -> Outcome:
     """The least eigenvalue after rounding has been allowed for."""
-    batch = torch.broadcast_shapes(low[0].shape, low[1].shape)
     low_a, low_b, a, b = (x.expand(batch).flatten() for x in (*low, *values))
     problem = int(torch.minimum(low_a, low_b).argmin())
     of_a = bool(low_a[problem] <= low_b[problem])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 from collections.abc import Iterator
 
 import torch
@@ -33,6 +34,18 @@ def _libraries() -> ThreadpoolController:
     return ThreadpoolController()
 
 
+class _Holder:
+    """Who holds BLAS back: the first caller limits it, the last one gives its threads back."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.callers = 0
+        self.limits = contextlib.ExitStack()
+
+
+_holder = _Holder()
+
+
 @contextlib.contextmanager
 def blas_for(threads: int) -> Iterator[None]:
     """BLAS on one thread while several threads of ours call it.
@@ -44,5 +57,14 @@ def blas_for(threads: int) -> Iterator[None]:
     if threads < 2:
         yield
         return
-    with _libraries().limit(limits=1, user_api="blas"):
+    with _holder.lock:
+        if _holder.callers == 0:
+            _holder.limits.enter_context(_libraries().limit(limits=1, user_api="blas"))
+        _holder.callers += 1
+    try:
         yield
+    finally:
+        with _holder.lock:
+            _holder.callers -= 1
+            if _holder.callers == 0:
+                _holder.limits.close()
