@@ -34,16 +34,9 @@ def _libraries() -> ThreadpoolController:
     return ThreadpoolController()
 
 
-class _Holder:
-    """Who holds BLAS back: the first caller limits it, the last one gives its threads back."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.callers = 0
-        self.limits = contextlib.ExitStack()
-
-
-_holder = _Holder()
+# Held by the caller that limits BLAS. The limit belongs to the process, and OpenBLAS gives it back
+# only to the thread that set it.
+_limiting = threading.Lock()
 
 
 @contextlib.contextmanager
@@ -54,17 +47,11 @@ def blas_for(threads: int) -> Iterator[None]:
     16 equations, the speed-up over one thread is 1.4 to 1.8 for sizes 32 to 512 with BLAS held
     back, 0.6 to 0.8 for 128 and more without (bench/bench_solver.py::test_threads).
     """
-    if threads < 2:
-        yield
+    if threads < 2 or not _limiting.acquire(blocking=False):
+        yield  # another caller holds BLAS back already, and gives its threads back in its time
         return
-    with _holder.lock:
-        if _holder.callers == 0:
-            _holder.limits.enter_context(_libraries().limit(limits=1, user_api="blas"))
-        _holder.callers += 1
     try:
-        yield
+        with _libraries().limit(limits=1, user_api="blas"):
+            yield
     finally:
-        with _holder.lock:
-            _holder.callers -= 1
-            if _holder.callers == 0:
-                _holder.limits.close()
+        _limiting.release()

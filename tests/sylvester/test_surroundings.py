@@ -10,7 +10,6 @@ from threadpoolctl import threadpool_info
 
 import sylvinit
 
-
 STRUCTURES = ("gen", "sym", "pos")
 
 
