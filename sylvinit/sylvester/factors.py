@@ -24,6 +24,8 @@ from sylvinit.sylvester.compute import Factors
 class SylvesterFactors:
     """Decompositions of A and B, made by :func:`sylvester_factor`.
 
+    The tensors themselves are kept, not copies: changing them in place makes the factors wrong.
+
     Attributes:
         a: (..., k, k).
         b: (..., d, d).
