@@ -1,7 +1,7 @@
 // csrc/solver/tridiagonal.h, exported over arrays for ctypes. Nothing here calls LAPACK.
-#include "tridiagonal.h"
-
 #include <cstdint>
+
+#include "tridiagonal.h"
 
 using sylvinit::Tridiagonal;
 
