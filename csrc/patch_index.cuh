@@ -8,13 +8,7 @@
 
 #include <cstdint>
 
-#ifndef SYLVINIT_HD
-#ifdef __CUDACC__
-#define SYLVINIT_HD __host__ __device__ inline
-#else
-#define SYLVINIT_HD inline
-#endif
-#endif
+#include "host_device.h"
 
 namespace sylvinit {
 

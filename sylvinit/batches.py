@@ -196,7 +196,7 @@ def _batch(item: Any, start: int) -> Batch:
     if mask is not None and (mask.ndim != 2 or mask.shape[0] != size):
         mask = None  # a 3-D or 4-D mask says who sees whom, not which tokens are padding
     named = isinstance(item, Mapping)
-    return Batch(inputs, labels, None if mask is None else mask != 0, start, size, named)
+    return Batch(inputs, labels, None if mask is None else (mask != 0).cpu(), start, size, named)
 
 
 def _check_finite(value: Any, start: int, name: str = "") -> None:

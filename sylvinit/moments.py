@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sylvinit.errors import DataError, LabelError, OptionError
 from sylvinit.reservoir import Reservoir
+from sylvinit.sums import Accumulator, RowSums
 
 # Rows are multiplied in chunks of about this size: enough for an efficient product, and below the
 # size from which the allocator asks the system for fresh pages each time.
@@ -84,11 +85,14 @@ class PatchMoments:
         self._pending_labels: list[Tensor] = []
         self._pending_rows = 0
         self._reservoir = Reservoir(reservoir)
+        #: Rows that are added up elsewhere; they count as seen, and are merged when needed.
+        self.accumulator: Accumulator | None = None
 
     @property
     def n(self) -> int:
         """Rows seen so far."""
-        return self._merged + self._pending_rows
+        elsewhere = 0 if self.accumulator is None else self.accumulator.n
+        return self._merged + self._pending_rows + elsewhere
 
     @property
     def reservoir_size(self) -> int:
@@ -107,6 +111,7 @@ class PatchMoments:
         priority: Tensor | None = None,
         *,
         copy: bool = True,
+        labels_checked: bool = False,
     ) -> PatchMoments:
         """Add rows.
 
@@ -118,6 +123,7 @@ class PatchMoments:
                 of your own where reservoirs will be merged.
             copy: keep a copy of the rows until there are enough of them to be multiplied; pass
                 False for a tensor that will not be changed.
+            labels_checked: the labels are known to be valid; looking at them waits for a GPU.
 
         Returns:
             self.
@@ -141,7 +147,9 @@ class PatchMoments:
         if self.precision is None:
             self.precision = torch.promote_types(x.dtype, torch.float32)
         self._eps = max(self._eps, torch.finfo(self.precision).eps)
-        checked = self._checked(labels, x.shape[1]) if self.classes else None
+        checked = None
+        if self.classes:
+            checked = labels if labels_checked else self._checked(labels, x.shape[1])
         if self._reservoir.capacity:
             self._reservoir.offer(x.to(self.precision), self.n, priority)
         step = self._chunk_rows()
@@ -163,34 +171,26 @@ class PatchMoments:
     def device(self) -> torch.device:
         """Where the moments are."""
         held = self._mean if self._mean is not None else next(iter(self._pending), None)
+        if held is None and self.accumulator is not None:
+            return self.accumulator.device or torch.device("cpu")
         return torch.device("cpu") if held is None else held.device
 
-    def add_sums(
-        self,
-        n: int,
-        total: Tensor,
-        second: Tensor,
-        shift: Tensor,
-        class_counts: Tensor | None = None,
-        class_totals: Tensor | None = None,
-    ) -> PatchMoments:
-        """Add n rows given by their sums about ``shift``.
-
-        Args:
-            n: rows.
-            total: float64 (groups, d_in), sum of x - shift.
-            second: float64 (groups, d_in, d_in), sum of (x - shift)(x - shift)^T.
-            shift: (groups, d_in).
-            class_counts: float64 (classes,).
-            class_totals: float64 (groups, classes, d_in), class sums of x - shift.
-        """
-        self._eps = max(self._eps, torch.finfo(self.precision or shift.dtype).eps)
-        residual = total / n
-        self._merge(n, shift.double() + residual, second.clone(), residual)
-        if self.classes and class_counts is not None and class_totals is not None:
-            sums = class_totals + class_counts[None, :, None] * shift.double()[:, None, :]
-            self._merge_classes(class_counts, sums)
+    def add_sums(self, sums: RowSums) -> PatchMoments:
+        """Add rows given by their sums about a shift."""
+        self._eps = max(self._eps, sums.eps)
+        residual = sums.total / sums.n
+        shift = sums.shift.double()
+        self._merge(sums.n, shift + residual, sums.second.clone(), residual)
+        counts, totals = sums.class_counts, sums.class_totals
+        if self.classes and counts is not None and totals is not None:
+            self._merge_classes(counts, totals + counts[None, :, None] * shift[:, None, :])
         return self
+
+    def _settle(self) -> None:
+        """Merge what was added up elsewhere."""
+        if self.accumulator is not None:
+            accumulator, self.accumulator = self.accumulator, None
+            self.add_sums(accumulator.sums())
 
     def merge(self, other: PatchMoments) -> PatchMoments:
         """Add the rows that ``other`` has seen; ``other`` is left as it was.
@@ -204,6 +204,8 @@ class PatchMoments:
                 "moments of different sizes cannot be merged: (d_in, groups, classes, reservoir) "
                 f"is {mine} here and {theirs} there"
             )
+        self._settle()
+        other._settle()
         if other.precision is not None:
             self.precision = torch.promote_types(self.precision or other.precision, other.precision)
         self._eps = max(self._eps, other._eps)
@@ -222,7 +224,7 @@ class PatchMoments:
 
     def columns(self) -> Tensor | None:
         """The rows themselves, (groups, n, d_in), while there are fewer than d_in; else None."""
-        if self._merged or self.n >= self.d_in or not self._pending:
+        if self.n > self._pending_rows or self.n >= self.d_in or not self._pending:
             return None
         return torch.cat(self._pending, dim=1)
 
@@ -263,6 +265,7 @@ class PatchMoments:
 
         Tap-major features become channel-major ones, the order of a weight.
         """
+        self._settle()
         if self._pending and (self._merged or self.n >= self.d_in):
             self._flush()  # fewer numbers to reorder than in the rows
         shape = (rows, self.d_in // rows)
@@ -304,6 +307,7 @@ class PatchMoments:
         return labels
 
     def _finished(self) -> tuple[Tensor, Tensor]:
+        self._settle()
         if self._pending:
             self._flush()
         if self._mean is None or self._scatter is None:

@@ -8,10 +8,9 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from sylvinit.batches import Batch
-from sylvinit.errors import NonFiniteError
+from sylvinit.finite import OutputWatch
 from sylvinit.forward import Arrival, Propagation, Runner
 from sylvinit.norms import Norm, buffers
 from sylvinit.planning import Work
@@ -87,7 +86,8 @@ def solve_in_order(
         Reports by the id of the unit or norm.
     """
     progress = _Progress(survey, work)
-    propagation = Propagation(call, survey.points, progress.pending, ambient, _check_output)
+    outputs = OutputWatch()
+    propagation = Propagation(call, survey.points, progress.pending, ambient, outputs.look)
     runners: list[Runner] = []
     with propagation.attached():
         try:
@@ -98,6 +98,7 @@ def solve_in_order(
                     runners = runners or [propagation.start(batch) for batch in batches]
                     target = _collect_in_lockstep(propagation, progress, runners)
                 if target is None:
+                    outputs.check()
                     return progress.reports
                 report = _finish(target, guard)
                 torch.clear_autocast_cache()  # a module's own autocast has cast the old weight
@@ -188,21 +189,11 @@ def _collect_by_replay(
 def _collect(progress: _Progress, arrival: Arrival, batch: Batch) -> None:
     target = progress.target(arrival.point)
     if isinstance(target, LayerUnit):
-        if id(arrival.point) not in progress.checked_by_norm and not _is_finite(arrival.x):
-            raise NonFiniteError(
-                f"NaN or Inf in the input of {arrival.point.name} ({arrival.point.kind}); look at "
-                "what runs before it"
-            )
+        if id(arrival.point) not in progress.checked_by_norm:
+            target.watch(arrival)
         target.collect(arrival, batch)
     else:
         target.collect(arrival.x)
-
-
-def _is_finite(x: Tensor) -> bool:
-    """Whether all of a tensor is finite; a sum is the cheapest look at all of it."""
-    if not x.is_floating_point():
-        return True
-    return bool(x.sum(dtype=torch.float32).isfinite()) or bool(x.isfinite().all())
 
 
 def _finish(target: Target, guard: ModelGuard) -> LayerReport:
@@ -218,19 +209,3 @@ def _finish(target: Target, guard: ModelGuard) -> LayerReport:
     target.reset()
     report.seconds = time.perf_counter() - begin
     return report
-
-
-def _check_output(output: Any) -> None:
-    """No NaN may reach the output past what the layers in between have sampled.
-
-    Inf is let through: masked logits are -inf on purpose.
-    """
-    if isinstance(output, Tensor):
-        if output.is_floating_point() and bool(output.isnan().any()):
-            raise NonFiniteError("NaN in the output of the model; look at its last layers")
-    elif isinstance(output, dict):
-        for item in output.values():
-            _check_output(item)
-    elif isinstance(output, (tuple, list)):
-        for item in output:
-            _check_output(item)

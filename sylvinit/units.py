@@ -13,11 +13,12 @@ from sylvinit.backends import Backend
 from sylvinit.batches import Batch
 from sylvinit.codes import Code
 from sylvinit.equation import LayerSolution, solve_layer
-from sylvinit.errors import ModelError, NonFiniteError
+from sylvinit.errors import ModelError
+from sylvinit.finite import InputWatch, non_finite_input
 from sylvinit.forward import Arrival
 from sylvinit.layers import Layer
 from sylvinit.moments import PatchMoments
-from sylvinit.patches.collect import PatchSource, add_all, add_sampled
+from sylvinit.patches.collect import PatchSource, add_all, add_rows, add_sampled
 from sylvinit.patches.geometry import PatchGeometry
 from sylvinit.patches.rows import RowToSample, assign_rows
 from sylvinit.report import LayerReport
@@ -74,10 +75,23 @@ class LayerUnit:
         """Name of the first layer."""
         return self.layers[0].name
 
+    @property
+    def _fused(self) -> bool:
+        return self._backend.name == "cuda"
+
     def reset(self) -> None:
         """Forget what was collected."""
         self._moments: PatchMoments | None = None
         self._channels: int | None = None
+        self._inputs = InputWatch()
+
+    def watch(self, arrival: Arrival) -> None:
+        """Look for NaN and Inf in an input.
+
+        Raises:
+            NonFiniteError: there is some; where looking would wait, :meth:`finish` raises it.
+        """
+        self._inputs.look(arrival.x, arrival.point.name, arrival.point.kind)
 
     def collect(self, arrival: Arrival, batch: Batch) -> None:
         """Add the rows or patches of one microbatch at one call."""
@@ -116,18 +130,9 @@ class LayerUnit:
             mask=batch.mask,
             row_to_sample=self._row_to_sample,
         )
-        patches = self.plan.patches
-        if patches is None and not self.plan.code.reservoir:
-            sample, entry, _ = rows.all_positions()
-            priority = None
-        else:
-            sample, entry, _, priority = rows.draw(key, batch.start, patches)
-            priority = priority.to(x.device)
-        flat = x.reshape(-1, x.shape[-1])
-        whole = rows.entries is None and (patches is None or int(rows.counts.max()) <= patches)
-        taken = flat if whole else flat.index_select(0, entry.to(x.device))
-        chosen = None if labels is None else labels[sample.to(x.device)]
-        self._accumulator(x.shape[-1], 1, x.dtype).update(taken, chosen, priority, copy=whole)
+        source = PatchSource(x.reshape(-1, x.shape[-1]), None, 1, (), rows, labels)
+        moments = self._accumulator(x.shape[-1], 1, x.dtype)
+        add_rows(moments, source, key, batch.start, self.plan.patches, self._fused)
 
     def _collect_patches(
         self,
@@ -151,9 +156,9 @@ class LayerUnit:
         source = PatchSource(x, geometry, layer.groups, out_size, rows, labels)
         moments = self._accumulator(channels * geometry.taps, layer.groups, x.dtype)
         if self.plan.patches is None:
-            add_all(moments, source, key, batch.start)
+            add_all(moments, source, key, batch.start, self._fused)
         else:
-            add_sampled(moments, source, key, batch.start, self.plan.patches)
+            add_sampled(moments, source, key, batch.start, self.plan.patches, self._fused)
 
     def finish(self, guard: ModelGuard) -> LayerReport:
         """Solve from everything collected, write the weights, and report.
@@ -164,6 +169,7 @@ class LayerUnit:
         """
         begin = time.perf_counter()
         first = self.layers[0]
+        self._inputs.check(first.name, first.kind)
         plan, moments = self.plan, self._canonical()
         stats, dead = self._statistics(moments)
         old_weight, old_bias = first.get_weight().double(), first.get_bias()
@@ -235,10 +241,7 @@ class LayerUnit:
                 if columns is None:
                     return stats, int((stats.covariance.diagonal(dim1=1, dim2=2) <= 0).sum())
                 return stats, int((columns == columns[:, :1]).all(dim=1).sum())
-        raise NonFiniteError(
-            f"NaN or Inf in the input of {self.name} ({self.layers[0].kind}); look at what runs "
-            "before"
-        )
+        raise non_finite_input(self.name, self.layers[0].kind)
 
     def _canonical(self) -> PatchMoments:
         """The moments with features in the order of the weight: channels first, then taps."""

@@ -19,6 +19,7 @@ import sylvinit.moments
 from sylvinit import PatchMoments
 from sylvinit.errors import DataError, LabelError, OptionError
 from sylvinit.moments import gram
+from sylvinit.sums import RowSums
 
 # Of the largest entry (or of 1). Sums of n <= 60 products in float64 are off by n eps = 1e-14 at
 # most, and the moments are sums of at most 60 pieces of that kind.
@@ -187,7 +188,7 @@ def test_sums_about_a_shift() -> None:
     z = x[:, :25] - shift[:, None]
     hot = torch.nn.functional.one_hot(y[:25], 4).double()
     moments = PatchMoments(5, groups=2, classes=4).update(x[:, 25:], y[25:])
-    moments.add_sums(25, z.sum(dim=1), z.mT @ z, shift, hot.sum(dim=0), hot.T @ z)
+    moments.add_sums(RowSums(25, z.sum(dim=1), z.mT @ z, shift, hot.sum(dim=0), hot.T @ z))
     assert_moments(moments, x, y)
 
 

@@ -6,11 +6,14 @@ from dataclasses import dataclass
 from math import prod
 from numbers import Integral
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from sylvinit.backends import choose
 from sylvinit.errors import DataError, LabelError, OptionError
 from sylvinit.moments import PatchMoments
+from sylvinit.patches.accumulator import PatchAccumulator, can_fuse
 from sylvinit.patches.correlate import (
     correlation_gram,
     correlation_is_cheaper,
@@ -19,12 +22,16 @@ from sylvinit.patches.correlate import (
 )
 from sylvinit.patches.gather import gather_patches
 from sylvinit.patches.geometry import PADDING_MODES, PatchGeometry
+from sylvinit.patches.layout import PatchLayout
 from sylvinit.patches.rows import Rows
 from sylvinit.sampling import Key, stream_key
+from sylvinit.sums import RowSums
 
 _UNFOLD_BYTES = 16 * 2**20
 # Patches per sample that feed a reservoir where the moments themselves need none gathered.
 _RESERVOIR_DRAWS = 10
+# Rows that nobody else will change, with labels that whoever made the source has checked.
+_OURS = {"copy": False, "labels_checked": True}
 
 
 @dataclass(frozen=True)
@@ -32,24 +39,32 @@ class PatchSource:
     """An activation and how a layer reads it.
 
     Attributes:
-        x: (entries, channels, *spatial), any strides.
-        geometry: which pixels a patch reads.
+        x: (entries, channels, *spatial), any strides; or rows (entries, features).
+        geometry: which pixels a patch reads; None for rows.
         groups: channel groups.
         out_size: spatial size of the layer's output.
         rows: which entries belong to which sample.
-        labels: int64 (samples,), or None.
+        labels: int64 (samples,), known to be valid, or None.
     """
 
     x: Tensor
-    geometry: PatchGeometry
+    geometry: PatchGeometry | None
     groups: int
     out_size: tuple[int, ...]
     rows: Rows
     labels: Tensor | None
 
+    @property
+    def features(self) -> int:
+        """Length of a patch."""
+        taps = 1 if self.geometry is None else self.geometry.taps
+        return self.x.shape[1] // self.groups * taps
+
     def gather(self, entry: Tensor, position: Tensor) -> Tensor:
         """Patches (groups, n, taps * channels), features tap-major."""
         device = self.x.device
+        if self.geometry is None:
+            return self.x.index_select(0, entry.to(device))[None]
         patches = gather_patches(
             self.x, self.geometry, entry.to(device), position.to(device), self.out_size
         )
@@ -63,27 +78,102 @@ class PatchSource:
 
 
 def add_sampled(
-    moments: PatchMoments, source: PatchSource, key: Key, start: int, patches: int
+    moments: PatchMoments, source: PatchSource, key: Key, start: int, patches: int, fused: bool
 ) -> None:
-    """Add ``patches`` random patches of every sample; see :mod:`sylvinit.sampling`."""
+    """Add ``patches`` random patches of every sample; see :mod:`sylvinit.sampling`.
+
+    Args:
+        fused: use the patch_gram operator, where it takes these patches.
+    """
+    if fused and _add_fused(moments, source, key, start, patches):
+        return
     sample, entry, position, priority = source.rows.draw(key, start, patches)
     gathered = source.gather(entry, position)
     labels = source.labels_of(sample)
-    moments.update(gathered, labels, priority.to(gathered.device), copy=False)
+    moments.update(gathered, labels, priority.to(gathered.device), **_OURS)
 
 
-def add_all(moments: PatchMoments, source: PatchSource, key: Key, start: int) -> None:
-    """Add every patch: by shifted correlations where that takes fewer flops, else by unfolding."""
-    x, rows = source.x, source.rows
-    plain = rows.entries is None and bool((rows.counts == 1).all())
-    width = x.shape[1] // source.groups
-    if not (plain and correlation_is_cheaper(source.geometry, tuple(x.shape[2:]), width)):
-        _unfold(moments, source, key, start)
+def add_rows(
+    moments: PatchMoments,
+    source: PatchSource,
+    key: Key,
+    start: int,
+    patches: int | None,
+    fused: bool,
+) -> None:
+    """Add ``patches`` random rows of every sample, or all (None), of an input without taps."""
+    if fused and _add_fused(moments, source, key, start, patches or 0):
         return
-    _correlate(moments, source)
+    x, rows = source.x, source.rows
+    if patches is None and not moments.reservoir_size:
+        sample, entry, _ = rows.all_positions()
+        priority = None
+    else:
+        sample, entry, _, priority = rows.draw(key, start, patches)
+        priority = priority.to(x.device)
+    whole = rows.entries is None and (patches is None or int(rows.counts.max()) <= patches)
+    taken = x if whole else x.index_select(0, entry.to(x.device))
+    moments.update(taken, source.labels_of(sample), priority, copy=whole, labels_checked=True)
+
+
+def add_all(moments: PatchMoments, source: PatchSource, key: Key, start: int, fused: bool) -> None:
+    """Add every patch: by shifted correlations where that takes fewer flops, else by unfolding."""
+    x, rows, geometry = source.x, source.rows, source.geometry
+    plain = rows.entries is None and bool((rows.counts == 1).all())
+    if geometry is not None and plain:
+        plain = correlation_is_cheaper(geometry, tuple(x.shape[2:]), x.shape[1] // source.groups)
+    if geometry is None or not plain:
+        if not (fused and _add_fused(moments, source, key, start, 0)):
+            _unfold(moments, source, key, start)
+        return
+    _correlate(moments, source, geometry)
     if moments.reservoir_size:
         _, entry, position, priority = rows.draw(key, start, _RESERVOIR_DRAWS)
         moments.offer(source.gather(entry, position), priority.to(x.device))
+
+
+def _add_fused(
+    moments: PatchMoments, source: PatchSource, key: Key, start: int, draws: int
+) -> bool:
+    """Add patches by the patch_gram operator; False, with nothing done, where it does not fit.
+
+    It does not where the rows themselves are wanted: for a reservoir, and while there are fewer of
+    them than features.
+    """
+    rows, x = source.rows, source.x
+    counts = rows.counts * rows.width
+    n = int((counts if draws == 0 else np.minimum(counts, draws)).sum())
+    if moments.reservoir_size or n == 0:
+        return False
+    if moments.accumulator is None and moments.n + n < moments.d_in:
+        return False
+    accumulator = moments.accumulator
+    if accumulator is None:
+        neighbours = x.ndim == 2 or x.stride(1) == 1
+        accumulator = PatchAccumulator(moments.classes, tap_major=neighbours)
+    elif not isinstance(accumulator, PatchAccumulator):
+        return False
+    each = rows.entries_of_each()
+    layout = PatchLayout.of(
+        source.geometry,
+        source.out_size,
+        source.groups,
+        tap_major=accumulator.tap_major,
+        entries_per_sample=1 if each is None else each,
+        first_sample=start,
+        draws=draws,
+        key=key,
+    )
+    if not can_fuse(x, layout, moments.classes):
+        return False
+    if each is not None:
+        accumulator.add(x, layout, source.labels)
+    else:
+        sample, entry, position, _ = rows.draw(key, start, draws or None)
+        entry, position = entry.to(x.device), position.to(x.device)
+        accumulator.add(x, layout, source.labels_of(sample), entry, position)
+    moments.accumulator = accumulator
+    return True
 
 
 def _unfold(moments: PatchMoments, source: PatchSource, key: Key, start: int) -> None:
@@ -94,18 +184,18 @@ def _unfold(moments: PatchMoments, source: PatchSource, key: Key, start: int) ->
         priority = priority.to(source.x.device)
     else:
         sample, entry, position = source.rows.all_positions()
-    features = source.x.shape[1] * source.geometry.taps
+    features = source.features * source.groups
     step = max(1, _UNFOLD_BYTES // (features * max(source.x.itemsize, 4)))
     for begin in range(0, len(entry), step):
         part = slice(begin, begin + step)
         gathered = source.gather(entry[part], position[part])
         chosen = None if priority is None else priority[part]
-        moments.update(gathered, source.labels_of(sample[part]), chosen, copy=False)
+        moments.update(gathered, source.labels_of(sample[part]), chosen, **_OURS)
 
 
-def _correlate(moments: PatchMoments, source: PatchSource) -> None:
+def _correlate(moments: PatchMoments, source: PatchSource, geometry: PatchGeometry) -> None:
     """All patches at once, about the mean of every channel."""
-    geometry, groups, out_size = source.geometry, source.groups, source.out_size
+    groups, out_size = source.groups, source.out_size
     x = source.x.to(torch.promote_types(source.x.dtype, torch.float32))
     padded = pad_channels_last(x, geometry)
     centre = padded.mean(dim=tuple(range(padded.ndim - 1)))
@@ -126,12 +216,15 @@ def _correlate(moments: PatchMoments, source: PatchSource) -> None:
         counts, class_totals = one_hot.sum(dim=0) * outputs, one_hot.T @ per_entry
         total = per_entry.sum(dim=1)
     moments.add_sums(
-        x.shape[0] * outputs,
-        total,
-        correlation_gram(padded, geometry, out_size, groups),
-        by_group(centre.expand(geometry.taps, -1)),
-        counts,
-        class_totals,
+        RowSums(
+            x.shape[0] * outputs,
+            total,
+            correlation_gram(padded, geometry, out_size, groups),
+            by_group(centre.expand(geometry.taps, -1)),
+            counts,
+            class_totals,
+            torch.finfo(padded.dtype).eps,
+        )
     )
 
 
@@ -151,6 +244,7 @@ def patch_moments(
     seed: int = 0,
     name: str = "",
     start: int = 0,
+    backend: str = "auto",
 ) -> PatchMoments:
     """Moments of the patches that a convolution reads from an activation.
 
@@ -166,7 +260,8 @@ def patch_moments(
             plus one.
         reservoir: rows to keep as a random sample.
         seed, name, start: of the random positions: the layer's name and the index of the first
-        sample.
+            sample.
+        backend: "auto", "cpu", "torch" or "cuda".
 
     Returns:
         :class:`PatchMoments` with d_in = channels / groups * taps, features ordered as in a weight.
@@ -175,6 +270,7 @@ def patch_moments(
         DataError: ``x`` has the wrong number of axes or dtype, no samples, or is too small.
         LabelError: labels are not int64, not one per sample, or out of range.
         OptionError: a setting is out of its domain.
+        BackendError: the backend cannot run here, or not on the device of ``x``.
     """
     dims = x.ndim - 2
     if dims not in (1, 2, 3) or not x.is_floating_point():
@@ -218,10 +314,11 @@ def patch_moments(
     rows = Rows.one_each(x.shape[0], prod(out_size))
     source = PatchSource(x, geometry, groups, out_size, rows, labels)
     key = stream_key(seed, name, 0)
+    fused = choose(backend, x.device).name == "cuda"
     if patches == "all":
-        add_all(moments, source, key, start)
+        add_all(moments, source, key, start, fused)
     else:
-        add_sampled(moments, source, key, start, int(patches))
+        add_sampled(moments, source, key, start, int(patches), fused)
     return moments.transposed(geometry.taps)
 
 

@@ -12,6 +12,7 @@ pair of taps, and the border costs strips of (kernel - 1) * dilation pixels.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from itertools import product
 from math import prod
 
@@ -110,7 +111,7 @@ def correlation_gram(
     flat = padded.view(-1, groups, width)
     taps = list(product(*(range(k) for k in geometry.kernel)))
     steps = [prod(size[axis + 1 :]) for axis in range(len(size))]
-    border, ends, outside = _border(padded, geometry, outputs)
+    border, ends, outside = _border(padded.shape[0], size, geometry, outputs, padded.device)
     left = flat.index_select(0, border)
     gram = padded.new_zeros((groups, len(taps), width, len(taps), width), dtype=torch.float64)
     blocks: dict[int, list[tuple[int, int]]] = {}
@@ -138,20 +139,24 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
     return torch.bmm(left.permute(1, 2, 0), right.transpose(0, 1)).double()
 
 
+@lru_cache(maxsize=8)
 def _border(
-    padded: Tensor, geometry: PatchGeometry, outputs: tuple[int, ...]
+    entries: int,
+    size: tuple[int, ...],
+    geometry: PatchGeometry,
+    outputs: tuple[int, ...],
+    device: torch.device,
 ) -> tuple[Tensor, list[int], Tensor]:
     """The pixels that some tap's output window leaves out, sorted into cells.
 
     A cell is a box that lies wholly inside or wholly outside every tap's window, so that one
-    product per cell and lag serves all pairs of taps with that lag.
+    product per cell and lag serves all pairs of taps with that lag. The microbatches of a layer
+    share the result.
 
     Returns:
         (rows of the flattened activation sorted by cell, the end of every cell in them, and a
         float64 matrix (taps, cells) that is 1 where the cell lies outside the tap's window).
     """
-    entries, size = padded.shape[0], tuple(padded.shape[1:-1])
-    device = padded.device
     cell_of_axis: list[Tensor] = []
     inside_of_axis: list[Tensor] = []
     for extent, length, kernel, dilation in zip(

@@ -39,6 +39,13 @@ class Rows:
         """Every entry is a sample."""
         return cls(None, np.ones(samples, dtype=np.int64), width)
 
+    def entries_of_each(self) -> int | None:
+        """How many entries every sample has, if all have as many, in the order of the samples."""
+        if self.entries is not None or len(self.counts) == 0:
+            return None
+        first = int(self.counts[0])
+        return first if first > 0 and bool((self.counts == first).all()) else None
+
     def all_positions(self) -> tuple[Tensor, Tensor, Tensor]:
         """(sample, entry, position) of every output position."""
         count = int(self.counts.sum())

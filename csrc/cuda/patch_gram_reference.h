@@ -1,0 +1,68 @@
+// patch_gram and patch_mean on the host, one number after the other in float64.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "element.cuh"
+#include "patch_gram.h"
+#include "patch_layout.cuh"
+
+namespace sylvinit {
+
+// Row p of Z, without rounding the difference x - shift to float32.
+inline std::vector<double> reference_row(const PatchGram& gram, int group, std::int64_t p) {
+  const std::int64_t d = features_of(gram), columns = columns_of(gram);
+  const PatchRow row = row_of_patch(gram, p);
+  std::vector<int> taps(tap_slots(gram));
+  for (int slot = 0; slot < tap_slots(gram); ++slot) taps[slot] = tap_offset(gram, row, slot);
+  std::vector<double> z(columns);
+  for (std::int64_t f = 0; f < columns; ++f) {
+    if (f >= d) {
+      z[f] = beside_patch(gram, row.label, p, static_cast<int>(f - d));
+      continue;
+    }
+    const PatchColumn column = column_of_feature(gram, group, f);
+    const std::int64_t offset = element_offset(row.offset, taps.data(), column);
+    const double value = offset < 0 ? 0.0 : element_at(gram, offset);
+    if (!has_patch(row.label)) continue;
+    z[f] = value - (gram.shift == nullptr ? 0.0 : gram.shift[group * d + f]);
+  }
+  return z;
+}
+
+inline void patch_gram_reference(const PatchGram& gram, double* gram_out) {
+  check_patch_gram(gram);
+  const std::int64_t columns = columns_of(gram);
+  for (int group = 0; group < gram.groups; ++group) {
+    double* out = gram_out + group * columns * columns;
+    for (std::int64_t p = 0; p < gram.n; ++p) {
+      const int label = row_of_patch(gram, p).label;
+      if (label == kBadLabel) *gram.status |= kLabelOutOfRange;
+      if (label == kBadPatch) *gram.status |= kPatchOutOfRange;
+      const std::vector<double> z = reference_row(gram, group, p);
+      for (std::int64_t i = 0; i < columns; ++i) {
+        for (std::int64_t j = i; j < columns; ++j) out[i * columns + j] += z[i] * z[j];
+      }
+    }
+  }
+}
+
+inline void patch_mean_reference(const PatchGram& gram, std::int64_t count, float* mean) {
+  check_patch_gram(gram);
+  const std::int64_t d = features_of(gram);
+  PatchGram raw = gram;
+  raw.shift = nullptr;
+  for (int group = 0; group < gram.groups; ++group) {
+    std::vector<double> total(d);
+    for (std::int64_t p = 0; p < count; ++p) {
+      const std::vector<double> z = reference_row(raw, group, p);
+      for (std::int64_t f = 0; f < d; ++f) total[f] += z[f];
+    }
+    for (std::int64_t f = 0; f < d; ++f) {
+      mean[group * d + f] = static_cast<float>(total[f] / static_cast<double>(count));
+    }
+  }
+}
+
+}  // namespace sylvinit

@@ -1,0 +1,154 @@
+// The kernel of patch_gram: one block adds up one tile of the Gram matrix over one part of the
+// patches.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "launch.h"
+#include "patch_gram.h"
+#include "patch_tile.cuh"
+#include "tile_product.cuh"
+
+namespace sylvinit {
+
+// The tensor cores add with truncation, a bias that grows with the number of additions. So they
+// sum this many patches, whose sums are added in float32, and those of kPatchesPerFlush in float64.
+constexpr int kPatchesPerSum = 64;
+constexpr int kPatchesPerFlush = 4096;
+
+// Adds the product to the block's place in the workspace, or writes it the first time.
+template <int Tile>
+__device__ void flush(TileProduct<Tile>& product, double* place, bool first) {
+  using Shape = TileShape<Tile>;
+#pragma unroll
+  for (int i = 0; i < Shape::kBlocksDown; ++i)
+#pragma unroll
+    for (int j = 0; j < Shape::kBlocksAcross; ++j)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        double& sum = place[TileProduct<Tile>::row(i, e) * Tile + TileProduct<Tile>::column(j, e)];
+        const double value = product.value[i][j][e];
+        sum = first ? value : sum + value;
+      }
+  product.clear();
+}
+
+// Grid: (pairs of tiles * groups, splits). workspace: (splits, groups, pairs, Tile, Tile).
+// V: features that are read at a time.
+template <int Tile, Arithmetic kArithmetic, int V>
+__global__ void __launch_bounds__(TileShape<Tile>::kThreads, 1)
+    tile_kernel(PatchGram gram, std::int64_t pairs, int splits, double* workspace) {
+  using Shape = TileShape<Tile>;
+  using Columns = TileColumns<Tile, Shape::kThreads, V>;
+  alignas(16) __shared__ Slice<Tile> left[2];
+  alignas(16) __shared__ Slice<Tile> right[2];
+  __shared__ PatchRow rows[2][kChunk];
+  __shared__ ChunkPlaces places[2];
+
+  const int group = static_cast<int>(blockIdx.x / pairs);
+  const int tiles = static_cast<int>((columns_of(gram) + Tile - 1) / Tile);
+  const TilePair pair = tile_pair(blockIdx.x % pairs, tiles);
+  const bool diagonal = pair.row == pair.column;
+  const std::int64_t chunks = (gram.n + kChunk - 1) / kChunk;
+  const int split = static_cast<int>(blockIdx.y);
+  const std::int64_t begin = split_begin(chunks, splits, split);
+  const std::int64_t end = split_begin(chunks, splits, split + 1);
+  double* place =
+      workspace + (static_cast<std::int64_t>(blockIdx.y) * gridDim.x + blockIdx.x) * Tile * Tile;
+
+  Columns down, across;
+  down.start(gram, group, static_cast<std::int64_t>(pair.row) * Tile);
+  across.start(gram, group, static_cast<std::int64_t>(pair.column) * Tile);
+  float down_staged[Columns::kRows * V], across_staged[Columns::kRows * V];
+
+  // The way of a chunk, in steps between which the block meets: which patches, where they lie,
+  // their numbers into registers and from there into shared memory, the product. Of all that is
+  // shared there are two, for the chunks of even and of odd number.
+  auto choose = [&](std::int64_t chunk) {
+    const int thread = static_cast<int>(threadIdx.x);
+    if (thread >= kChunk || chunk >= end) return;
+    const PatchRow row = row_of_patch(gram, chunk * kChunk + thread);
+    if (row.label == kBadLabel) atomicOr(gram.status, kLabelOutOfRange);
+    if (row.label == kBadPatch) atomicOr(gram.status, kPatchOutOfRange);
+    rows[chunk & 1][thread] = row;
+  };
+  auto find = [&](std::int64_t chunk) {
+    if (chunk < end) find_places(gram, rows[chunk & 1], places[chunk & 1]);
+  };
+  auto take = [&](std::int64_t chunk) {
+    if (chunk >= end) return;
+    down.take(gram, places[chunk & 1], chunk * kChunk, down_staged);
+    if (!diagonal) across.take(gram, places[chunk & 1], chunk * kChunk, across_staged);
+  };
+  auto put = [&](std::int64_t chunk) {
+    if (chunk >= end) return;
+    down.put(left[chunk & 1], down_staged);
+    if (!diagonal) across.put(right[chunk & 1], across_staged);
+  };
+
+  TileProduct<Tile> sum, partial;
+  sum.clear();
+  partial.clear();
+  choose(begin);
+  __syncthreads();
+  find(begin);
+  choose(begin + 1);
+  __syncthreads();
+  take(begin);
+  put(begin);
+  find(begin + 1);
+  choose(begin + 2);
+  __syncthreads();
+  bool first = true;
+  for (std::int64_t chunk = begin; chunk < end; ++chunk) {
+    take(chunk + 1);
+    const int side = static_cast<int>(chunk & 1);
+    multiply<Tile, kArithmetic>(partial, left[side], diagonal ? left[side] : right[side]);
+    const std::int64_t done = chunk + 1 - begin;
+    if (done % (kPatchesPerSum / kChunk) == 0) sum.take(partial);
+    if (done % (kPatchesPerFlush / kChunk) == 0) {
+      flush<Tile>(sum, place, first);
+      first = false;
+    }
+    put(chunk + 1);
+    find(chunk + 2);
+    choose(chunk + 3);
+    __syncthreads();
+  }
+  sum.take(partial);
+  flush<Tile>(sum, place, first);
+}
+
+template <int Tile, Arithmetic kArithmetic>
+void launch_tile(const PatchGram& gram, std::int64_t pairs, int splits, bool quads,
+                 double* workspace, cudaStream_t stream) {
+  const dim3 grid(static_cast<unsigned>(pairs * gram.groups), static_cast<unsigned>(splits));
+  auto* kernel = quads ? tile_kernel<Tile, kArithmetic, 4> : tile_kernel<Tile, kArithmetic, 1>;
+  launch("patch_gram", kernel, grid, dim3(TileShape<Tile>::kThreads), stream, gram, pairs, splits,
+         workspace);
+}
+
+template <Arithmetic kArithmetic>
+void launch_tiles(const PatchGram& gram, const PatchGramPlan& plan, bool quads, double* workspace,
+                  cudaStream_t stream) {
+  switch (plan.tile) {
+    case 32:
+      return launch_tile<32, kArithmetic>(gram, plan.pairs, plan.splits, quads, workspace, stream);
+    case 64:
+      return launch_tile<64, kArithmetic>(gram, plan.pairs, plan.splits, quads, workspace, stream);
+    default:
+      return launch_tile<128, kArithmetic>(gram, plan.pairs, plan.splits, quads, workspace, stream);
+  }
+}
+
+// One source file each, so that they compile side by side.
+extern template void launch_tiles<k3xTF32>(const PatchGram&, const PatchGramPlan&, bool, double*,
+                                           cudaStream_t);
+extern template void launch_tiles<kTF32>(const PatchGram&, const PatchGramPlan&, bool, double*,
+                                         cudaStream_t);
+extern template void launch_tiles<kFFMA>(const PatchGram&, const PatchGramPlan&, bool, double*,
+                                         cudaStream_t);
+
+}  // namespace sylvinit

@@ -1,0 +1,130 @@
+"""Sums over patches that stay on the device until they are asked for: nothing waits for them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sylvinit.errors import DataError, LabelError
+from sylvinit.patches.fused import columns, patch_gram, patch_mean, unit_roundoff
+from sylvinit.patches.layout import ELEMENT_TYPES, PatchLayout
+from sylvinit.sums import RowSums
+
+# Patches whose mean is the shift: it then differs from the mean by a tenth of the spread.
+_SHIFT_PATCHES = 256
+# Limits of the kernels, see check_patch_gram in csrc/cuda/patch_gram.cu.
+_MOST_TAP_SLOTS = 96
+_MOST_COLUMNS = 2**16
+_MOST_GROUPS = 2**16 - 1
+
+
+def can_fuse(x: Tensor, layout: PatchLayout, classes: int) -> bool:
+    """Whether the patch_gram kernels take this activation: see their limits in csrc/cuda."""
+    spatial = zip(x.shape[2:], x.stride()[2:], strict=True)
+    return (
+        str(x.dtype) in ELEMENT_TYPES
+        and layout.tap_slots <= _MOST_TAP_SLOTS
+        and layout.groups <= _MOST_GROUPS
+        and columns(x, layout, classes, None) <= _MOST_COLUMNS
+        and sum((size - 1) * stride for size, stride in spatial) < 2**31 - 1
+    )
+
+
+class PatchAccumulator:
+    """Adds patches of one layer's activations with the patch_gram operator.
+
+    Args:
+        classes: number of classes whose sums are kept; 0 for none.
+        tap_major: order of the features while they are added up: (tap, channel) suits channels_last
+            activations, (channel, tap) contiguous ones.
+        arithmetic: how products are taken, see :data:`sylvinit.patches.fused.ARITHMETICS`.
+    """
+
+    def __init__(self, classes: int, *, tap_major: bool, arithmetic: str = "3xtf32") -> None:
+        self.classes, self.tap_major, self.arithmetic = classes, tap_major, arithmetic
+        self.n = 0
+        self._taps = 1
+        self._gram: Tensor | None = None
+        self._shift: Tensor | None = None
+        self._status: Tensor | None = None
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where the sums are, once there are any."""
+        return None if self._gram is None else self._gram.device
+
+    def add(
+        self,
+        x: Tensor,
+        layout: PatchLayout,
+        labels: Tensor | None,
+        entry: Tensor | None = None,
+        position: Tensor | None = None,
+    ) -> None:
+        """Add the patches of an activation; see :func:`sylvinit.patches.fused.patch_gram`."""
+        x = x.detach()
+        numbers = layout.numbers()
+        n = layout.patches_of(x.shape[0]) if entry is None else len(entry)
+        if self._gram is None or self._shift is None or self._status is None:
+            size = columns(x, layout, self.classes, None)
+            shape = (layout.groups, size, size)
+            self._gram = torch.zeros(shape, dtype=torch.float64, device=x.device)
+            self._status = torch.zeros(1, dtype=torch.int32, device=x.device)
+            self._taps = layout.taps
+            count = min(layout.patches_of(x.shape[0]), _SHIFT_PATCHES)
+            self._shift = patch_mean(x, numbers, count)
+        patch_gram(
+            x,
+            self._gram,
+            self._status,
+            self._shift,
+            labels,
+            self.classes,
+            None,
+            entry,
+            position,
+            numbers,
+            self.arithmetic,
+        )
+        self.n += n
+
+    def sums(self) -> RowSums:
+        """Everything added so far, features tap-major. Waits for the device.
+
+        Raises:
+            LabelError: a label was out of range.
+            DataError: nothing was added, or a listed patch does not exist.
+        """
+        if self._gram is None or self._shift is None or self._status is None:
+            raise DataError("no patches have been added to this accumulator")
+        status = int(self._status)
+        if status & 1:
+            raise LabelError(f"labels must lie in [0, {self.classes}); some do not")
+        if status:
+            raise DataError("a listed patch does not exist in the activation")
+        d = self._shift.shape[1]
+        upper = self._gram[:, :d, :d]
+        second = upper + upper.mT - torch.diag_embed(upper.diagonal(dim1=1, dim2=2))
+        total, shift = self._gram[:, :d, d], self._shift
+        counts = totals = None
+        if self.classes:
+            counts = self._gram[0, d, d + 1 :].clone()
+            totals = self._gram[:, :d, d + 1 :].mT
+        if not self.tap_major:
+            second = self._to_tap_major(self._to_tap_major(second).mT).mT
+            total, shift = self._to_tap_major(total), self._to_tap_major(shift)
+            totals = None if totals is None else self._to_tap_major(totals)
+        eps = unit_roundoff(self.arithmetic)
+        return RowSums(
+            self.n,
+            total.contiguous(),
+            second.contiguous(),
+            shift.contiguous(),
+            counts,
+            None if totals is None else totals.contiguous(),
+            eps,
+        )
+
+    def _to_tap_major(self, x: Tensor) -> Tensor:
+        """(..., channels * taps) -> (..., taps * channels)."""
+        return x.unflatten(-1, (-1, self._taps)).mT.flatten(-2)

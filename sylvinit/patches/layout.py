@@ -1,0 +1,172 @@
+"""How the patch_gram kernels are told where the patches lie."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from torch import Tensor
+
+from sylvinit.patches.geometry import PADDING_MODES, PatchGeometry
+
+AXES = 3
+
+
+@dataclass(frozen=True)
+class PatchLayout:
+    """Integers that describe the patches of an activation; three spatial axes, padded in front.
+
+    Attributes:
+        kernel, stride, dilation, pad_before, out_size: per axis.
+        padding_mode: index into PADDING_MODES.
+        transposed: whether the layer is a transposed convolution.
+        groups: channel groups.
+        tap_major: features of a patch are ordered (tap, channel), else (channel, tap).
+        entries_per_sample: entries of the activation that belong to one sample.
+        first_sample: index of the first sample in the data.
+        draws: random positions of every sample; 0 takes each position once.
+        key: of the random positions.
+    """
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    pad_before: tuple[int, ...]
+    out_size: tuple[int, ...]
+    padding_mode: int
+    transposed: bool
+    groups: int
+    tap_major: bool
+    entries_per_sample: int = 1
+    first_sample: int = 0
+    draws: int = 0
+    key: tuple[int, int] = (0, 0)
+
+    @classmethod
+    def of(
+        cls,
+        geometry: PatchGeometry | None,
+        out_size: tuple[int, ...],
+        groups: int,
+        *,
+        tap_major: bool = True,
+        entries_per_sample: int = 1,
+        first_sample: int = 0,
+        draws: int = 0,
+        key: tuple[int, int] = (0, 0),
+    ) -> PatchLayout:
+        """The layout of a convolution, or of plain rows if the geometry is None."""
+        found = geometry or PatchGeometry((), (), (), (), ())
+        missing = AXES - len(found.kernel)
+
+        def padded(values: tuple[int, ...], fill: int) -> tuple[int, ...]:
+            return (fill,) * missing + tuple(values)
+
+        return cls(
+            kernel=padded(found.kernel, 1),
+            stride=padded(found.stride, 1),
+            dilation=padded(found.dilation, 1),
+            pad_before=padded(found.pad_before, 0),
+            out_size=padded(out_size, 1),
+            padding_mode=PADDING_MODES.index(found.padding_mode),
+            transposed=found.transposed,
+            groups=groups,
+            tap_major=tap_major,
+            entries_per_sample=entries_per_sample,
+            first_sample=first_sample,
+            draws=draws,
+            key=key,
+        )
+
+    @property
+    def taps(self) -> int:
+        """Number of kernel positions."""
+        return prod(self.kernel)
+
+    @property
+    def tap_slots(self) -> int:
+        """Offsets that a block keeps per patch, see csrc/cuda/patch_layout.cuh."""
+        return self.kernel[0] * self.kernel[1] + self.kernel[2]
+
+    def patches_of(self, entries: int) -> int:
+        """Patches that the rule takes from an activation of that many entries."""
+        available = self.entries_per_sample * prod(self.out_size)
+        taken = self.draws if 0 < self.draws < available else available
+        return entries // self.entries_per_sample * taken
+
+    def numbers(self) -> list[int]:
+        """Everything in one list, the form in which an operator takes it."""
+        return [
+            *self.kernel,
+            *self.stride,
+            *self.dilation,
+            *self.pad_before,
+            *self.out_size,
+            self.padding_mode,
+            int(self.transposed),
+            self.groups,
+            int(self.tap_major),
+            self.entries_per_sample,
+            self.first_sample,
+            self.draws,
+            *self.key,
+        ]
+
+    @classmethod
+    def from_numbers(cls, numbers: list[int]) -> PatchLayout:
+        """The inverse of :meth:`numbers`."""
+        triples = [tuple(numbers[i : i + AXES]) for i in range(0, 5 * AXES, AXES)]
+        mode, transposed, groups, tap_major, entries, first, draws, *key = numbers[5 * AXES :]
+        return cls(
+            *triples,
+            padding_mode=mode,
+            transposed=bool(transposed),
+            groups=groups,
+            tap_major=bool(tap_major),
+            entries_per_sample=entries,
+            first_sample=first,
+            draws=draws,
+            key=(key[0], key[1]),
+        )
+
+    def geometry(self) -> PatchGeometry:
+        """The geometry, with three axes; padding after the input does not show in it."""
+        return PatchGeometry(
+            self.kernel,
+            self.stride,
+            self.dilation,
+            self.pad_before,
+            self.pad_before,
+            PADDING_MODES[self.padding_mode],
+            self.transposed,
+        )
+
+    def arguments(self, module: Any, x: Tensor, n: int) -> Any:
+        """A filled ``PatchGram`` of the compiled module for an activation (entries, channels, ...).
+
+        The caller adds what stands beside the patches, and keeps all tensors alive.
+        """
+        missing = AXES - (x.ndim - 2)
+        args = module.PatchGram()
+        args.x, args.element_type = x.data_ptr(), ELEMENT_TYPES[str(x.dtype)]
+        args.groups, args.channels = self.groups, x.shape[1] // self.groups
+        args.entry_stride, args.channel_stride = x.stride(0), x.stride(1)
+        args.set_axes(
+            in_size=(1,) * missing + tuple(x.shape[2:]),
+            out_size=self.out_size,
+            kernel=self.kernel,
+            stride=self.stride,
+            dilation=self.dilation,
+            pad_before=self.pad_before,
+            axis_stride=(0,) * missing + tuple(x.stride()[2:]),
+            padding_mode=self.padding_mode,
+            transposed=self.transposed,
+        )
+        args.tap_major, args.n, args.entries = self.tap_major, n, x.shape[0]
+        args.entries_per_sample, args.first_sample = self.entries_per_sample, self.first_sample
+        args.draws, (args.key0, args.key1) = self.draws, self.key
+        return args
+
+
+ELEMENT_TYPES = {"torch.float32": 0, "torch.bfloat16": 1, "torch.float16": 2}

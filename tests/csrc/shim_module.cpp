@@ -1,0 +1,25 @@
+// csrc/cuda's patch_gram on host threads as a Python module, with the same bindings as on a GPU.
+#include <pybind11/pybind11.h>
+
+#include "bindings.h"
+#include "patch_gram.h"
+#include "patch_gram_reference.h"
+
+namespace py = pybind11;
+
+namespace sylvinit {
+
+bool is_device_pointer(const void*) { return true; }
+
+}  // namespace sylvinit
+
+PYBIND11_MODULE(_cuda_shim, m) {
+  using namespace sylvinit;
+  bind_patch_gram(m);
+  m.def("patch_gram_reference", [](const PatchGram& gram, std::uintptr_t out) {
+    patch_gram_reference(gram, reinterpret_cast<double*>(out));
+  });
+  m.def("patch_mean_reference", [](const PatchGram& gram, std::int64_t count, std::uintptr_t out) {
+    patch_mean_reference(gram, count, reinterpret_cast<float*>(out));
+  });
+}

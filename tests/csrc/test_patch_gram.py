@@ -1,0 +1,400 @@
+"""The patch_gram kernels on host threads, against the sum over explicit patches in float64.
+
+Data of small integers make every sum exact in every arithmetic, so that one wrong index shows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from sylvinit.errors import DataError, OptionError
+from sylvinit.patches import fused
+from sylvinit.patches.geometry import PADDING_MODES, PatchGeometry
+from sylvinit.patches.layout import PatchLayout
+
+POISON = -7.0
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# The module comes from a session-wide fixture and has no state.
+many = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+def integers(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    """In [-3, 5]: exact in every dtype and arithmetic here, and with a mean to shift by."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(-3, 6, shape, generator=generator).to(dtype)
+
+
+def run(
+    module: Any,
+    x: Tensor,
+    layout: PatchLayout,
+    *,
+    shift: Tensor | None = None,
+    labels: Tensor | None = None,
+    classes: int = 0,
+    code: Tensor | None = None,
+    entry: Tensor | None = None,
+    position: Tensor | None = None,
+    arithmetic: str = "3xtf32",
+    tile: int = 0,
+    multiprocessors: int = 4,
+    start: float = 0.0,
+) -> tuple[Tensor, int]:
+    """The upper triangle of the Gram matrix, and the status; what is below must not change."""
+    size = fused.columns(x, layout, classes, code)
+    gram = torch.full((layout.groups, size, size), start, dtype=torch.float64)
+    gram += torch.full_like(gram, POISON - start).tril(-1)
+    status = torch.zeros(1, dtype=torch.int32)
+    fused.launch_gram(
+        module,
+        x,
+        gram,
+        status,
+        shift,
+        labels,
+        classes,
+        code,
+        entry,
+        position,
+        layout,
+        arithmetic,
+        multiprocessors=multiprocessors,
+        stream=0,
+        tile=tile,
+    )
+    below = torch.ones(size, size, dtype=torch.bool).tril(-1)
+    assert bool((gram[:, below] == POISON).all())
+    return gram.triu(), int(status)
+
+
+def expected(x: Tensor, layout: PatchLayout, **beside: Any) -> tuple[Tensor, int]:
+    """The same by the reference operator."""
+    classes, code = beside.get("classes", 0), beside.get("code")
+    size = fused.columns(x, layout, classes, code)
+    gram = torch.zeros((layout.groups, size, size), dtype=torch.float64)
+    status = torch.zeros(1, dtype=torch.int32)
+    fused.patch_gram(
+        x,
+        gram,
+        status,
+        beside.get("shift"),
+        beside.get("labels"),
+        classes,
+        code,
+        beside.get("entry"),
+        beside.get("position"),
+        layout.numbers(),
+        "ffma",
+    )
+    return gram, int(status)
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> tuple[Tensor, PatchLayout, dict[str, Any]]:
+    """An activation, a way to read it, and what stands beside the patches."""
+    dims = draw(st.integers(0, 3))
+    groups, channels = draw(st.integers(1, 3)), draw(st.sampled_from([1, 2, 3, 4, 8]))
+    entries = draw(st.integers(1, 6))
+    sizes = tuple(draw(st.integers(2, 6)) for _ in range(dims))
+    transposed = dims > 0 and draw(st.booleans()) and draw(st.booleans())
+    mode = "zeros" if transposed else draw(st.sampled_from(PADDING_MODES))
+    kernel, stride, dilation, pads = [], [], [], []
+    for size in sizes:
+        kernel.append(draw(st.integers(1, 3)))
+        stride.append(draw(st.integers(1, 3)))
+        dilation.append(draw(st.integers(1, 2)))
+        reach = dilation[-1] * (kernel[-1] - 1)
+        least = 0 if transposed else max(0, (reach + 2 - size) // 2)
+        most = max(least, 0 if transposed else min(2, size - 1))
+        pads.append(draw(st.integers(least, most)))
+        if mode == "reflect" and pads[-1] >= size:
+            mode = "zeros"
+    geometry = None
+    out_size: tuple[int, ...] = ()
+    if dims:
+        sides = tuple(pads)
+        geometry = PatchGeometry(
+            tuple(kernel), tuple(stride), tuple(dilation), sides, sides, mode, transposed
+        )
+        out_size = geometry.output_size(sizes)
+    dtype = draw(st.sampled_from(DTYPES))
+    x = integers(entries, groups * channels, *sizes, seed=draw(st.integers(0, 99)), dtype=dtype)
+    strides = draw(st.sampled_from(["contiguous", "channels_last", "sliced"]))
+    if strides == "channels_last":
+        x = x.movedim(1, -1).contiguous().movedim(-1, 1)
+    elif strides == "sliced":
+        x = torch.cat((x, x), dim=-1)[..., : x.shape[-1]]
+    per_sample = draw(st.sampled_from([e for e in (1, 2, 3) if entries % e == 0]))
+    layout = PatchLayout.of(
+        geometry,
+        out_size,
+        groups,
+        tap_major=draw(st.booleans()),
+        entries_per_sample=per_sample,
+        first_sample=draw(st.sampled_from([0, 7, 2**33])),
+        draws=draw(st.sampled_from([0, 1, 5, 20])),
+        key=(draw(st.integers(0, 2**32 - 1)), 5),
+    )
+    d = channels * layout.taps
+    beside: dict[str, Any] = {}
+    if draw(st.booleans()):
+        beside["shift"] = integers(groups, d, seed=1)
+    if draw(st.booleans()):
+        beside["classes"] = draw(st.integers(1, 4))
+        samples = entries // per_sample
+        beside["labels"] = integers(samples, seed=2).long() % beside["classes"]
+    if draw(st.booleans()):
+        n = layout.patches_of(entries)
+        beside["code"] = integers(n, draw(st.integers(1, 3)), seed=3)
+    return x, layout, beside
+
+
+@many
+@given(problem=problems(), arithmetic=st.sampled_from(fused.ARITHMETICS))
+def test_gram_matrix_is_exact_on_integers(
+    shim: Any, problem: tuple[Tensor, PatchLayout, dict[str, Any]], arithmetic: str
+) -> None:
+    x, layout, beside = problem
+    gram, _ = run(shim, x, layout, arithmetic=arithmetic, tile=32, **beside)
+    assert torch.equal(gram, expected(x, layout, **beside)[0])
+
+
+@settings(many, max_examples=12)
+@given(problem=problems(), arithmetic=st.sampled_from(fused.ARITHMETICS))
+def test_tiles_of_64(
+    shim: Any, problem: tuple[Tensor, PatchLayout, dict[str, Any]], arithmetic: str
+) -> None:
+    x, layout, beside = problem
+    gram, _ = run(shim, x, layout, arithmetic=arithmetic, tile=64, **beside)
+    assert torch.equal(gram, expected(x, layout, **beside)[0])
+
+
+@pytest.mark.parametrize("arithmetic", fused.ARITHMETICS)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_tiles_of_128(shim: Any, arithmetic: str, channels_last: bool) -> None:
+    """Three tiles, one of them off the diagonal, and two parts of the patches."""
+    x = integers(3, 20, 11, 9)
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    geometry = PatchGeometry((3, 3), (2, 2), (1, 1), (1, 1), (1, 1))
+    layout = PatchLayout.of(
+        geometry, geometry.output_size((11, 9)), 1, tap_major=channels_last, draws=12
+    )
+    labels = torch.tensor([2, 0, 1])
+    gram, _ = run(
+        shim, x, layout, labels=labels, classes=3, tile=128, arithmetic=arithmetic, start=0.5
+    )
+    exact = expected(x, layout, labels=labels, classes=3)[0]
+    assert torch.equal(gram, exact + torch.full_like(exact, 0.5).triu())
+
+
+@pytest.mark.parametrize("n", [1, 15, 16, 17, 31, 32, 33, 64, 100, 257, 520])
+def test_ones_count_the_patches(shim: Any, n: int) -> None:
+    """Chunks of 16 patches that are not full, and parts of the patches that are uneven."""
+    layout = PatchLayout.of(None, (), 1)
+    gram, _ = run(shim, torch.ones(n, 3), layout, multiprocessors=64)
+    assert torch.equal(gram, torch.full((1, 4, 4), float(n), dtype=torch.float64).triu())
+
+
+def test_more_patches_than_one_sum_in_float32(shim: Any) -> None:
+    """Past kPatchesPerFlush the tiles are added up in float64."""
+    x = integers(9000, 2)
+    gram, _ = run(shim, x, PatchLayout.of(None, (), 1), multiprocessors=1, tile=32)
+    assert torch.equal(gram, expected(x, PatchLayout.of(None, (), 1))[0])
+
+
+# Relative to the sum of |z_i| |z_j|. Worst of eight such problems on host threads: 3xtf32 2.9e-7,
+# ffma 3.1e-7, tf32 5.3e-4 (two factors, each rounded by up to 2^-11). Bounds: 2 to 3 times that.
+BOUNDS = {"3xtf32": 2**-20, "ffma": 2**-20, "tf32": 2**-10}
+
+
+@pytest.mark.parametrize("arithmetic", fused.ARITHMETICS)
+@pytest.mark.parametrize("mean", [0.0, 30.0])
+def test_accuracy(shim: Any, arithmetic: str, mean: float) -> None:
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(40, 6, 9, 9, generator=generator) + mean
+    geometry = PatchGeometry((3, 3), (1, 1), (1, 1), (1, 1), (1, 1))
+    layout = PatchLayout.of(geometry, (9, 9), 1, draws=10)
+    shift = fused.launch_mean(shim, x, layout, 256, stream=0)
+    gram, _ = run(shim, x, layout, shift=shift, arithmetic=arithmetic)
+    exact, _ = expected(x, layout, shift=shift)
+    rows = fused._reference_rows(x, layout, None, None)
+    assert rows is not None
+    z = (rows[0] - shift[:, None]).abs()
+    d = shift.shape[1]
+    error = ((gram - exact)[:, :d, :d].abs() / (z.mT @ z)).max()
+    assert float(error) <= BOUNDS[arithmetic]
+
+
+def test_repeats_bit_for_bit(shim: Any) -> None:
+    x = torch.randn(700, 20, generator=torch.Generator().manual_seed(0))
+    layout = PatchLayout.of(None, (), 1)
+    first, second = (run(shim, x, layout, tile=32, multiprocessors=8)[0] for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_microbatches_see_the_same_patches(shim: Any) -> None:
+    x = integers(7, 4, 6, 6)
+    geometry = PatchGeometry((3, 3), (1, 1), (1, 1), (0, 0), (0, 0))
+    whole = PatchLayout.of(geometry, (4, 4), 1, draws=5, first_sample=10, key=(1, 2))
+    labels = integers(7).long() % 3
+    gram, _ = run(shim, x, whole, labels=labels, classes=3)
+    parts = [
+        run(
+            shim,
+            x[part],
+            replace(whole, first_sample=10 + part.start),
+            labels=labels[part],
+            classes=3,
+        )[0]
+        for part in (slice(0, 3), slice(3, 4), slice(4, 7))
+    ]
+    assert torch.equal(gram, sum(parts))
+
+
+def test_listed_patches(shim: Any) -> None:
+    x = integers(5, 3, 6, 7)
+    geometry = PatchGeometry((2, 3), (1, 1), (1, 1), (1, 0), (1, 0))
+    layout = PatchLayout.of(geometry, geometry.output_size((6, 7)), 1)
+    entry, position = torch.tensor([4, 0, 0, 2]), torch.tensor([34, 0, 0, 11])
+    beside = {
+        "entry": entry,
+        "position": position,
+        "labels": torch.tensor([1, 0, 0, 1]),
+        "classes": 2,
+    }
+    gram, status = run(shim, x, layout, **beside)
+    assert torch.equal(gram, expected(x, layout, **beside)[0])
+    assert status == 0
+
+
+@pytest.mark.parametrize(
+    ("entry", "position"),
+    [([5, 0], [0, 0]), ([-1, 0], [0, 0]), ([0, 0], [35, 0]), ([0, 1], [0, -1])],
+)
+def test_a_listed_patch_that_does_not_exist(
+    shim: Any, entry: list[int], position: list[int]
+) -> None:
+    x = integers(5, 3, 6, 7)
+    geometry = PatchGeometry((2, 3), (1, 1), (1, 1), (1, 0), (1, 0))
+    layout = PatchLayout.of(geometry, (7, 5), 1)
+    listed = {"entry": torch.tensor(entry), "position": torch.tensor(position)}
+    assert run(shim, x, layout, **listed)[1] == 2
+
+
+@pytest.mark.parametrize("label", [3, -1, 2**32, 2**40 + 1])
+def test_label_out_of_range(shim: Any, label: int) -> None:
+    x, labels = integers(4, 5), torch.tensor([0, 1, label, 2])
+    layout = PatchLayout.of(None, (), 1)
+    assert run(shim, x, layout, labels=labels, classes=3)[1] == 1
+    assert expected(x, layout, labels=labels, classes=3)[1] == 1
+
+
+def test_not_a_number_reaches_its_row_and_column_alone(shim: Any) -> None:
+    x = integers(40, 6)
+    x[17, 2], x[30, 4] = float("nan"), float("inf")
+    for arithmetic in fused.ARITHMETICS:
+        gram, _ = run(shim, x, PatchLayout.of(None, (), 1), arithmetic=arithmetic)
+        finite = gram.isfinite() | ~torch.ones(7, 7, dtype=torch.bool).triu()
+        touched = torch.zeros(7, 7, dtype=torch.bool)
+        touched[[2, 4]] = touched[:, [2, 4]] = True
+        assert torch.equal(~finite[0], touched.triu())
+
+
+def test_offsets_beyond_32_bits(shim: Any) -> None:
+    storage = torch.empty(2**31 + 4096, dtype=torch.bfloat16)  # never touched but for two entries
+    x = storage.as_strided((2, 3, 4, 4), (2**31, 16, 4, 1))
+    x.copy_(integers(2, 3, 4, 4))
+    geometry = PatchGeometry((2, 2), (1, 1), (1, 1), (0, 0), (0, 0))
+    layout = PatchLayout.of(geometry, (3, 3), 1)
+    gram, _ = run(shim, x, layout, tile=32)
+    assert torch.equal(gram, expected(x.clone(), layout)[0])
+
+
+def test_first_patches_mean(shim: Any) -> None:
+    x = integers(6, 8, 5, 5)
+    geometry = PatchGeometry((3, 3), (1, 1), (1, 1), (1, 1), (1, 1))
+    layout = PatchLayout.of(geometry, (5, 5), 2, draws=4)
+    for count in (1, 7, 24):
+        mean = fused.launch_mean(shim, x, layout, count, stream=0)
+        assert torch.equal(mean, fused.patch_mean(x, layout.numbers(), count))
+
+
+def test_workspace_does_not_grow_with_the_patches(shim: Any) -> None:
+    layout = PatchLayout.of(None, (), 1)
+
+    def workspace(n: int, d: int) -> int:
+        args = layout.arguments(shim, torch.empty(1, d).expand(n, d), n)
+        return shim.plan_patch_gram(args, 132).workspace
+
+    for d in (27, 575, 4608):
+        assert workspace(10**8, d) == workspace(10**6, d)
+    # 132 multiprocessors with four blocks each, and a tile of 128 in float64 for every block.
+    assert workspace(10**8, 575) <= 132 * 4 * 128 * 128 * 8 * 1.1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n": 0}, "n must be in"),
+        ({"n": 2**41}, "n must be in"),
+        ({"channels": 2**17}, "columns"),
+        ({"groups": 0}, "groups"),
+        ({"element_type": 3}, "element_type"),
+        ({"entry_stride": -1}, "strides"),
+        ({"classes": 2}, "labels need classes"),
+        ({"x": 0}, "null pointer"),
+        ({"draws": 2**32}, "draws"),
+    ],
+)
+def test_arguments_out_of_range(shim: Any, change: dict[str, int], message: str) -> None:
+    args = PatchLayout.of(None, (), 1).arguments(shim, torch.ones(4, 3), 4)
+    for name, value in change.items():
+        setattr(args, name, value)
+    with pytest.raises(ValueError, match=message):
+        shim.plan_patch_gram(args, 132)
+
+
+def test_too_many_taps(shim: Any) -> None:
+    geometry = PatchGeometry((97,), (1,), (1,), (0,), (0,))
+    x = torch.ones(1, 1, 100)
+    layout = PatchLayout.of(geometry, (4,), 1)
+    with pytest.raises(ValueError, match="must be at most 96"):
+        run(shim, x, layout)
+
+
+def test_operator_names_what_is_wrong() -> None:
+    x, layout = torch.ones(4, 3), PatchLayout.of(None, (), 1).numbers()
+    gram, status = torch.zeros(1, 4, 4, dtype=torch.float64), torch.zeros(1, dtype=torch.int32)
+    nothing = (None, None, 0, None, None, None, layout)
+    with pytest.raises(OptionError, match="arithmetic must be one of"):
+        fused.patch_gram(x, gram, status, *nothing, "fp8")
+    with pytest.raises(DataError, match="x must be float32"):
+        fused.patch_gram(x.double(), gram, status, *nothing, "ffma")
+    with pytest.raises(DataError, match="gram must be contiguous"):
+        fused.patch_gram(x, gram.float(), status, *nothing, "ffma")
+    with pytest.raises(DataError, match="gram must be contiguous"):
+        fused.patch_gram(x, gram[:, :3, :3], status, *nothing, "ffma")
+    with pytest.raises(DataError, match="does not hold whole samples"):
+        fused.patch_gram(x[:0], gram, status, *nothing, "ffma")
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_operator_is_well_formed(labelled: bool) -> None:
+    x, layout = torch.randn(4, 3), PatchLayout.of(None, (), 1).numbers()
+    size = 6 if labelled else 4
+    gram, status = (
+        torch.zeros(1, size, size, dtype=torch.float64),
+        torch.zeros(1, dtype=torch.int32),
+    )
+    labels, classes = (torch.tensor([0, 1, 1, 0]), 2) if labelled else (None, 0)
+    arguments = (x, gram, status, None, labels, classes, None, None, None, layout, "3xtf32")
+    torch.library.opcheck(torch.ops.sylvinit.patch_gram, arguments)
+    torch.library.opcheck(torch.ops.sylvinit.patch_mean, (x, layout, 3))
