@@ -23,22 +23,23 @@ constexpr std::int64_t kMaxPatches = std::int64_t{1} << 40;
 
 // gram_out[g] += the tiles of all splits, in their order. Grid: (pairs * groups, parts of a tile).
 __global__ void __launch_bounds__(kThreads)
-    reduce_kernel(const double* workspace, std::int64_t pairs, int splits, int tile,
-                  std::int64_t columns, double* gram_out) {
-  const std::int64_t area = static_cast<std::int64_t>(tile) * tile;
+    reduce_kernel(const double* workspace, PatchGramPlan plan, std::int64_t columns,
+                  std::int64_t first_row, std::int64_t rows, double* gram_out) {
+  const std::int64_t area = static_cast<std::int64_t>(plan.tile) * plan.tile;
   const std::int64_t inside = static_cast<std::int64_t>(blockIdx.y) * blockDim.x + threadIdx.x;
   if (inside >= area) return;
   const std::int64_t step = gridDim.x * area;
   const double* place = workspace + blockIdx.x * area + inside;
   double total = 0.0;
-  for (int split = 0; split < splits; ++split) total += place[split * step];
-  const std::int64_t group = blockIdx.x / pairs;
-  const TilePair pair =
-      tile_pair(blockIdx.x % pairs, static_cast<int>((columns + tile - 1) / tile));
-  const std::int64_t row = static_cast<std::int64_t>(pair.row) * tile + inside / tile;
-  const std::int64_t column = static_cast<std::int64_t>(pair.column) * tile + inside % tile;
-  if (column >= columns || row > column) return;
-  gram_out[(group * columns + row) * columns + column] += total;
+  for (int split = 0; split < plan.splits; ++split) total += place[split * step];
+  const std::int64_t group = blockIdx.x / plan.pairs;
+  const int tiles = static_cast<int>((columns + plan.tile - 1) / plan.tile);
+  const TilePair pair = tile_pair(plan.first_pair + blockIdx.x % plan.pairs, tiles);
+  const std::int64_t row = static_cast<std::int64_t>(pair.row) * plan.tile + inside / plan.tile;
+  const std::int64_t column =
+      static_cast<std::int64_t>(pair.column) * plan.tile + inside % plan.tile;
+  if (column >= columns || row > column || row < first_row || row >= first_row + rows) return;
+  gram_out[(group * rows + row - first_row) * columns + column] += total;
 }
 
 // mean[g][f] over the first `count` patches. Grid: (parts of d, groups).
@@ -67,7 +68,7 @@ void require(bool condition, const std::string& what) {
 }
 
 // Whether neighbouring features can be read four at a time: they are neighbouring channels.
-bool reads_quads(const PatchGram& gram) {
+bool reads_packs(const PatchGram& gram) {
   const std::int64_t bytes = gram.element_type == kFloat32 ? 4 : 2;
   bool aligned = reinterpret_cast<std::uintptr_t>(gram.x) % (4 * bytes) == 0;
   aligned &= gram.entry_stride % 4 == 0;
@@ -105,6 +106,9 @@ void check_patch_gram(const PatchGram& gram) {
   require(columns_of(gram) <= kMaxColumns, "patch, constant, classes and code have " +
                                                text(columns_of(gram)) + " columns; the limit is " +
                                                text(kMaxColumns));
+  require(
+      gram.first_row >= 0 && gram.rows >= 0 && gram.first_row + rows_of(gram) <= columns_of(gram),
+      "first_row and rows must lie within the columns of the Gram matrix");
   require((gram.entry == nullptr) == (gram.position == nullptr),
           "entry and position must be given together");
   require(gram.entries >= 1, "entries must be positive");
@@ -127,7 +131,10 @@ PatchGramPlan plan_patch_gram(const PatchGram& gram, int multiprocessors, int ti
   // The larger tile reads each number for more products, and pads more where D is small.
   plan.tile = tile != 0 ? tile : columns <= 32 ? 32 : columns <= 192 ? 64 : 128;
   const std::int64_t tiles = (columns + plan.tile - 1) / plan.tile;
-  plan.pairs = tiles * (tiles + 1) / 2;
+  const std::int64_t above = gram.first_row / plan.tile;  // rows of tiles that are not wanted
+  const std::int64_t last = (gram.first_row + rows_of(gram) + plan.tile - 1) / plan.tile;
+  plan.first_pair = above * tiles - above * (above - 1) / 2;
+  plan.pairs = last * tiles - last * (last - 1) / 2 - plan.first_pair;
   const std::int64_t blocks = plan.pairs * gram.groups;
   require(blocks < 0x7FFFFFFF, "too many tiles and groups for one launch");
   const std::int64_t wanted = static_cast<std::int64_t>(multiprocessors) * kBlocksPerMultiprocessor;
@@ -143,16 +150,16 @@ PatchGramPlan plan_patch_gram(const PatchGram& gram, int multiprocessors, int ti
 void patch_gram(const PatchGram& gram, const PatchGramPlan& plan, Arithmetic arithmetic,
                 double* gram_out, double* workspace, cudaStream_t stream) {
   check_patch_gram(gram);
-  const bool quads = reads_quads(gram);
+  const bool packed = reads_packs(gram);
   switch (arithmetic) {
     case k3xTF32:
-      launch_tiles<k3xTF32>(gram, plan, quads, workspace, stream);
+      launch_tiles<k3xTF32>(gram, plan, packed, workspace, stream);
       break;
     case kTF32:
-      launch_tiles<kTF32>(gram, plan, quads, workspace, stream);
+      launch_tiles<kTF32>(gram, plan, packed, workspace, stream);
       break;
     case kFFMA:
-      launch_tiles<kFFMA>(gram, plan, quads, workspace, stream);
+      launch_tiles<kFFMA>(gram, plan, packed, workspace, stream);
       break;
     default:
       throw std::invalid_argument("patch_gram: unknown arithmetic");
@@ -161,7 +168,7 @@ void patch_gram(const PatchGram& gram, const PatchGramPlan& plan, Arithmetic ari
   const dim3 grid(static_cast<unsigned>(plan.pairs * gram.groups),
                   static_cast<unsigned>((area + kThreads - 1) / kThreads));
   launch("patch_gram's sum over splits", reduce_kernel, grid, dim3(kThreads), stream, workspace,
-         plan.pairs, plan.splits, plan.tile, columns_of(gram), gram_out);
+         plan, columns_of(gram), gram.first_row, rows_of(gram), gram_out);
 }
 
 void patch_mean(const PatchGram& gram, std::int64_t count, float* mean, cudaStream_t stream) {

@@ -3,7 +3,7 @@
 // A patch is x in R^d, one of `groups` per output position. With z = (x - shift, 1, s), where s is
 // the one-hot label or a code of the patch, or nothing, D = d + 1 + classes or codes, this adds
 //
-//     gram[g] += sum over patches of z z^T          (upper triangle, float64, row-major D x D)
+//     gram[g] += sum over patches of z z^T          (upper triangle, float64, row-major)
 //
 // which holds X X^T, S X^T, S S^T, the sums and the class sums. The patches are given by a rule
 // (random positions of every sample, or all positions) or listed.
@@ -70,6 +70,10 @@ struct PatchGram {
   std::int64_t codes = 0;
   std::int64_t code_stride = 0;
 
+  // The rows of the Gram matrix that are wanted, `rows` of them from first_row on; 0: all.
+  std::int64_t first_row = 0;
+  std::int64_t rows = 0;
+
   int* status = nullptr;
 };
 
@@ -87,12 +91,18 @@ SYLVINIT_HD std::int64_t columns_of(const PatchGram& gram) {
   return features_of(gram) + 1 + gram.classes + gram.codes;
 }
 
+// Rows of the result.
+SYLVINIT_HD std::int64_t rows_of(const PatchGram& gram) {
+  return gram.rows > 0 ? gram.rows : columns_of(gram);
+}
+
 // How one call is laid out on the device.
 struct PatchGramPlan {
-  int tile = 0;                // edge of a square tile of the Gram matrix
-  int splits = 0;              // parts into which the patches are split, summed in order
-  std::int64_t pairs = 0;      // tiles of the upper triangle
-  std::int64_t workspace = 0;  // bytes, whatever the number of patches
+  int tile = 0;                 // edge of a square tile of the Gram matrix
+  int splits = 0;               // parts into which the patches are split, summed in order
+  std::int64_t first_pair = 0;  // the first tile of the upper triangle with a wanted row
+  std::int64_t pairs = 0;       // and how many there are
+  std::int64_t workspace = 0;   // bytes, whatever the number of patches
 };
 
 // Throws std::invalid_argument if a field is outside its limits, naming it.
@@ -101,7 +111,7 @@ void check_patch_gram(const PatchGram& gram);
 // `multiprocessors` of the device, and a tile of 32, 64 or 128, or 0 to choose.
 PatchGramPlan plan_patch_gram(const PatchGram& gram, int multiprocessors, int tile);
 
-// gram_out (groups, D, D) is added to; workspace has plan.workspace bytes.
+// gram_out (groups, rows, D) is added to; workspace has plan.workspace bytes.
 void patch_gram(const PatchGram& gram, const PatchGramPlan& plan, Arithmetic arithmetic,
                 double* gram_out, double* workspace, cudaStream_t stream);
 

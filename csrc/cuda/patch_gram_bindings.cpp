@@ -92,6 +92,8 @@ void bind_patch_gram(py::module_& m) {
       .def_readwrite("key1", &PatchGram::key1)
       .def_readwrite("classes", &PatchGram::classes)
       .def_readwrite("codes", &PatchGram::codes)
+      .def_readwrite("first_row", &PatchGram::first_row)
+      .def_readwrite("rows", &PatchGram::rows)
       .def_readwrite("code_stride", &PatchGram::code_stride)
       .def("set_axes", &set_axes, py::kw_only(), py::arg("in_size"), py::arg("out_size"),
            py::arg("kernel"), py::arg("stride"), py::arg("dilation"), py::arg("pad_before"),

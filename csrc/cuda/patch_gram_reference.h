@@ -33,15 +33,15 @@ inline std::vector<double> reference_row(const PatchGram& gram, int group, std::
 
 inline void patch_gram_reference(const PatchGram& gram, double* gram_out) {
   check_patch_gram(gram);
-  const std::int64_t columns = columns_of(gram);
+  const std::int64_t columns = columns_of(gram), rows = rows_of(gram);
   for (int group = 0; group < gram.groups; ++group) {
-    double* out = gram_out + group * columns * columns;
+    double* out = gram_out + (group * rows - gram.first_row) * columns;
     for (std::int64_t p = 0; p < gram.n; ++p) {
       const int label = row_of_patch(gram, p).label;
       if (label == kBadLabel) *gram.status |= kLabelOutOfRange;
       if (label == kBadPatch) *gram.status |= kPatchOutOfRange;
       const std::vector<double> z = reference_row(gram, group, p);
-      for (std::int64_t i = 0; i < columns; ++i) {
+      for (std::int64_t i = gram.first_row; i < gram.first_row + rows; ++i) {
         for (std::int64_t j = i; j < columns; ++j) out[i * columns + j] += z[i] * z[j];
       }
     }

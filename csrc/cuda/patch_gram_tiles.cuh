@@ -39,7 +39,7 @@ __device__ void flush(TileProduct<Tile>& product, double* place, bool first) {
 // V: features that are read at a time.
 template <int Tile, Arithmetic kArithmetic, int V>
 __global__ void __launch_bounds__(TileShape<Tile>::kThreads, 1)
-    tile_kernel(PatchGram gram, std::int64_t pairs, int splits, double* workspace) {
+    tile_kernel(PatchGram gram, PatchGramPlan plan, double* workspace) {
   using Shape = TileShape<Tile>;
   using Columns = TileColumns<Tile, Shape::kThreads, V>;
   alignas(16) __shared__ Slice<Tile> left[2];
@@ -47,14 +47,14 @@ __global__ void __launch_bounds__(TileShape<Tile>::kThreads, 1)
   __shared__ PatchRow rows[2][kChunk];
   __shared__ ChunkPlaces places[2];
 
-  const int group = static_cast<int>(blockIdx.x / pairs);
+  const int group = static_cast<int>(blockIdx.x / plan.pairs);
   const int tiles = static_cast<int>((columns_of(gram) + Tile - 1) / Tile);
-  const TilePair pair = tile_pair(blockIdx.x % pairs, tiles);
+  const TilePair pair = tile_pair(plan.first_pair + blockIdx.x % plan.pairs, tiles);
   const bool diagonal = pair.row == pair.column;
   const std::int64_t chunks = (gram.n + kChunk - 1) / kChunk;
   const int split = static_cast<int>(blockIdx.y);
-  const std::int64_t begin = split_begin(chunks, splits, split);
-  const std::int64_t end = split_begin(chunks, splits, split + 1);
+  const std::int64_t begin = split_begin(chunks, plan.splits, split);
+  const std::int64_t end = split_begin(chunks, plan.splits, split + 1);
   double* place =
       workspace + (static_cast<std::int64_t>(blockIdx.y) * gridDim.x + blockIdx.x) * Tile * Tile;
 
@@ -122,24 +122,25 @@ __global__ void __launch_bounds__(TileShape<Tile>::kThreads, 1)
 }
 
 template <int Tile, Arithmetic kArithmetic>
-void launch_tile(const PatchGram& gram, std::int64_t pairs, int splits, bool quads,
-                 double* workspace, cudaStream_t stream) {
-  const dim3 grid(static_cast<unsigned>(pairs * gram.groups), static_cast<unsigned>(splits));
-  auto* kernel = quads ? tile_kernel<Tile, kArithmetic, 4> : tile_kernel<Tile, kArithmetic, 1>;
-  launch("patch_gram", kernel, grid, dim3(TileShape<Tile>::kThreads), stream, gram, pairs, splits,
+void launch_tile(const PatchGram& gram, const PatchGramPlan& plan, bool packed, double* workspace,
+                 cudaStream_t stream) {
+  const dim3 grid(static_cast<unsigned>(plan.pairs * gram.groups),
+                  static_cast<unsigned>(plan.splits));
+  auto* kernel = packed ? tile_kernel<Tile, kArithmetic, 4> : tile_kernel<Tile, kArithmetic, 1>;
+  launch("patch_gram", kernel, grid, dim3(TileShape<Tile>::kThreads), stream, gram, plan,
          workspace);
 }
 
 template <Arithmetic kArithmetic>
-void launch_tiles(const PatchGram& gram, const PatchGramPlan& plan, bool quads, double* workspace,
+void launch_tiles(const PatchGram& gram, const PatchGramPlan& plan, bool packed, double* workspace,
                   cudaStream_t stream) {
   switch (plan.tile) {
     case 32:
-      return launch_tile<32, kArithmetic>(gram, plan.pairs, plan.splits, quads, workspace, stream);
+      return launch_tile<32, kArithmetic>(gram, plan, packed, workspace, stream);
     case 64:
-      return launch_tile<64, kArithmetic>(gram, plan.pairs, plan.splits, quads, workspace, stream);
+      return launch_tile<64, kArithmetic>(gram, plan, packed, workspace, stream);
     default:
-      return launch_tile<128, kArithmetic>(gram, plan.pairs, plan.splits, quads, workspace, stream);
+      return launch_tile<128, kArithmetic>(gram, plan, packed, workspace, stream);
   }
 }
 

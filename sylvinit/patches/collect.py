@@ -126,7 +126,7 @@ def add_all(moments: PatchMoments, source: PatchSource, key: Key, start: int, fu
         if not (fused and _add_fused(moments, source, key, start, 0)):
             _unfold(moments, source, key, start)
         return
-    _correlate(moments, source, geometry)
+    _correlate(moments, source, geometry, fused)
     if moments.reservoir_size:
         _, entry, position, priority = rows.draw(key, start, _RESERVOIR_DRAWS)
         moments.offer(source.gather(entry, position), priority.to(x.device))
@@ -193,7 +193,9 @@ def _unfold(moments: PatchMoments, source: PatchSource, key: Key, start: int) ->
         moments.update(gathered, source.labels_of(sample[part]), chosen, **_OURS)
 
 
-def _correlate(moments: PatchMoments, source: PatchSource, geometry: PatchGeometry) -> None:
+def _correlate(
+    moments: PatchMoments, source: PatchSource, geometry: PatchGeometry, fused: bool
+) -> None:
     """All patches at once, about the mean of every channel."""
     groups, out_size = source.groups, source.out_size
     x = source.x.to(torch.promote_types(source.x.dtype, torch.float32))
@@ -219,7 +221,7 @@ def _correlate(moments: PatchMoments, source: PatchSource, geometry: PatchGeomet
         RowSums(
             x.shape[0] * outputs,
             total,
-            correlation_gram(padded, geometry, out_size, groups),
+            correlation_gram(padded, geometry, out_size, groups, fused),
             by_group(centre.expand(geometry.taps, -1)),
             counts,
             class_totals,

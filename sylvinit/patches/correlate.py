@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sylvinit.patches.geometry import PatchGeometry
+from sylvinit.patches.lags import lag_layout_fits, lagged_gram
 
 _TORCH_MODES = {"zeros": "constant"}
 
@@ -93,7 +94,11 @@ def window_sums(padded: Tensor, geometry: PatchGeometry, outputs: tuple[int, ...
 
 
 def correlation_gram(
-    padded: Tensor, geometry: PatchGeometry, outputs: tuple[int, ...], groups: int
+    padded: Tensor,
+    geometry: PatchGeometry,
+    outputs: tuple[int, ...],
+    groups: int,
+    fused: bool = False,
 ) -> Tensor:
     """Sum over all patches p of p p^T, per group of channels.
 
@@ -102,16 +107,20 @@ def correlation_gram(
         geometry: stride 1, not transposed.
         outputs: spatial size of the layer's output.
         groups: channel groups.
+        fused: use the patch_gram operator, where it takes this activation.
 
     Returns:
         float64 tensor (groups, taps * c, taps * c) with c = channels // groups, features tap-major.
     """
     size, channels = tuple(padded.shape[1:-1]), padded.shape[-1]
+    pixels = _border(padded.shape[0], size, geometry, outputs, padded.device)
+    if fused and lag_layout_fits(padded, geometry, groups):
+        return lagged_gram(padded, geometry, groups, pixels)
     width = channels // groups
     flat = padded.view(-1, groups, width)
     taps = list(product(*(range(k) for k in geometry.kernel)))
     steps = [prod(size[axis + 1 :]) for axis in range(len(size))]
-    border, ends, outside = _border(padded.shape[0], size, geometry, outputs, padded.device)
+    border, ends, outside = pixels
     left = flat.index_select(0, border)
     gram = padded.new_zeros((groups, len(taps), width, len(taps), width), dtype=torch.float64)
     blocks: dict[int, list[tuple[int, int]]] = {}

@@ -69,7 +69,8 @@ def patch_gram(
         x: float32, bfloat16 or float16 (entries, channels, *spatial), or (rows, features); any
             strides.
         gram: float64 (groups, D, D), contiguous; the upper triangle is added to. Columns are the
-            features of a patch, the constant, the classes and the code.
+            features of a patch, the constant, the classes and the code. With ``layout.rows`` only
+            those rows, (groups, rows, D).
         status: int32 (1,); bit 0 is set if a label is out of range, bit 1 if a listed patch is.
         shift: float32 (groups, d), or None for zero.
         labels: int64, one per sample (or per listed patch), or None.
@@ -101,7 +102,9 @@ def patch_gram(
     if code is not None:
         z.append(code.double().expand(where.groups, -1, -1))
     whole = torch.cat(z, dim=2)
-    gram += (whole.mT @ whole).triu()
+    first, rows_wanted = where.first_row, gram.shape[1]
+    left = whole[:, :, first : first + rows_wanted]
+    gram += (left.mT @ whole).triu(first)
 
 
 @patch_gram.register_fake
@@ -265,7 +268,7 @@ def _check(
     n = layout.patches_of(x.shape[0]) if entry is None else len(entry)
     owners = n if entry is not None else x.shape[0] // layout.entries_per_sample
     expected = {
-        "gram": (gram, torch.float64, (layout.groups, size, size)),
+        "gram": (gram, torch.float64, (layout.groups, layout.rows or size, size)),
         "status": (status, torch.int32, (1,)),
         "shift": (shift, torch.float32, (layout.groups, d)),
         "labels": (labels, torch.int64, (owners,)),

@@ -27,6 +27,7 @@ class PatchLayout:
         first_sample: index of the first sample in the data.
         draws: random positions of every sample; 0 takes each position once.
         key: of the random positions.
+        first_row, rows: the rows of the Gram matrix that are wanted; rows = 0 means all.
     """
 
     kernel: tuple[int, ...]
@@ -42,6 +43,8 @@ class PatchLayout:
     first_sample: int = 0
     draws: int = 0
     key: tuple[int, int] = (0, 0)
+    first_row: int = 0
+    rows: int = 0
 
     @classmethod
     def of(
@@ -55,6 +58,8 @@ class PatchLayout:
         first_sample: int = 0,
         draws: int = 0,
         key: tuple[int, int] = (0, 0),
+        first_row: int = 0,
+        rows: int = 0,
     ) -> PatchLayout:
         """The layout of a convolution, or of plain rows if the geometry is None."""
         found = geometry or PatchGeometry((), (), (), (), ())
@@ -77,6 +82,8 @@ class PatchLayout:
             first_sample=first_sample,
             draws=draws,
             key=key,
+            first_row=first_row,
+            rows=rows,
         )
 
     @property
@@ -111,13 +118,15 @@ class PatchLayout:
             self.first_sample,
             self.draws,
             *self.key,
+            self.first_row,
+            self.rows,
         ]
 
     @classmethod
     def from_numbers(cls, numbers: list[int]) -> PatchLayout:
         """The inverse of :meth:`numbers`."""
         triples = [tuple(numbers[i : i + AXES]) for i in range(0, 5 * AXES, AXES)]
-        mode, transposed, groups, tap_major, entries, first, draws, *key = numbers[5 * AXES :]
+        mode, transposed, groups, tap_major, entries, first, draws = numbers[5 * AXES : -4]
         return cls(
             *triples,
             padding_mode=mode,
@@ -127,7 +136,9 @@ class PatchLayout:
             entries_per_sample=entries,
             first_sample=first,
             draws=draws,
-            key=(key[0], key[1]),
+            key=(numbers[-4], numbers[-3]),
+            first_row=numbers[-2],
+            rows=numbers[-1],
         )
 
     def geometry(self) -> PatchGeometry:
@@ -166,6 +177,7 @@ class PatchLayout:
         args.tap_major, args.n, args.entries = self.tap_major, n, x.shape[0]
         args.entries_per_sample, args.first_sample = self.entries_per_sample, self.first_sample
         args.draws, (args.key0, args.key1) = self.draws, self.key
+        args.first_row, args.rows = self.first_row, self.rows
         return args
 
 

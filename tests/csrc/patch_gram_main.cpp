@@ -19,7 +19,7 @@ void compare(const char* name, PatchGram gram, int tile, Arithmetic arithmetic) 
   gram.status = &status;
   const std::size_t columns = columns_of(gram);
   const PatchGramPlan plan = plan_patch_gram(gram, 4, tile);
-  std::vector<double> out(gram.groups * columns * columns), exact(out.size());
+  std::vector<double> out(gram.groups * rows_of(gram) * columns), exact(out.size());
   // Exactly as much as was asked for, so that a step past the end is seen.
   std::vector<double> workspace(plan.workspace / sizeof(double), NAN);
   patch_gram(gram, plan, arithmetic, out.data(), workspace.data(), nullptr);

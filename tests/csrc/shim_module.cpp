@@ -16,6 +16,15 @@ bool is_device_pointer(const void*) { return true; }
 PYBIND11_MODULE(_cuda_shim, m) {
   using namespace sylvinit;
   bind_patch_gram(m);
+  m.def("choose_patch", [](const PatchGram& gram, std::int64_t p) {
+    const Patch patch = choose_patch(gram, p);
+    return py::make_tuple(patch.entry, patch.position, patch.owner);
+  });
+  m.def("tile_pair", [](std::int64_t index, int tiles) {
+    const TilePair pair = tile_pair(index, tiles);
+    return py::make_tuple(pair.row, pair.column);
+  });
+  m.def("split_begin", &split_begin);
   m.def("patch_gram_reference", [](const PatchGram& gram, std::uintptr_t out) {
     patch_gram_reference(gram, reinterpret_cast<double*>(out));
   });
