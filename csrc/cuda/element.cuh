@@ -9,13 +9,6 @@
 
 namespace sylvinit {
 
-struct BFloat16 {
-  std::uint16_t bits;
-};
-struct Float16 {
-  std::uint16_t bits;
-};
-
 // V neighbouring elements, read by one instruction.
 template <class Element, int V>
 struct alignas(V * sizeof(Element)) Pack {
@@ -28,20 +21,20 @@ SYLVINIT_HD float float_of_bits(std::uint32_t bits) {
   return value;
 }
 
-SYLVINIT_HD float to_float(float value) { return value; }
-
-SYLVINIT_HD float to_float(BFloat16 value) {
-  return float_of_bits(static_cast<std::uint32_t>(value.bits) << 16);
+SYLVINIT_HD std::uint32_t bits_of_float(float value) {
+  std::uint32_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  return bits;
 }
 
-SYLVINIT_HD float to_float(Float16 value) {
+SYLVINIT_HD float float_of_half(std::uint16_t bits) {
 #ifdef __CUDA_ARCH__
   float result;
-  asm("cvt.f32.f16 %0, %1;" : "=f"(result) : "h"(value.bits));
+  asm("cvt.f32.f16 %0, %1;" : "=f"(result) : "h"(bits));
   return result;
 #else
-  const std::uint32_t sign = static_cast<std::uint32_t>(value.bits & 0x8000u) << 16;
-  const std::uint32_t exponent = (value.bits >> 10) & 0x1Fu, fraction = value.bits & 0x3FFu;
+  const std::uint32_t sign = static_cast<std::uint32_t>(bits & 0x8000u) << 16;
+  const std::uint32_t exponent = (bits >> 10) & 0x1Fu, fraction = bits & 0x3FFu;
   if (exponent == 0) {  // zero or subnormal: fraction * 2^-24
     const float size = static_cast<float>(fraction) * 0x1p-24f;
     return sign ? -size : size;
@@ -51,12 +44,18 @@ SYLVINIT_HD float to_float(Float16 value) {
 #endif
 }
 
+// A number from its bits, which for the 16-bit types are the lower half.
+template <ElementType kType>
+SYLVINIT_HD float float_of(std::uint32_t bits) {
+  if constexpr (kType == kBFloat16) return float_of_bits(bits << 16);
+  if constexpr (kType == kFloat16) return float_of_half(static_cast<std::uint16_t>(bits));
+  return float_of_bits(bits);
+}
+
 SYLVINIT_HD float element_at(const PatchGram& gram, std::int64_t offset) {
-  if (gram.element_type == kBFloat16) {
-    return to_float(static_cast<const BFloat16*>(gram.x)[offset]);
-  }
-  if (gram.element_type == kFloat16) return to_float(static_cast<const Float16*>(gram.x)[offset]);
-  return static_cast<const float*>(gram.x)[offset];
+  if (gram.element_type == kFloat32) return static_cast<const float*>(gram.x)[offset];
+  const std::uint16_t bits = static_cast<const std::uint16_t*>(gram.x)[offset];
+  return gram.element_type == kBFloat16 ? float_of<kBFloat16>(bits) : float_of<kFloat16>(bits);
 }
 
 }  // namespace sylvinit

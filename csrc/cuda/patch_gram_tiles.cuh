@@ -15,6 +15,7 @@ namespace sylvinit {
 
 // The tensor cores add with truncation, a bias that grows with the number of additions. So they
 // sum this many patches, whose sums are added in float32, and those of kPatchesPerFlush in float64.
+// In TF32 the factors themselves are worse than the bias, and the sums in between are left out.
 constexpr int kPatchesPerSum = 64;
 constexpr int kPatchesPerFlush = 4096;
 
@@ -38,7 +39,7 @@ __device__ void flush(TileProduct<Tile>& product, double* place, bool first) {
 // Grid: (pairs of tiles * groups, splits). workspace: (splits, groups, pairs, Tile, Tile).
 // V: features that are read at a time.
 template <int Tile, Arithmetic kArithmetic, int V>
-__global__ void __launch_bounds__(TileShape<Tile>::kThreads, 1)
+__global__ void __launch_bounds__(TileShape<Tile>::kThreads, Tile == 64 ? 3 : 1)
     tile_kernel(PatchGram gram, PatchGramPlan plan, double* workspace) {
   using Shape = TileShape<Tile>;
   using Columns = TileColumns<Tile, Shape::kThreads, V>;
@@ -61,63 +62,58 @@ __global__ void __launch_bounds__(TileShape<Tile>::kThreads, 1)
   Columns down, across;
   down.start(gram, group, static_cast<std::int64_t>(pair.row) * Tile);
   across.start(gram, group, static_cast<std::int64_t>(pair.column) * Tile);
-  float down_staged[Columns::kRows * V], across_staged[Columns::kRows * V];
 
   // The way of a chunk, in steps between which the block meets: which patches, where they lie,
   // their numbers into registers and from there into shared memory, the product. Of all that is
   // shared there are two, for the chunks of even and of odd number.
+  auto is_ours = [&](std::int64_t chunk) { return chunk >= begin && chunk < end; };
   auto choose = [&](std::int64_t chunk) {
     const int thread = static_cast<int>(threadIdx.x);
-    if (thread >= kChunk || chunk >= end) return;
+    if (thread >= kChunk || !is_ours(chunk)) return;
     const PatchRow row = row_of_patch(gram, chunk * kChunk + thread);
     if (row.label == kBadLabel) atomicOr(gram.status, kLabelOutOfRange);
     if (row.label == kBadPatch) atomicOr(gram.status, kPatchOutOfRange);
     rows[chunk & 1][thread] = row;
   };
   auto find = [&](std::int64_t chunk) {
-    if (chunk < end) find_places(gram, rows[chunk & 1], places[chunk & 1]);
+    if (is_ours(chunk)) find_places(gram, rows[chunk & 1], places[chunk & 1]);
   };
   auto take = [&](std::int64_t chunk) {
-    if (chunk >= end) return;
-    down.take(gram, places[chunk & 1], chunk * kChunk, down_staged);
-    if (!diagonal) across.take(gram, places[chunk & 1], chunk * kChunk, across_staged);
+    if (!is_ours(chunk)) return;
+    down.take(gram, places[chunk & 1], chunk * kChunk);
+    if (!diagonal) across.take(gram, places[chunk & 1], chunk * kChunk);
   };
   auto put = [&](std::int64_t chunk) {
-    if (chunk >= end) return;
-    down.put(left[chunk & 1], down_staged);
-    if (!diagonal) across.put(right[chunk & 1], across_staged);
+    if (!is_ours(chunk)) return;
+    down.put(gram, left[chunk & 1]);
+    if (!diagonal) across.put(gram, right[chunk & 1]);
   };
 
-  TileProduct<Tile> sum, partial;
+  constexpr bool kSumsInBetween = kArithmetic != kTF32;
+  TileProduct<Tile> sum, sum_in_between;
+  TileProduct<Tile>& partial = kSumsInBetween ? sum_in_between : sum;
   sum.clear();
-  partial.clear();
-  choose(begin);
-  __syncthreads();
-  find(begin);
-  choose(begin + 1);
-  __syncthreads();
-  take(begin);
-  put(begin);
-  find(begin + 1);
-  choose(begin + 2);
-  __syncthreads();
+  sum_in_between.clear();
   bool first = true;
-  for (std::int64_t chunk = begin; chunk < end; ++chunk) {
+  // Three turns before the first product, one for each step that precedes it.
+  for (std::int64_t chunk = begin - 3; chunk < end; ++chunk) {
     take(chunk + 1);
-    const int side = static_cast<int>(chunk & 1);
-    multiply<Tile, kArithmetic>(partial, left[side], diagonal ? left[side] : right[side]);
-    const std::int64_t done = chunk + 1 - begin;
-    if (done % (kPatchesPerSum / kChunk) == 0) sum.take(partial);
-    if (done % (kPatchesPerFlush / kChunk) == 0) {
-      flush<Tile>(sum, place, first);
-      first = false;
+    if (is_ours(chunk)) {
+      const int side = static_cast<int>(chunk & 1);
+      multiply<Tile, kArithmetic>(partial, left[side], diagonal ? left[side] : right[side]);
+      const std::int64_t done = chunk + 1 - begin;
+      if (kSumsInBetween && done % (kPatchesPerSum / kChunk) == 0) sum.take(partial);
+      if (done % (kPatchesPerFlush / kChunk) == 0) {
+        flush<Tile>(sum, place, first);
+        first = false;
+      }
     }
     put(chunk + 1);
     find(chunk + 2);
     choose(chunk + 3);
     __syncthreads();
   }
-  sum.take(partial);
+  if (kSumsInBetween) sum.take(partial);
   flush<Tile>(sum, place, first);
 }
 

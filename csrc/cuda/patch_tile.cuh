@@ -38,79 +38,95 @@ __device__ inline void find_places(const PatchGram& gram, const PatchRow* rows,
 // The columns [first, first + Tile) of Z that one thread carries: V neighbouring ones, of
 // kChunk / kStride patches.
 template <int Tile, int Threads, int V>
-struct TileColumns {
-  static constexpr int kAcross = Tile / V;           // threads along the columns
-  static constexpr int kStride = Threads / kAcross;  // patches read at a time
-  static constexpr int kRows = kChunk / kStride;     // patches of one thread
-
-  int beside;  // columns from the first one beside the patch; negative: a feature of the patch
-  PatchColumn column;
-  float shift[V];
-
+class TileColumns {
+ public:
   __device__ void start(const PatchGram& gram, int group, std::int64_t first) {
     const std::int64_t d = features_of(gram);
     const std::int64_t feature = first + static_cast<int>(threadIdx.x) % kAcross * V;
-    beside = static_cast<int>(feature - d);
-    column = column_of_feature(gram, group, beside < 0 ? feature : 0);
+    beside_ = static_cast<int>(feature - d);
+    column_ = column_of_feature(gram, group, beside_ < 0 ? feature : 0);
 #pragma unroll
     for (int v = 0; v < V; ++v) {
-      const bool shifted = gram.shift != nullptr && beside + v < 0;
-      shift[v] = shifted ? gram.shift[group * d + feature + v] : 0.0f;
+      const bool shifted = gram.shift != nullptr && beside_ + v < 0;
+      shift_[v] = shifted ? gram.shift[group * d + feature + v] : 0.0f;
     }
   }
 
-  // Reads the numbers of one chunk; they are in flight until `put` needs them.
-  __device__ void take(const PatchGram& gram, const ChunkPlaces& places, std::int64_t first,
-                       float (&staged)[kRows * V]) const {
-    if (beside >= 0) {
+  // Asks for the numbers of one chunk. Nothing here depends on them, so that they are on their way
+  // until `put`.
+  __device__ void take(const PatchGram& gram, const ChunkPlaces& places, std::int64_t first) {
+    if (beside_ >= 0) {
+      outside_ = missing_ = 0;
 #pragma unroll
       for (int i = 0; i < kRows; ++i) {
-        const int r = static_cast<int>(threadIdx.x) / kAcross + i * kStride;
 #pragma unroll
         for (int v = 0; v < V; ++v) {
-          staged[i * V + v] = beside_patch(gram, places.label[r], first + r, beside + v);
+          bits_[i * V + v] =
+              bits_of_float(beside_patch(gram, places.label[row(i)], first + row(i), beside_ + v));
         }
       }
     } else if (gram.element_type == kFloat32) {
-      read<float>(gram.x, places, staged);
-    } else if (gram.element_type == kBFloat16) {
-      read<BFloat16>(gram.x, places, staged);
+      read<std::uint32_t>(gram.x, places);
     } else {
-      read<Float16>(gram.x, places, staged);
+      read<std::uint16_t>(gram.x, places);
     }
   }
 
-  // The threads of a warp write neighbouring columns.
-  __device__ void put(float (*shared)[Tile + kPadding], const float (&staged)[kRows * V]) const {
-    const int across = static_cast<int>(threadIdx.x) % kAcross * V;
-#pragma unroll
-    for (int i = 0; i < kRows; ++i) {
-      const int r = static_cast<int>(threadIdx.x) / kAcross + i * kStride;
-      Pack<float, V> pack;
-#pragma unroll
-      for (int v = 0; v < V; ++v) pack.item[v] = staged[i * V + v];
-      *reinterpret_cast<Pack<float, V>*>(&shared[r][across]) = pack;
+  // The numbers about the shift, as float32. The threads of a warp write neighbouring columns.
+  __device__ void put(const PatchGram& gram, float (*shared)[Tile + kPadding]) const {
+    if (beside_ >= 0 || gram.element_type == kFloat32) {
+      write<kFloat32>(shared);
+    } else if (gram.element_type == kBFloat16) {
+      write<kBFloat16>(shared);
+    } else {
+      write<kFloat16>(shared);
     }
   }
 
  private:
-  template <class Element>
-  __device__ void read(const void* x, const ChunkPlaces& places, float (&staged)[kRows * V]) const {
+  static constexpr int kAcross = Tile / V;           // threads along the columns
+  static constexpr int kStride = Threads / kAcross;  // patches read at a time
+  static constexpr int kRows = kChunk / kStride;     // patches of one thread
+
+  static __device__ int row(int i) { return static_cast<int>(threadIdx.x) / kAcross + i * kStride; }
+
+  template <class Bits>
+  __device__ void read(const void* x, const ChunkPlaces& places) {
+    outside_ = missing_ = 0;
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
-      const int r = static_cast<int>(threadIdx.x) / kAcross + i * kStride;
-      const std::int64_t offset = element_offset(places.offset[r], places.taps[r], column);
-      Pack<Element, V> pack = {};
-      if (offset >= 0) {
-        pack = *reinterpret_cast<const Pack<Element, V>*>(static_cast<const Element*>(x) + offset);
-      }
-      const bool here = has_patch(places.label[r]);
+      const int r = row(i);
+      const std::int64_t offset = element_offset(places.offset[r], places.taps[r], column_);
+      outside_ |= (offset < 0 ? 1u : 0u) << i;
+      missing_ |= (has_patch(places.label[r]) ? 0u : 1u) << i;
+      // A load for everyone costs less than a branch around it; element 0 is always there.
+      const auto* address = static_cast<const Bits*>(x) + (offset < 0 ? 0 : offset);
+      const auto pack = *reinterpret_cast<const Pack<Bits, V>*>(address);
 #pragma unroll
-      for (int v = 0; v < V; ++v) {
-        staged[i * V + v] = here ? to_float(pack.item[v]) - shift[v] : 0.0f;
-      }
+      for (int v = 0; v < V; ++v) bits_[i * V + v] = pack.item[v];
     }
   }
+
+  template <ElementType kType>
+  __device__ void write(float (*shared)[Tile + kPadding]) const {
+    const int across = static_cast<int>(threadIdx.x) % kAcross * V;
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      Pack<float, V> pack;
+#pragma unroll
+      for (int v = 0; v < V; ++v) {
+        const float value = outside_ >> i & 1 ? 0.0f : float_of<kType>(bits_[i * V + v]);
+        pack.item[v] = missing_ >> i & 1 ? 0.0f : value - shift_[v];
+      }
+      *reinterpret_cast<Pack<float, V>*>(&shared[row(i)][across]) = pack;
+    }
+  }
+
+  int beside_;  // columns from the first one beside the patch; negative: a feature of the patch
+  PatchColumn column_;
+  float shift_[V];
+  std::uint32_t bits_[kRows * V];  // as they were read
+  unsigned outside_, missing_;     // a bit for each patch: a structural zero, no patch
 };
 
 }  // namespace sylvinit

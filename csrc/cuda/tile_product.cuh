@@ -102,39 +102,34 @@ __device__ void multiply_tf32(TileProduct<Tile>& c, const Slice<Tile>& a, const 
   const int across = warp % Shape::kAcross * Shape::kWarpColumns;
 #pragma unroll
   for (int k = 0; k < kChunk; k += 8) {
-    float left[Shape::kBlocksDown][4], left_low[Shape::kBlocksDown][4];
     float right[Shape::kBlocksAcross][2], right_low[Shape::kBlocksAcross][2];
-#pragma unroll
-    for (int i = 0; i < Shape::kBlocksDown; ++i)
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const float value = a[k + t + e / 2 * 4][down + 16 * i + g + e % 2 * 8];
-        split_tf32(value, left[i][e], left_low[i][e]);
-      }
 #pragma unroll
     for (int j = 0; j < Shape::kBlocksAcross; ++j)
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
         split_tf32(b[k + t + 4 * e][across + 8 * j + g], right[j][e], right_low[j][e]);
       }
-    // All blocks of one kind before the next kind: neighbouring instructions are independent.
-    if constexpr (kSplit) {
 #pragma unroll
-      for (int i = 0; i < Shape::kBlocksDown; ++i)
+    for (int i = 0; i < Shape::kBlocksDown; ++i) {
+      float left[4], left_low[4];
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const float value = a[k + t + e / 2 * 4][down + 16 * i + g + e % 2 * 8];
+        split_tf32(value, left[e], left_low[e]);
+      }
+      // All blocks of one kind before the next kind: neighbouring instructions are independent.
+      if constexpr (kSplit) {
 #pragma unroll
         for (int j = 0; j < Shape::kBlocksAcross; ++j)
-          mma_m16n8k8_tf32(c.value[i][j], left_low[i], right[j]);
-#pragma unroll
-      for (int i = 0; i < Shape::kBlocksDown; ++i)
+          mma_m16n8k8_tf32(c.value[i][j], left_low, right[j]);
 #pragma unroll
         for (int j = 0; j < Shape::kBlocksAcross; ++j)
-          mma_m16n8k8_tf32(c.value[i][j], left[i], right_low[j]);
-    }
-#pragma unroll
-    for (int i = 0; i < Shape::kBlocksDown; ++i)
+          mma_m16n8k8_tf32(c.value[i][j], left, right_low[j]);
+      }
 #pragma unroll
       for (int j = 0; j < Shape::kBlocksAcross; ++j)
-        mma_m16n8k8_tf32(c.value[i][j], left[i], right[j]);
+        mma_m16n8k8_tf32(c.value[i][j], left, right[j]);
+    }
   }
 }
 
