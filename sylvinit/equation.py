@@ -152,12 +152,12 @@ def _solve(
         vectors = torch.nn.functional.pad(vectors, (0, 1, 0, 1))
         vectors[:, -1, -1] = 1
     a, b, q = _without_empty_rows(latent.second_moment), lam * moment, (1 + lam) * cross
-    eigh = stats.backend.eigh
+    backend = stats.backend
     thresholds = _thresholds(stats, latent, lam)
     rank_one = RankOne(lam * values, vectors, lam**0.5 * mean)
-    solution = solve_rank_one(a, b, q, thresholds, rank_one, eigh, stats.notes)
+    solution = solve_rank_one(a, b, q, thresholds, rank_one, backend.eigh, stats.notes)
     if solution is None or not solution.residual <= RESIDUAL_BOUND:
-        solution = solve_positive(a, b, q, thresholds, eigh, stats.notes)
+        solution = solve_positive(a, b, q, thresholds, backend, stats.notes)
     if not solution.residual <= RESIDUAL_BOUND:
         raise SolverError(
             f"the equation's relative residual is {solution.residual:.1e}, above "

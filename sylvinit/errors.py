@@ -57,6 +57,10 @@ class BackendError(SylvinitError, RuntimeError):
     """The requested backend cannot run here."""
 
 
+class DeviceMemoryError(SylvinitError, torch.OutOfMemoryError):
+    """A GPU has too little memory for a computation."""
+
+
 class SylvinitWarning(UserWarning):
     """Something in the data or the model makes the result less useful than it could be."""
 

@@ -17,6 +17,7 @@ from sylvinit.errors import ModelError
 from sylvinit.finite import InputWatch, non_finite_input
 from sylvinit.forward import Arrival
 from sylvinit.layers import Layer
+from sylvinit.memory import memory_for
 from sylvinit.moments import PatchMoments
 from sylvinit.patches.collect import PatchSource, add_all, add_rows, add_sampled
 from sylvinit.patches.geometry import PatchGeometry
@@ -175,16 +176,18 @@ class LayerUnit:
         old_weight, old_bias = first.get_weight().double(), first.get_bias()
         groups, outputs, _ = old_weight.shape
         seed = stream_key(plan.seed, self.name, -1)[0]
-        solution = solve_layer(
-            stats,
-            plan.code,
-            outputs,
-            plan.lam,
-            seed=seed,
-            skip=plan.skip,
-            constant=plan.head and bool(self._biased()),
-            fill=not plan.head,
-        )
+        what = f"the equation of {self.name} ({outputs} x {stats.d}, {stats.groups} groups)"
+        with memory_for(what, stats.groups * (outputs + stats.d) ** 2 * 8):
+            solution = solve_layer(
+                stats,
+                plan.code,
+                outputs,
+                plan.lam,
+                seed=seed,
+                skip=plan.skip,
+                constant=plan.head and bool(self._biased()),
+                fill=not plan.head,
+            )
 
         def row_std(weight: Tensor) -> Tensor:
             w = weight if stats.basis is None else weight @ stats.basis.mT

@@ -5,6 +5,7 @@ With A = U diag(a) U^T and B = V diag(b) V^T the solution is W = U [(U^T Q V)_ij
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -26,6 +27,45 @@ class Eigh(Protocol):
 
     def __call__(self, a: Tensor, notes: list[str] | None = None) -> tuple[Tensor, Tensor]:
         """Eigenvalues (..., n), ascending, and eigenvectors (..., n, n) of a (..., n, n)."""
+        ...
+
+
+class EighPair(Protocol):
+    """Two eigendecompositions, at the same time where the backend can."""
+
+    def __call__(
+        self, a: Tensor, b: Tensor, notes: list[str] | None = None
+    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Those of a (..., k, k) and of b (..., d, d), each as of :class:`Eigh`."""
+        ...
+
+
+class Divide(Protocol):
+    """The division by a_i + b_j, with the zero rule."""
+
+    def __call__(
+        self, c: Tensor, values_a: Tensor, values_b: Tensor, thresholds: Thresholds
+    ) -> Quotient:
+        """The quotient of c (batch, k, d), which may be overwritten; see :func:`divide`."""
+        ...
+
+
+class Routines(Protocol):
+    """What a backend offers to the solution of an equation."""
+
+    @property
+    def eigh(self) -> Eigh:
+        """An eigendecomposition."""
+        ...
+
+    @property
+    def eigh_pair(self) -> EighPair:
+        """Two of them."""
+        ...
+
+    @property
+    def divide(self) -> Divide:
+        """What stands between them."""
         ...
 
 
@@ -52,6 +92,23 @@ class Thresholds:
 
     a: Tensor
     b: Tensor
+
+
+@dataclass(frozen=True)
+class Quotient:
+    """c_ij / (a_i + b_j), eigenvalues below 0 taken as 0.
+
+    Attributes:
+        y: float64 (batch, k, d), 0 where the zero rule applies.
+        keep: bool (batch, k, d), where it does not.
+        least: float64 (batch,), smallest divisor where it does not, infinite if that is nowhere.
+        dropped: how many entries it applies to in the whole batch.
+    """
+
+    y: Tensor
+    keep: Tensor
+    least: Tensor
+    dropped: int
 
 
 @dataclass(frozen=True)
@@ -86,19 +143,28 @@ def eigh(a: Tensor, notes: list[str] | None = None) -> tuple[Tensor, Tensor]:
     except torch.linalg.LinAlgError as error:
         values, vectors, reason = scaled[..., 0].real, scaled, str(error)
     if reason:
-        values, vectors = _eigh_scipy(scaled)
-        worse = _defect(scaled, values, vectors)
-        if worse:
-            raise SolverError(
-                f"the eigendecomposition of size {a.shape[-1]} failed on every route: {worse}; "
-                "check the data for values of very different size"
-            )
+        values, vectors = eigh_scipy(scaled)
         if notes is not None:
             notes.append(f"torch.linalg.eigh failed ({reason}); SciPy's QR iteration was used")
     return values * scale[..., 0], vectors
 
 
-def _eigh_scipy(a: Tensor) -> tuple[Tensor, Tensor]:
+def eigh_pair(
+    a: Tensor, b: Tensor, notes: list[str] | None = None
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """:func:`eigh` of a, then of b."""
+    return eigh(a, notes), eigh(b, notes)
+
+
+def eigh_scipy(a: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigendecomposition on the host by QR iteration, checked.
+
+    Args:
+        a: float64 or complex128 (..., n, n) of unit size, on any device.
+
+    Raises:
+        SolverError: it failed.
+    """
     flat = a.reshape(-1, *a.shape[-2:]).cpu().numpy()
     try:
         pairs = [scipy.linalg.eigh(matrix, driver="ev") for matrix in flat]
@@ -109,25 +175,59 @@ def _eigh_scipy(a: Tensor) -> tuple[Tensor, Tensor]:
         ) from error
     values = torch.stack([torch.from_numpy(v) for v, _ in pairs])
     vectors = torch.stack([torch.from_numpy(v) for _, v in pairs])
-    return values.view(a.shape[:-1]).to(a.device), vectors.view(a.shape).to(a.device)
+    values, vectors = values.view(a.shape[:-1]).to(a.device), vectors.view(a.shape).to(a.device)
+    reason = _defect(a, values, vectors)
+    if reason:
+        raise SolverError(
+            f"the eigendecomposition of size {a.shape[-1]} failed on every route: {reason}; check "
+            "the data for values of very different size"
+        )
+    return values, vectors
 
 
 def _defect(a: Tensor, values: Tensor, vectors: Tensor) -> str:
-    """What is wrong with an eigendecomposition of a matrix of unit size, or "".
+    """What is wrong with eigendecompositions of matrices of unit size, or ""."""
+    if a.shape[-1] == 0:
+        return ""
+    return describe_defect(float(defects(a, values, vectors).amax()), a.shape[-1])
+
+
+def defects(a: Tensor, values: Tensor, vectors: Tensor) -> Tensor:
+    """The error of each eigendecomposition of matrices (..., n, n) of unit size, (...).
 
     A vector r shows it in O(n^2): V diag(values) V^T r against A r, and V V^T r against r.
     """
     n = a.shape[-1]
-    if n == 0:
-        return ""
     r = torch.arange(n, dtype=torch.float64, device=a.device).mul(2.3).cos().to(a.dtype)[:, None]
     seen = vectors.mT.conj_physical() @ r
     product = vectors @ (values[..., None] * seen) - a @ r
     identity = vectors @ seen - r
-    error = torch.stack((product.abs().amax(), identity.abs().amax())).amax()
-    if not bool(error.isfinite()):
+    return torch.maximum(product.abs(), identity.abs()).amax(dim=(-2, -1))
+
+
+def describe_defect(error: float, n: int) -> str:
+    """What an error of :func:`defects` says of a matrix of size n, "" if it is rounding."""
+    if not math.isfinite(error):
         return "the result is not finite"
-    return "" if float(error) <= _EIGH_BOUND * n else f"the result is off by {float(error):.1e}"
+    return "" if error <= _EIGH_BOUND * n else f"the result is off by {error:.1e}"
+
+
+def divide(c: Tensor, values_a: Tensor, values_b: Tensor, thresholds: Thresholds) -> Quotient:
+    """Quotient c_ij / (a_i + b_j), 0 where a_i and b_j are both at most their thresholds.
+
+    Args:
+        c: float64 (batch, k, d).
+        values_a: float64 (batch, k).
+        values_b: float64 (batch, d).
+        thresholds: up to where eigenvalues may be rounding.
+    """
+    total = values_a.clamp(min=0)[..., :, None] + values_b.clamp(min=0)[..., None, :]
+    significant_a = values_a > thresholds.a[:, None]
+    significant_b = values_b > thresholds.b[:, None]
+    keep = significant_a[..., :, None] | significant_b[..., None, :]
+    y = torch.where(keep, c / torch.where(keep, total, 1.0), 0.0)
+    least = torch.where(keep, total, torch.inf).amin(dim=(-2, -1))
+    return Quotient(y, keep, least, int((~keep).sum()))
 
 
 def relative_residual(
@@ -161,7 +261,7 @@ def solve_positive(
     b: Tensor,
     q: Tensor,
     thresholds: Thresholds,
-    eigh: Eigh = eigh,
+    routines: Routines,
     notes: list[str] | None = None,
 ) -> Solution:
     """Minimum-norm solution of A W + W B = Q for positive semi-definite A and B.
@@ -173,25 +273,19 @@ def solve_positive(
         b: float64 (batch, d, d), likewise.
         q: float64 (batch, k, d).
         thresholds: up to where eigenvalues may be rounding.
-        eigh: the eigendecomposition to use.
+        routines: of the backend.
         notes: of eigendecompositions.
 
     Raises:
         SolverError: an eigendecomposition failed.
     """
-    values_a, u = eigh(a, notes)
-    values_b, v = eigh(b, notes)
-    total = values_a.clamp(min=0)[..., :, None] + values_b.clamp(min=0)[..., None, :]
-    significant_a = values_a > thresholds.a[:, None]
-    significant_b = values_b > thresholds.b[:, None]
-    keep = significant_a[..., :, None] | significant_b[..., None, :]
-    y = torch.where(keep, (u.mT @ q @ v) / torch.where(keep, total, 1.0), 0.0)
-    w = u @ y @ v.mT
-    largest = total.amax(dim=(-2, -1))
-    least = torch.where(keep, total, torch.inf).amin(dim=(-2, -1)) / largest
-    separation = float(least.min()) if bool(keep.any()) else 0.0
-    residual = relative_residual(a, b, q, w, (u, v, keep))
-    return Solution(w, residual, separation, int((~keep).sum()))
+    (values_a, u), (values_b, v) = routines.eigh_pair(a, b, notes)
+    quotient = routines.divide(u.mT @ q @ v, values_a, values_b, thresholds)
+    w = u @ quotient.y @ v.mT
+    largest = values_a.amax(dim=-1).clamp(min=0) + values_b.amax(dim=-1).clamp(min=0)
+    separation = float((quotient.least / largest).min()) if quotient.dropped < q.numel() else 0.0
+    residual = relative_residual(a, b, q, w, (u, v, quotient.keep))
+    return Solution(w, residual, separation, quotient.dropped)
 
 
 def solve_rank_one(
@@ -200,7 +294,7 @@ def solve_rank_one(
     q: Tensor,
     thresholds: Thresholds,
     factors: RankOne,
-    eigh: Eigh = eigh,
+    eigh: Eigh,
     notes: list[str] | None = None,
 ) -> Solution | None:
     """The same for B = V diag(s) V^T + m m^T with V and s known, without decomposing B.
@@ -210,8 +304,9 @@ def solve_rank_one(
     iterative refinement.
 
     Args:
-        a, b, q, thresholds, eigh, notes: as for :func:`solve_positive`.
+        a, b, q, thresholds, notes: as for :func:`solve_positive`.
         factors: of B.
+        eigh: the eigendecomposition to use.
 
     Returns:
         The solution, or None where some a_i is so small that the zero rule may apply.

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
-from sylvinit.backends import spectral
+from sylvinit import extension
+from sylvinit.backends import cusolver, kernels, spectral
 from sylvinit.errors import BackendError, OptionError
+
+
+def _nothing(device: torch.device | None) -> str:
+    return ""
 
 
 @dataclass(frozen=True)
@@ -17,16 +23,35 @@ class Backend:
     Attributes:
         name: "cpu", "torch" or "cuda".
         devices: device types whose tensors it takes; "*" for any.
-        available: whether it can run in this process.
-        reason: what it runs on, or why it cannot.
+        text: what it runs on.
+        missing: why it cannot run on a device (None: in this process), or "". Asking may
+            initialise CUDA, which is left alone where all tensors are on the CPU.
         eigh: float64 (..., n, n) -> eigenvalues (..., n), eigenvectors (..., n, n).
+        eigh_pair: two of them.
+        divide: by a_i + b_j, with the zero rule.
     """
 
     name: str
     devices: tuple[str, ...]
-    available: bool
-    reason: str
-    eigh: spectral.Eigh
+    text: str
+    missing: Callable[[torch.device | None], str] = _nothing
+    eigh: spectral.Eigh = spectral.eigh
+    eigh_pair: spectral.EighPair = spectral.eigh_pair
+    divide: spectral.Divide = spectral.divide
+
+    @property
+    def available(self) -> bool:
+        """Whether it can run in this process."""
+        return not self.missing(None)
+
+    @property
+    def reason(self) -> str:
+        """What it runs on, or why it cannot."""
+        return self.missing(None) or self.text
+
+    def takes(self, device: torch.device) -> bool:
+        """Whether it is for tensors on such a device."""
+        return "*" in self.devices or device.type in self.devices
 
 
 def table() -> list[Backend]:
@@ -36,25 +61,37 @@ def table() -> list[Backend]:
         Backend(
             "cuda",
             ("cuda",),
-            False,
-            "the CUDA kernels are not part of this version; CUDA tensors use the torch backend",
-            spectral.eigh,
+            "kernels of the extension, and cuSOLVER in float64; LAPACK where it fails",
+            _extension_missing,
+            cusolver.eigh,
+            cusolver.eigh_pair,
+            kernels.divide,
         ),
         Backend(
             "cpu",
             ("cpu",),
-            True,
             f"LAPACK in float64, {threads} threads; SciPy where its first route fails",
-            spectral.eigh,
         ),
         Backend(
             "torch",
             ("*",),
-            True,
             "torch.linalg in float64 on the tensor's own device; SciPy where that fails",
-            spectral.eigh,
         ),
     ]
+
+
+def _extension_missing(device: torch.device | None) -> str:
+    reason = extension.reason()
+    if reason or device is None:
+        return reason
+    capability = torch.cuda.get_device_capability(device)
+    if extension.supports(capability):
+        return ""
+    major, minor = capability
+    return (
+        f"the CUDA extension has no code for {device}, a GPU of architecture {major}.{minor}; "
+        f"build it with TORCH_CUDA_ARCH_LIST={major}.{minor}"
+    )
 
 
 def choose(name: str, device: torch.device) -> Backend:
@@ -71,21 +108,19 @@ def choose(name: str, device: torch.device) -> Backend:
         )
     rows = table()
     if name == "auto":
-        return next(
-            row
-            for row in rows
-            if row.available and ("*" in row.devices or device.type in row.devices)
-        )
+        return next(row for row in rows if row.takes(device) and not row.missing(device))
     for row in rows:
         if row.name != name:
             continue
         if not row.available:
             raise BackendError(f"backend={name!r} cannot run here: {row.reason}")
-        if "*" not in row.devices and device.type not in row.devices:
+        if not row.takes(device):
             raise BackendError(
                 f"backend={name!r} takes tensors on {' or '.join(row.devices)}, but the model is "
                 f"on {device}; use backend='auto'"
             )
+        if reason := row.missing(device):
+            raise BackendError(f"backend={name!r} cannot run here: {reason}")
         return row
     raise OptionError(
         f"backend must be 'auto' or one of {[row.name for row in rows]}, got {name!r}"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 from torch import Tensor
 
 from sylvinit.errors import DataError, LabelError
+from sylvinit.memory import memory_for
 from sylvinit.patches.fused import columns, patch_gram, patch_mean, unit_roundoff
 from sylvinit.patches.layout import ELEMENT_TYPES, PatchLayout
 from sylvinit.sums import RowSums
@@ -68,7 +71,8 @@ class PatchAccumulator:
         if self._gram is None or self._shift is None or self._status is None:
             size = columns(x, layout, self.classes, None)
             shape = (layout.groups, size, size)
-            self._gram = torch.zeros(shape, dtype=torch.float64, device=x.device)
+            with memory_for(f"a Gram matrix {shape} in float64", 8 * prod(shape)):
+                self._gram = torch.zeros(shape, dtype=torch.float64, device=x.device)
             self._status = torch.zeros(1, dtype=torch.int32, device=x.device)
             self._taps = layout.taps
             count = min(layout.patches_of(x.shape[0]), _SHIFT_PATCHES)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from sylvinit import extension
 from sylvinit.errors import BackendError, DataError, OptionError
+from sylvinit.memory import memory_for
 from sylvinit.patches.gather import gather_patches
 from sylvinit.patches.layout import ELEMENT_TYPES, PatchLayout
 from sylvinit.sampling import choose_positions
@@ -191,7 +192,8 @@ def launch_gram(
     if entry is not None and position is not None:
         args.entry, args.position = entry.data_ptr(), position.data_ptr()
     plan = module.plan_patch_gram(args, multiprocessors, tile)
-    workspace = torch.empty(plan.workspace // 8, dtype=torch.float64, device=x.device)
+    with memory_for(f"the tiles of a Gram matrix of {gram.shape[-1]} columns", plan.workspace):
+        workspace = torch.empty(plan.workspace // 8, dtype=torch.float64, device=x.device)
     module.patch_gram(
         args, plan, ARITHMETICS.index(arithmetic), gram.data_ptr(), workspace.data_ptr(), stream
     )

@@ -96,7 +96,7 @@ def factor(a: Tensor, b: Tensor, structure: str, form: str) -> Factors:
     if form == "schur":
         return Factors(*_schur(a, seen), *_schur(b, seen))
     if form == "spectral":
-        return Factors(*spectral.decompose(a), *spectral.decompose(b))
+        return Factors(*spectral.decompose_pair(a, b))
     kinds = ("spectral", "tridiagonal") if k <= d else ("tridiagonal", "spectral")
     return Factors(*_decompose("a", a, kinds[0]), *_decompose("b", b, kinds[1]))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sylvinit.backends.spectral import eigh
+from sylvinit.backends import choose
 from sylvinit.sylvester.outcome import Outcome, Status
 
 # As in csrc/solver/hermitian.h.
@@ -24,8 +24,20 @@ def decompose(a: Tensor) -> tuple[Tensor, Tensor]:
     """
     if a.numel() == 0:
         return a.clone(), a.new_zeros(a.shape[:-1], dtype=torch.float64)
-    values, vectors = eigh(a)
+    values, vectors = choose("auto", a.device).eigh(a)
     return vectors.contiguous(), values.contiguous()
+
+
+def decompose_pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """:func:`decompose` of a, then of b; at the same time where the device's backend can.
+
+    Raises:
+        SolverError: no eigenvalue iteration converged.
+    """
+    if a.numel() == 0 or b.numel() == 0:
+        return (*decompose(a), *decompose(b))
+    (values_a, u), (values_b, v) = choose("auto", a.device).eigh_pair(a, b)
+    return u.contiguous(), values_a.contiguous(), v.contiguous(), values_b.contiguous()
 
 
 def solve(
