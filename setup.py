@@ -4,15 +4,25 @@ Both are optional, and environment variables say what is wanted: 0 builds withou
 auto (the default) builds it where possible.
 
 SYLVINIT_LAPACK  sylvinit._lapack, the CPU solver (csrc/solver): needs a C++17 compiler.
-SYLVINIT_CUDA    the CUDA kernels (csrc/*.cu, bound with pybind11, without torch headers): not part
-                 of this version, so 1 is an error.
+SYLVINIT_CUDA    sylvinit._cuda, the CUDA kernels (csrc/cuda): needs nvcc and the headers of cuBLAS
+                 and cuSOLVER, but no GPU; see buildtools/. Read with it: SYLVINIT_CUDA_HOME,
+                 CUDA_HOME, TORCH_CUDA_ARCH_LIST, CXX, MAX_JOBS.
 """
 
 import os
+import shutil
 import sys
+import time
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT))  # an isolated build does not have it there
+
+from buildtools import compilation  # noqa: E402
+from buildtools.toolkit import BuildError  # noqa: E402
 
 
 def choice(variable: str) -> str:
@@ -54,13 +64,52 @@ def lapack_extensions() -> list[Extension]:
     ]
 
 
+class CudaExtension(Extension):
+    """Compiled by nvcc and ninja instead of setuptools."""
+
+
 def cuda_extensions() -> list[Extension]:
-    if choice("SYLVINIT_CUDA") == "1":
-        raise SystemExit(
-            "SYLVINIT_CUDA=1 requires the CUDA kernels, but this version of sylvinit has none to "
-            "build. Unset SYLVINIT_CUDA or set it to 0: GPU tensors then run on plain torch ops."
-        )
-    return []
+    wanted = choice("SYLVINIT_CUDA")
+    if wanted == "0":
+        return []
+    sources = compilation.sources(ROOT)
+    return [CudaExtension("sylvinit._cuda", sources, optional=wanted == "auto")]
 
 
-setup(ext_modules=lapack_extensions() + cuda_extensions())
+class BuildExt(build_ext):
+    def run(self) -> None:
+        # setuptools packs whatever an earlier build has left.
+        folders = [Path(self.get_ext_fullpath("sylvinit._cuda")).parent]
+        if self.editable_mode:
+            folders.append(ROOT / "sylvinit")
+        for folder in folders:
+            for left in folder.glob("_cuda.*.so"):
+                left.unlink()
+        super().run()
+
+    def build_extension(self, ext: Extension) -> None:
+        if not isinstance(ext, CudaExtension):
+            super().build_extension(ext)
+            return
+        start = time.monotonic()
+        try:
+            module = compilation.build(ROOT)
+        except BuildError as error:
+            if not ext.optional:
+                text = f"SYLVINIT_CUDA=1, but the CUDA extension cannot be built: {error}"
+                raise SystemExit(text) from None
+            sys.stderr.write(
+                f"warning: installing without the CUDA extension: {error} GPU tensors will run on "
+                "plain torch operations.\n"
+            )
+            return
+        path = Path(self.get_ext_fullpath(ext.name))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(module, path)
+        sys.stdout.write(f"{path.name}: {time.monotonic() - start:.0f} s\n")
+
+
+setup(
+    ext_modules=cuda_extensions() + lapack_extensions(),
+    cmdclass={"build_ext": BuildExt},
+)

@@ -263,7 +263,7 @@ def _info(_: argparse.Namespace) -> None:
 
     import torch
 
-    from sylvinit import backends
+    from sylvinit import backends, extension
     from sylvinit.sylvester import routes
 
     _say(f"sylvinit {__version__}, Python {platform.python_version()}")
@@ -271,7 +271,12 @@ def _info(_: argparse.Namespace) -> None:
         _say(f"  {package:<14}{_version(package)}")
     _say(f"  {'threads':<14}{torch.get_num_threads()} of {os.cpu_count()} processors")
     _say(f"  {'GPUs':<14}{', '.join(_gpus()) or 'none'}")
-    _say("backends, in the order in which they are tried (CUDA kernels come with a later version)")
+    _say("CUDA extension")
+    _say(f"  {'build':<14}{extension.description()}")
+    reason = extension.reason()
+    _say(f"  {'runs here':<14}{f'no: {reason}' if reason else 'yes'}")
+    _say(f"  {'verification':<14}{extension.verification()}")
+    _say("backends, in the order in which they are tried")
     for row in backends.table():
         state = "runs" if row.available else "does not run"
         _say(f"  {row.name:<8}{state:<14}{'/'.join(row.devices):<8}{row.reason}")
