@@ -13,7 +13,7 @@ from sylvinit.errors import SylvinitError, SylvinitWarning
 from sylvinit.initialize import initialize_, initialize_head_
 from sylvinit.layers import Layer, RowLayer, register_layer
 from sylvinit.moments import PatchMoments
-from sylvinit.patches.collect import patch_moments
+from sylvinit.patches.patch_moments import patch_moments
 from sylvinit.report import LayerReport, Report
 from sylvinit.statistics import LayerStatistics
 from sylvinit.sylvester.factors import SylvesterFactors, sylvester_factor

@@ -77,8 +77,9 @@ class LayerUnit:
         return self.layers[0].name
 
     @property
-    def _fused(self) -> bool:
-        return self._backend.name == "cuda"
+    def _arithmetic(self) -> str | None:
+        """Of the patch_gram operator, if this backend has it."""
+        return "3xtf32" if self._backend.name == "cuda" else None
 
     def reset(self) -> None:
         """Forget what was collected."""
@@ -133,7 +134,7 @@ class LayerUnit:
         )
         source = PatchSource(x.reshape(-1, x.shape[-1]), None, 1, (), rows, labels)
         moments = self._accumulator(x.shape[-1], 1, x.dtype)
-        add_rows(moments, source, key, batch.start, self.plan.patches, self._fused)
+        add_rows(moments, source, key, batch.start, self.plan.patches, self._arithmetic)
 
     def _collect_patches(
         self,
@@ -157,9 +158,9 @@ class LayerUnit:
         source = PatchSource(x, geometry, layer.groups, out_size, rows, labels)
         moments = self._accumulator(channels * geometry.taps, layer.groups, x.dtype)
         if self.plan.patches is None:
-            add_all(moments, source, key, batch.start, self._fused)
+            add_all(moments, source, key, batch.start, self._arithmetic)
         else:
-            add_sampled(moments, source, key, batch.start, self.plan.patches, self._fused)
+            add_sampled(moments, source, key, batch.start, self.plan.patches, self._arithmetic)
 
     def finish(self, guard: ModelGuard) -> LayerReport:
         """Solve from everything collected, write the weights, and report.

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from numbers import Integral
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sylvinit.backends import choose
-from sylvinit.errors import DataError, LabelError, OptionError
 from sylvinit.moments import PatchMoments
 from sylvinit.patches.accumulator import PatchAccumulator, can_fuse
 from sylvinit.patches.correlate import (
@@ -20,11 +17,12 @@ from sylvinit.patches.correlate import (
     pad_channels_last,
     window_sums,
 )
+from sylvinit.patches.fused import unit_roundoff
 from sylvinit.patches.gather import gather_patches
-from sylvinit.patches.geometry import PADDING_MODES, PatchGeometry
+from sylvinit.patches.geometry import PatchGeometry
 from sylvinit.patches.layout import PatchLayout
 from sylvinit.patches.rows import Rows
-from sylvinit.sampling import Key, stream_key
+from sylvinit.sampling import Key
 from sylvinit.sums import RowSums
 
 _UNFOLD_BYTES = 16 * 2**20
@@ -78,14 +76,19 @@ class PatchSource:
 
 
 def add_sampled(
-    moments: PatchMoments, source: PatchSource, key: Key, start: int, patches: int, fused: bool
+    moments: PatchMoments,
+    source: PatchSource,
+    key: Key,
+    start: int,
+    patches: int,
+    arithmetic: str | None,
 ) -> None:
     """Add ``patches`` random patches of every sample; see :mod:`sylvinit.sampling`.
 
     Args:
-        fused: use the patch_gram operator, where it takes these patches.
+        arithmetic: of the patch_gram operator, used where it takes these patches; None: it is not.
     """
-    if fused and _add_fused(moments, source, key, start, patches):
+    if arithmetic and _add_fused(moments, source, key, start, patches, arithmetic):
         return
     sample, entry, position, priority = source.rows.draw(key, start, patches)
     gathered = source.gather(entry, position)
@@ -99,10 +102,10 @@ def add_rows(
     key: Key,
     start: int,
     patches: int | None,
-    fused: bool,
+    arithmetic: str | None,
 ) -> None:
     """Add ``patches`` random rows of every sample, or all (None), of an input without taps."""
-    if fused and _add_fused(moments, source, key, start, patches or 0):
+    if arithmetic and _add_fused(moments, source, key, start, patches or 0, arithmetic):
         return
     x, rows = source.x, source.rows
     if patches is None and not moments.reservoir_size:
@@ -116,24 +119,31 @@ def add_rows(
     moments.update(taken, source.labels_of(sample), priority, copy=whole, labels_checked=True)
 
 
-def add_all(moments: PatchMoments, source: PatchSource, key: Key, start: int, fused: bool) -> None:
+def add_all(
+    moments: PatchMoments, source: PatchSource, key: Key, start: int, arithmetic: str | None
+) -> None:
     """Add every patch: by shifted correlations where that takes fewer flops, else by unfolding."""
     x, rows, geometry = source.x, source.rows, source.geometry
     plain = rows.entries is None and bool((rows.counts == 1).all())
     if geometry is not None and plain:
         plain = correlation_is_cheaper(geometry, tuple(x.shape[2:]), x.shape[1] // source.groups)
     if geometry is None or not plain:
-        if not (fused and _add_fused(moments, source, key, start, 0)):
+        if not (arithmetic and _add_fused(moments, source, key, start, 0, arithmetic)):
             _unfold(moments, source, key, start)
         return
-    _correlate(moments, source, geometry, fused)
+    _correlate(moments, source, geometry, arithmetic)
     if moments.reservoir_size:
         _, entry, position, priority = rows.draw(key, start, _RESERVOIR_DRAWS)
         moments.offer(source.gather(entry, position), priority.to(x.device))
 
 
 def _add_fused(
-    moments: PatchMoments, source: PatchSource, key: Key, start: int, draws: int
+    moments: PatchMoments,
+    source: PatchSource,
+    key: Key,
+    start: int,
+    draws: int,
+    arithmetic: str,
 ) -> bool:
     """Add patches by the patch_gram operator; False, with nothing done, where it does not fit.
 
@@ -150,7 +160,7 @@ def _add_fused(
     accumulator = moments.accumulator
     if accumulator is None:
         neighbours = x.ndim == 2 or x.stride(1) == 1
-        accumulator = PatchAccumulator(moments.classes, tap_major=neighbours)
+        accumulator = PatchAccumulator(moments.classes, tap_major=neighbours, arithmetic=arithmetic)
     elif not isinstance(accumulator, PatchAccumulator):
         return False
     each = rows.entries_of_each()
@@ -194,7 +204,7 @@ def _unfold(moments: PatchMoments, source: PatchSource, key: Key, start: int) ->
 
 
 def _correlate(
-    moments: PatchMoments, source: PatchSource, geometry: PatchGeometry, fused: bool
+    moments: PatchMoments, source: PatchSource, geometry: PatchGeometry, arithmetic: str | None
 ) -> None:
     """All patches at once, about the mean of every channel."""
     groups, out_size = source.groups, source.out_size
@@ -221,141 +231,10 @@ def _correlate(
         RowSums(
             x.shape[0] * outputs,
             total,
-            correlation_gram(padded, geometry, out_size, groups, fused),
+            correlation_gram(padded, geometry, out_size, groups, arithmetic),
             by_group(centre.expand(geometry.taps, -1)),
             counts,
             class_totals,
-            torch.finfo(padded.dtype).eps,
+            unit_roundoff(arithmetic if padded.dtype == torch.float32 else None, padded.dtype),
         )
     )
-
-
-def patch_moments(
-    x: Tensor,
-    kernel_size: int | tuple[int, ...],
-    *,
-    stride: int | tuple[int, ...] = 1,
-    padding: int | tuple[int, ...] = 0,
-    dilation: int | tuple[int, ...] = 1,
-    padding_mode: str = "zeros",
-    groups: int = 1,
-    patches: int | str = "all",
-    labels: Tensor | None = None,
-    classes: int | None = None,
-    reservoir: int = 0,
-    seed: int = 0,
-    name: str = "",
-    start: int = 0,
-    backend: str = "auto",
-) -> PatchMoments:
-    """Moments of the patches that a convolution reads from an activation.
-
-    Args:
-        x: floating tensor (samples, channels, *spatial) with one to three spatial axes.
-        kernel_size, stride, padding, dilation: as in ``torch.nn.Conv2d``; numbers or one per axis.
-        padding_mode: "zeros", "reflect", "replicate" or "circular".
-        groups: channel groups; every group has moments of its own.
-        patches: random patches per sample, or "all". For stride 1 "all" costs about a third of
-            unfolding and forms no patches.
-        labels: int64 (samples,), to keep class sums.
-        classes: how many there are, for moments that are to be merged; by default the largest label
-            plus one.
-        reservoir: rows to keep as a random sample.
-        seed, name, start: of the random positions: the layer's name and the index of the first
-            sample.
-        backend: "auto", "cpu", "torch" or "cuda".
-
-    Returns:
-        :class:`PatchMoments` with d_in = channels / groups * taps, features ordered as in a weight.
-
-    Raises:
-        DataError: ``x`` has the wrong number of axes or dtype, no samples, or is too small.
-        LabelError: labels are not int64, not one per sample, or out of range.
-        OptionError: a setting is out of its domain.
-        BackendError: the backend cannot run here, or not on the device of ``x``.
-    """
-    dims = x.ndim - 2
-    if dims not in (1, 2, 3) or not x.is_floating_point():
-        raise DataError(
-            "x must be floating point of shape (samples, channels, *spatial) with one to three "
-            f"spatial axes, got {x.dtype} {tuple(x.shape)}"
-        )
-    if padding_mode not in PADDING_MODES:
-        raise OptionError(f"padding_mode must be one of {PADDING_MODES}, got {padding_mode!r}")
-    if groups < 1 or x.shape[1] % groups:
-        raise OptionError(f"groups must divide the {x.shape[1]} channels of x, got {groups}")
-    if patches != "all" and not (_is_integer(patches) and int(patches) >= 1):
-        raise OptionError(f"patches must be an integer of at least 1, or 'all'; got {patches!r}")
-    if not (_is_integer(seed) and -(2**63) <= seed < 2**63):
-        raise OptionError(f"seed must be an integer of 64 bits, got {seed!r}")
-    pads = _per_axis("padding", padding, dims, 0)
-    geometry = PatchGeometry(
-        kernel=_per_axis("kernel_size", kernel_size, dims, 1),
-        stride=_per_axis("stride", stride, dims, 1),
-        dilation=_per_axis("dilation", dilation, dims, 1),
-        pad_before=pads,
-        pad_after=pads,
-        padding_mode=padding_mode,
-    )
-    _check_padding(geometry, tuple(x.shape[2:]))
-    out_size = geometry.output_size(tuple(x.shape[2:]))
-    if x.shape[0] == 0:
-        raise DataError("x holds no samples: at least one is needed")
-    if min(out_size) < 1:
-        raise DataError(
-            f"x of spatial size {tuple(x.shape[2:])} is smaller than the kernel's reach"
-        )
-    channels = x.shape[1] // groups
-    moments = PatchMoments(
-        channels * geometry.taps,
-        groups=groups,
-        classes=0 if labels is None else _class_count(labels, x.shape[0], classes),
-        reservoir=reservoir,
-        precision=torch.promote_types(x.dtype, torch.float32),
-    )
-    rows = Rows.one_each(x.shape[0], prod(out_size))
-    source = PatchSource(x, geometry, groups, out_size, rows, labels)
-    key = stream_key(seed, name, 0)
-    fused = choose(backend, x.device).name == "cuda"
-    if patches == "all":
-        add_all(moments, source, key, start, fused)
-    else:
-        add_sampled(moments, source, key, start, int(patches), fused)
-    return moments.transposed(geometry.taps)
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
-def _per_axis(name: str, value: int | tuple[int, ...], dims: int, least: int) -> tuple[int, ...]:
-    values = tuple(value) if isinstance(value, (tuple, list)) else (value,) * dims
-    if len(values) != dims or any(not _is_integer(v) or v < least for v in values):
-        raise OptionError(
-            f"{name} must be an integer or {dims} integers, at least {least}; got {value!r}"
-        )
-    return tuple(int(v) for v in values)
-
-
-def _check_padding(geometry: PatchGeometry, in_size: tuple[int, ...]) -> None:
-    """Reflected and circular padding read every pixel at most once more, as in torch."""
-    slack = {"reflect": 1, "circular": 0}.get(geometry.padding_mode)
-    pads = geometry.pad_before
-    if slack is not None and any(p > n - slack for p, n in zip(pads, in_size, strict=True)):
-        raise DataError(
-            f"x of spatial size {in_size} is too small for {geometry.padding_mode!r} padding by "
-            f"{pads}"
-        )
-
-
-def _class_count(labels: Tensor, samples: int, classes: int | None) -> int:
-    if labels.shape != (samples,) or labels.dtype != torch.int64:
-        raise LabelError(
-            f"labels must be int64 of shape ({samples},), one per sample; got {labels.dtype} "
-            f"{tuple(labels.shape)}"
-        )
-    low, high = (int(v) for v in torch.aminmax(labels))
-    count = high + 1 if classes is None else classes
-    if low < 0 or high >= count:
-        raise LabelError(f"labels must lie in [0, {max(count, 1)}), got {low} to {high}")
-    return count

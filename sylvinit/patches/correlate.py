@@ -98,7 +98,7 @@ def correlation_gram(
     geometry: PatchGeometry,
     outputs: tuple[int, ...],
     groups: int,
-    fused: bool = False,
+    arithmetic: str | None = None,
 ) -> Tensor:
     """Sum over all patches p of p p^T, per group of channels.
 
@@ -107,15 +107,16 @@ def correlation_gram(
         geometry: stride 1, not transposed.
         outputs: spatial size of the layer's output.
         groups: channel groups.
-        fused: use the patch_gram operator, where it takes this activation.
+        arithmetic: of the patch_gram operator, used where it takes this activation; None: it is
+            not.
 
     Returns:
         float64 tensor (groups, taps * c, taps * c) with c = channels // groups, features tap-major.
     """
     size, channels = tuple(padded.shape[1:-1]), padded.shape[-1]
     pixels = _border(padded.shape[0], size, geometry, outputs, padded.device)
-    if fused and lag_layout_fits(padded, geometry, groups):
-        return lagged_gram(padded, geometry, groups, pixels)
+    if arithmetic and lag_layout_fits(padded, geometry, groups):
+        return lagged_gram(padded, geometry, groups, pixels, arithmetic)
     width = channels // groups
     flat = padded.view(-1, groups, width)
     taps = list(product(*(range(k) for k in geometry.kernel)))

@@ -39,9 +39,9 @@ def _module() -> Any:
     return extension.module
 
 
-def unit_roundoff(arithmetic: str) -> float:
-    """Relative rounding of one factor of a product."""
-    return 2.0**-11 if arithmetic == "tf32" else torch.finfo(torch.float32).eps
+def unit_roundoff(arithmetic: str | None, dtype: torch.dtype = torch.float32) -> float:
+    """Relative rounding of a product: of the operator's, or (None) of torch's in that dtype."""
+    return 2.0**-11 if arithmetic == "tf32" else torch.finfo(dtype).eps
 
 
 def columns(x: Tensor, layout: PatchLayout, classes: int, code: Tensor | None) -> int:

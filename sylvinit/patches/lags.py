@@ -77,6 +77,7 @@ def lagged_gram(
     geometry: PatchGeometry,
     groups: int,
     border: tuple[Tensor, list[int], Tensor],
+    arithmetic: str,
 ) -> Tensor:
     """Sum over all patches p of p p^T, per group of channels.
 
@@ -85,6 +86,7 @@ def lagged_gram(
         geometry: stride 1, not transposed.
         groups: channel groups.
         border: the pixels outside some tap's window, see :mod:`sylvinit.patches.correlate`.
+        arithmetic: of the products, see :data:`sylvinit.patches.fused.ARITHMETICS`.
 
     Returns:
         float64 (groups, taps * c, taps * c) with c = channels // groups, features tap-major.
@@ -99,7 +101,7 @@ def lagged_gram(
     def rows(entry: Tensor | None, position: Tensor | None) -> Tensor:
         gram = x.new_zeros((groups, width, columns), dtype=torch.float64)
         nothing = (None, None, 0, None)
-        patch_gram(x, gram, status, *nothing, entry, position, numbers, "3xtf32")
+        patch_gram(x, gram, status, *nothing, entry, position, numbers, arithmetic)
         return gram
 
     # outside[i] is the sum over the pixels that tap i's window leaves out.

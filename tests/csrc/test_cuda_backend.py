@@ -19,7 +19,7 @@ import sylvinit
 from sylvinit import finite, planning
 from sylvinit.backends import Backend
 from sylvinit.errors import NonFiniteError
-from sylvinit.patches import accumulator, collect, fused, lags
+from sylvinit.patches import accumulator, fused, lags, patch_moments
 from sylvinit.patches.collect import PatchSource
 from sylvinit.patches.correlate import correlation_gram, pad_channels_last
 from sylvinit.patches.geometry import PatchGeometry
@@ -42,7 +42,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         fused.patch_gram(x, *arguments)
 
     monkeypatch.setattr(planning, "choose", choose)
-    monkeypatch.setattr(collect, "choose", choose)
+    monkeypatch.setattr(patch_moments, "choose", choose)
     monkeypatch.setattr(accumulator, "patch_gram", patch_gram)
     monkeypatch.setattr(lags, "patch_gram", patch_gram)
     return seen
@@ -251,7 +251,7 @@ def test_correlations_by_lags(data: st.DataObject, dims: int) -> None:
     x = torch.randint(-3, 6, (3, 2 * groups, *size), generator=generator).float()
     outputs = geometry.output_size(size)
     padded = pad_channels_last(x, geometry)
-    found = correlation_gram(padded, geometry, outputs, groups, fused=True)
+    found = correlation_gram(padded, geometry, outputs, groups, "3xtf32")
     source = PatchSource(x, geometry, groups, outputs, Rows.one_each(3, prod(outputs)), None)
     _, entry, position = source.rows.all_positions()
     patches = source.gather(entry, position).double()
