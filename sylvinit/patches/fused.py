@@ -12,6 +12,8 @@ same is done step by step in float64, as a reference.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -37,6 +39,17 @@ def _module() -> Any:
     if why_not:
         raise BackendError(f"the patch_gram kernels cannot run here: {why_not}")
     return extension.module
+
+
+@contextlib.contextmanager
+def _typed_errors() -> Iterator[None]:
+    """Errors of the compiled module as those of this package."""
+    try:
+        yield
+    except ValueError as error:
+        raise OptionError(f"{error}; see the limits in csrc/cuda/patch_gram.h") from error
+    except RuntimeError as error:
+        raise BackendError(f"{error}; backend='torch' computes the same without it") from error
 
 
 def unit_roundoff(arithmetic: str | None, dtype: torch.dtype = torch.float32) -> float:
@@ -84,6 +97,8 @@ def patch_gram(
     Raises:
         DataError: a tensor has the wrong shape, dtype, strides or device.
         OptionError: the arithmetic is unknown, or the layout is beyond the limits of the kernels.
+        BackendError: the extension cannot run here, or a kernel could not be launched.
+        DeviceMemoryError: there is no memory for the workspace.
     """
     where = PatchLayout.from_numbers(layout)
     _check(x, gram, status, shift, labels, classes, code, entry, position, where, arithmetic)
@@ -191,12 +206,14 @@ def launch_gram(
         args.code, args.codes, args.code_stride = code.data_ptr(), code.shape[1], code.stride(0)
     if entry is not None and position is not None:
         args.entry, args.position = entry.data_ptr(), position.data_ptr()
-    plan = module.plan_patch_gram(args, multiprocessors, tile)
+    with _typed_errors():
+        plan = module.plan_patch_gram(args, multiprocessors, tile)
     with memory_for(f"the tiles of a Gram matrix of {gram.shape[-1]} columns", plan.workspace):
         workspace = torch.empty(plan.workspace // 8, dtype=torch.float64, device=x.device)
-    module.patch_gram(
-        args, plan, ARITHMETICS.index(arithmetic), gram.data_ptr(), workspace.data_ptr(), stream
-    )
+    with _typed_errors():
+        module.patch_gram(
+            args, plan, ARITHMETICS.index(arithmetic), gram.data_ptr(), workspace.data_ptr(), stream
+        )
 
 
 @torch.library.custom_op("sylvinit::patch_mean", mutates_args=())
@@ -235,7 +252,8 @@ def launch_mean(module: Any, x: Tensor, layout: PatchLayout, count: int, *, stre
     features = x.shape[1] // layout.groups * layout.taps
     mean = torch.empty((layout.groups, features), dtype=torch.float32, device=x.device)
     args = layout.arguments(module, x, layout.patches_of(x.shape[0]))
-    module.patch_mean(args, count, mean.data_ptr(), stream)
+    with _typed_errors():
+        module.patch_mean(args, count, mean.data_ptr(), stream)
     return mean
 
 

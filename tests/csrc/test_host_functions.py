@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from compiler import find_compiler
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -88,13 +87,9 @@ class HostFunctions:
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> HostFunctions:
-    compilers = (os.environ.get("CXX"), "c++", "g++", "clang++")
-    compiler = next((c for c in compilers if c and shutil.which(c)), None)
-    if compiler is None:
-        pytest.skip("no C++ compiler (CXX, c++, g++, clang++): the host functions are not tested")
     library = tmp_path_factory.mktemp("csrc") / "host.so"
     flags = ["-O2", "-std=c++17", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", f"-I{CSRC}"]
-    command = [compiler, *flags, str(HERE / "host_entry.cpp"), "-o", str(library)]
+    command = [find_compiler(), *flags, str(HERE / "host_entry.cpp"), "-o", str(library)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return HostFunctions(library)
