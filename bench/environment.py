@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
-import subprocess
+import sys
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -17,18 +16,9 @@ import torch
 import sylvinit
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
 
-
-def csrc_hash() -> str:
-    """Of the tracked files of csrc/: the first 16 digits of sha256 over their sorted sha256sum
-    lines."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "csrc"], cwd=ROOT, capture_output=True, check=False
-    ).stdout
-    names = sorted(name for name in listed.decode().split("\0") if name)
-    digests = ((hashlib.sha256((ROOT / name).read_bytes()).hexdigest(), name) for name in names)
-    lines = [f"{digest}  {name}\n" for digest, name in digests]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
+from buildtools.compilation import csrc_hash  # noqa: E402
 
 
 def _cpu() -> str:
@@ -46,7 +36,7 @@ def environment() -> dict[str, Any]:
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "sylvinit": sylvinit.__version__,
-        "csrc": csrc_hash(),
+        "csrc": csrc_hash(ROOT),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": numpy.__version__,
