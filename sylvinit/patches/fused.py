@@ -285,6 +285,11 @@ def _check(
     if (labels is None) != (classes == 0) or (entry is None) != (position is None):
         raise DataError("labels come with classes, and entry with position")
     d, size = x.shape[1] // layout.groups * layout.taps, columns(x, layout, classes, code)
+    if layout.first_row < 0 or layout.rows < 0 or layout.first_row + layout.rows > size:
+        raise OptionError(
+            f"first_row and rows must lie within the {size} columns of the Gram matrix, got "
+            f"{layout.first_row} and {layout.rows}"
+        )
     n = layout.patches_of(x.shape[0]) if entry is None else len(entry)
     owners = n if entry is not None else x.shape[0] // layout.entries_per_sample
     expected = {

@@ -1,0 +1,97 @@
+"""Step "eigen": a table of eigendecompositions by size and batch, float64.
+
+torch.linalg.eigh, this library's dispatch, and each of cuSOLVER's routines called directly; and
+whether the dispatch has taken the fastest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gpu.context import Context
+from gpu.direct import ROUTINES, Direct, covariances
+from gpu.timing import Clock
+from sylvinit import extension
+from sylvinit.backends import cusolver
+
+# The sizes of layers first: if time runs out, powers of two are missing.
+LAYERS = [27, 64, 144, 147, 256, 288, 512, 576, 1152, 2304, 100, 32, 16, 128]
+OTHERS = [2, 3, 4, 8, 33, 1024, 577, 2048, 4096]
+BATCHES = [1, 8, 64, 500, 4096]
+LONGEST, LONGEST_ALONE = 2.0, 4.0  # seconds that one call may be expected to take
+MOST_BYTES = 4 * 2**30  # of the matrices
+
+
+def run(context: Context) -> None:
+    sizes = sorted(LAYERS[:10:3]) if context.quick else LAYERS + OTHERS
+    batches = BATCHES[:1] + BATCHES[3:4] if context.quick else BATCHES
+    if context.dry:
+        sizes, batches = [3, 5], [1, 4]
+    seen: dict[str, dict[tuple[int, int], float]] = {}
+    for batch in batches:
+        for n in context.cases(sizes, need=6):
+            if 8 * n * n * batch > MOST_BYTES:
+                continue
+            with context.attempt(f"n = {n}, batch = {batch}"):
+                shown = "n batch torch ours chosen chosen_over_best"
+                context.row("table", shown, **_cell(context, n, batch, seen))
+
+
+def _cell(
+    context: Context, n: int, batch: int, seen: dict[str, dict[tuple[int, int], float]]
+) -> dict[str, Any]:
+    """Seconds of every method; None with a reason for those that would take too long."""
+    a = covariances(batch, n, context.device)
+    row: dict[str, Any] = {"n": n, "batch": batch}
+    clock = Clock(context.dry)
+    for name, make in _methods(a).items():
+        times = seen.setdefault(name, {})
+        expected = _expected(times, n, batch)
+        if expected > (LONGEST_ALONE if batch == 1 else LONGEST):
+            row[name] = None
+            row.setdefault("left out", {})[name] = f"{expected:.1f} s expected"
+            continue
+        with context.attempt(f"{name}, n = {n}, batch = {batch}"):
+            call = make()
+            timing = clock.time([call], seconds=0.1, least=1, most=20)
+            row[name] = times[n, batch] = timing.median
+            if isinstance(call, Direct) and (failed := call.failed()):
+                row.setdefault("failed", {})[name] = failed
+    direct = {name: row[name] for name in ROUTINES if row.get(name)}
+    if direct:
+        best = min(direct, key=lambda name: direct[name])
+        chosen = cusolver.routines_for(n, batch, cusolver.library().xsyev_batched)[0].routine
+        row.update(best=best, chosen=chosen)
+        if direct.get(chosen):
+            row["chosen_over_best"] = direct[chosen] / direct[best]
+    return row
+
+
+def _methods(a: Tensor) -> dict[str, Callable[[], Callable[[], Any]]]:
+    """Calls, made when they are needed: a routine may have no workspace for a size."""
+    methods: dict[str, Callable[[], Callable[[], Any]]] = {
+        "torch": lambda: lambda: torch.linalg.eigh(a)
+    }
+    if extension.module is not None:
+        methods["ours"] = lambda: lambda: cusolver.eigh(a)
+        for routine in ROUTINES:
+            if routine != "xsyev_batched" or cusolver.library().xsyev_batched:
+                methods[routine] = lambda routine=routine: Direct(routine, a)
+    return methods
+
+
+def _expected(times: dict[tuple[int, int], float], n: int, batch: int) -> float:
+    """Seconds, from the nearest smaller cells: cubic in the size, linear in the batch."""
+    same = [(b, t) for (m, b), t in times.items() if m == n and b < batch]
+    if same:
+        nearest, seconds = max(same)
+        return seconds * batch / nearest
+    smaller = [(m, t) for (m, b), t in times.items() if b == batch and m < n]
+    if smaller:
+        nearest, seconds = max(smaller)
+        return seconds * (n / nearest) ** 3
+    return 0.0

@@ -1,0 +1,43 @@
+"""Whether a run shows that the kernels are right, and the line for sylvinit/verified.json."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from gpu.context import ROOT, Document
+
+VERIFIED = ROOT / "sylvinit" / "verified.json"
+
+
+def verdict(document: Document) -> tuple[dict[str, str] | None, str]:
+    """The line, or None and why there is none.
+
+    Full tests and all tools of the sanitizer have passed, with the build of one csrc, on one GPU.
+    """
+    if document.get("dry_run"):
+        return None, "a dry run is no evidence"
+    if document.get("quick"):
+        return None, "a quick run leaves tests out"
+    steps = document.get("steps", {})
+    for name in ("environment", "build", "tests", "sanitizer"):
+        if steps.get(name, {}).get("status") != "ok":
+            return None, f"step {name} is {steps.get(name, {}).get('status', 'missing')}"
+    for name in ("tests", "sanitizer"):
+        if steps[name]["results"].get("passed") is not True:
+            return None, f"step {name} has not passed"
+    machine, built = steps["environment"]["results"], steps["build"]["results"]
+    if not built.get("csrc") or built["csrc"] != machine.get("csrc"):
+        return None, "what was tested is not built from the sources that lie here"
+    if not machine.get("gpu"):
+        return None, "no GPU was found"
+    return {"csrc": built["csrc"], "device": machine["gpu"], "date": machine["date"][:10]}, ""
+
+
+def record(line: dict[str, str], path: Path = VERIFIED) -> None:
+    """Add the line, once."""
+    lines: list[Any] = json.loads(path.read_text(encoding="utf-8"))
+    if line not in lines:
+        lines.append(line)
+    path.write_text(json.dumps(lines, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,126 @@
+"""What is timed: patch_gram as the library calls it, its kernels alone, and the other ways."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gpu.gram_cases import Inputs
+from sylvinit import extension
+from sylvinit.patches import fused
+from sylvinit.patches.gather import gather_patches
+
+Call = Callable[[], Any]
+# Bytes of the indices of one chunk of gathered patches.
+_CHUNK_BYTES = 2**30
+
+
+def operator(inputs: Inputs, arithmetic: str) -> list[Call]:
+    """The operator, adding to one Gram matrix; a call for each turn."""
+    x, d = inputs.x(0), inputs.case.d
+    gram = torch.zeros(1, d + 1, d + 1, dtype=torch.float64, device=x.device)
+    status = torch.zeros(1, dtype=torch.int32, device=x.device)
+    shift = torch.zeros(1, d, device=x.device)
+
+    def call(turn: int) -> None:
+        numbers = inputs.layout(turn).numbers()
+        nothing = (None, 0, None, None, None)
+        fused.patch_gram(inputs.x(turn), gram, status, shift, *nothing, numbers, arithmetic)
+
+    return [lambda turn=turn: call(turn) for turn in range(inputs.turns)]
+
+
+def mean(inputs: Inputs) -> list[Call]:
+    """The shift of the first microbatch."""
+    count = min(256, inputs.case.n)
+    return [
+        lambda turn=turn: fused.patch_mean(inputs.x(turn), inputs.layout(turn).numbers(), count)
+        for turn in range(inputs.turns)
+    ]
+
+
+class Kernels:
+    """The kernels of one tile and arithmetic, with everything they need made beforehand."""
+
+    def __init__(self, inputs: Inputs, arithmetic: str, tile: int) -> None:
+        module, case = extension.module, inputs.case
+        device = inputs.x(0).device
+        size = case.d + 1
+        self.gram = torch.zeros(1, size, size, dtype=torch.float64, device=device)
+        self.status = torch.zeros(1, dtype=torch.int32, device=device)
+        self.shift = torch.zeros(1, case.d, device=device)
+        self.inputs, self.arithmetic = inputs, fused.ARITHMETICS.index(arithmetic)
+        multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
+        self.arguments: list[tuple[Any, Any]] = []
+        for turn in range(inputs.turns):
+            args = inputs.layout(turn).arguments(module, inputs.x(turn), case.n)
+            args.status, args.shift = self.status.data_ptr(), self.shift.data_ptr()
+            plan = module.plan_patch_gram(args, multiprocessors, tile)
+            self.arguments.append((args, plan))
+        self.plan = self.arguments[0][1]
+        count = self.plan.workspace // 8
+        self.workspace = torch.empty(count, dtype=torch.float64, device=device)
+
+    def calls(self) -> list[Call]:
+        """A launch for each turn, on the current stream."""
+
+        def call(turn: int) -> None:
+            args, plan = self.arguments[turn]
+            stream = torch.cuda.current_stream().cuda_stream
+            addresses = (self.gram.data_ptr(), self.workspace.data_ptr(), stream)
+            extension.module.patch_gram(args, plan, self.arithmetic, *addresses)
+
+        return [lambda turn=turn: call(turn) for turn in range(self.inputs.turns)]
+
+
+def gathered(inputs: Inputs) -> list[Call]:
+    """As many patches gathered by torch, and cuBLAS; their positions are drawn beforehand."""
+    case, device = inputs.case, inputs.x(0).device
+    chunk = max(4096, _CHUNK_BYTES // (8 * case.d))
+    generator = torch.Generator(device).manual_seed(0)
+    each = min(case.draws, case.positions)
+    entry = torch.arange(case.images, device=device).repeat_interleave(each)
+    positions = [
+        torch.randint(case.positions, (case.n,), generator=generator, device=device)
+        for _ in range(inputs.turns if case.n < 10**6 else 1)
+    ]
+
+    def call(turn: int) -> Tensor:
+        position = positions[turn % len(positions)]
+        total = torch.zeros(case.d, case.d, device=device)
+        for begin in range(0, case.n, chunk):
+            part = slice(begin, begin + chunk)
+            rows = gather_patches(
+                inputs.x(turn), case.geometry, entry[part], position[part], case.out_size
+            )
+            rows = rows.flatten(1).float()
+            total.addmm_(rows.T, rows)
+        return total
+
+    return [lambda turn=turn: call(turn) for turn in range(inputs.turns)]
+
+
+def unfolded(inputs: Inputs) -> list[Call]:
+    """All patches by F.unfold, and one product, as a user would write it."""
+    case = inputs.case
+    options = {"padding": case.kernel // 2, "stride": case.stride}
+
+    def call(turn: int) -> Tensor:
+        columns = F.unfold(inputs.x(turn).float(), case.kernel, **options)
+        rows = columns.transpose(1, 2).flatten(0, 1)
+        return rows.T @ rows
+
+    return [lambda turn=turn: call(turn) for turn in range(inputs.turns)]
+
+
+def ready(inputs: Inputs) -> list[Call]:
+    """The product alone, of patches that lie there in float32."""
+    case, device = inputs.case, inputs.x(0).device
+    generator = torch.Generator(device).manual_seed(0)
+    held = 1 if case.n * case.d > 10**9 else 3
+    sets = [torch.randn(case.n, case.d, generator=generator, device=device) for _ in range(held)]
+    return [lambda rows=rows: rows.T @ rows for rows in sets]
