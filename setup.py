@@ -94,7 +94,7 @@ class BuildExt(build_ext):
         start = time.monotonic()
         try:
             module = compilation.build(ROOT)
-        except BuildError as error:
+        except (BuildError, OSError, UnicodeError) as error:
             if not ext.optional:
                 text = f"SYLVINIT_CUDA=1, but the CUDA extension cannot be built: {error}"
                 raise SystemExit(text) from None

@@ -149,7 +149,7 @@ def ninja_file(root: Path, found: toolkit.Toolkit, entries: list[str]) -> str:
         "  depfile = $out.d",
         "  deps = gcc",
         "rule cpp",
-        f"  command = {_command(host)} $macros -MMD -MF $out.d -c $in -o $out",
+        f"  command = {_command(host)} $macros -MD -MF $out.d -c $in -o $out",
         "  description = c++ $in",
         "  depfile = $out.d",
         "  deps = gcc",

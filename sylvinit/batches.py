@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sylvinit.errors import DataError, LabelError, OptionTypeError
+from sylvinit.memory import to_device
 
 ForwardFn = Callable[[nn.Module, Any], Any]
 LABEL_KEYS = ("labels", "label", "targets", "target", "y")
@@ -40,6 +41,15 @@ class Batch:
     start: int
     size: int
     named: bool = False
+    _moved: dict[torch.device, Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    def labels_on(self, device: torch.device) -> Tensor | None:
+        """The labels as int64 on a device, moved there once."""
+        if self.labels is None:
+            return None
+        if device not in self._moved:
+            self._moved[device] = to_device(self.labels.long(), device)
+        return self._moved[device]
 
     def head(self, count: int) -> Batch:
         """The first ``count`` samples."""

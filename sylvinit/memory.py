@@ -1,4 +1,4 @@
-"""Saying what a GPU had no memory for."""
+"""The memory of a GPU: getting there without waiting, and saying what there was none for."""
 
 from __future__ import annotations
 
@@ -6,8 +6,20 @@ import contextlib
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
 from sylvinit.errors import DeviceMemoryError
+
+
+def to_device(x: Tensor, device: torch.device) -> Tensor:
+    """A copy on a device, or the tensor itself if it is there.
+
+    From ordinary host memory torch waits until a GPU has done all it was asked before. From pinned
+    memory it does not, and keeps that memory until the copy is made.
+    """
+    if x.device == device or device.type != "cuda" or x.device.type != "cpu":
+        return x.to(device)
+    return x.pin_memory().to(device, non_blocking=True)
 
 
 @contextlib.contextmanager

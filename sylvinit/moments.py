@@ -102,6 +102,7 @@ class PatchMoments:
     @property
     def eps(self) -> float:
         """Unit round-off of the products."""
+        self._settle()
         return self._eps
 
     def update(
@@ -176,11 +177,11 @@ class PatchMoments:
         return torch.device("cpu") if held is None else held.device
 
     def add_sums(self, sums: RowSums) -> PatchMoments:
-        """Add rows given by their sums about a shift."""
+        """Add rows given by their sums about a shift; ``sums.second`` is overwritten."""
         self._eps = max(self._eps, sums.eps)
         residual = sums.total / sums.n
         shift = sums.shift.double()
-        self._merge(sums.n, shift + residual, sums.second.clone(), residual)
+        self._merge(sums.n, shift + residual, sums.second, residual)
         counts, totals = sums.class_counts, sums.class_totals
         if self.classes and counts is not None and totals is not None:
             self._merge_classes(counts, totals + counts[None, :, None] * shift[:, None, :])
@@ -189,8 +190,9 @@ class PatchMoments:
     def _settle(self) -> None:
         """Merge what was added up elsewhere."""
         if self.accumulator is not None:
-            accumulator, self.accumulator = self.accumulator, None
-            self.add_sums(accumulator.sums())
+            sums = self.accumulator.sums()
+            self.accumulator = None
+            self.add_sums(sums)
 
     def merge(self, other: PatchMoments) -> PatchMoments:
         """Add the rows that ``other`` has seen; ``other`` is left as it was.

@@ -99,9 +99,7 @@ class LayerUnit:
         """Add the rows or patches of one microbatch at one call."""
         begin = time.perf_counter()
         layer: Layer = arrival.point
-        labels = batch.labels if self.plan.classes else None
-        if labels is not None:
-            labels = labels.long().to(arrival.x.device)
+        labels = batch.labels_on(arrival.x.device) if self.plan.classes else None
         key = stream_key(self.plan.seed, layer.name, arrival.call)
         if layer.geometry is None:
             self._collect_rows(layer, arrival.x, batch, labels, key)
@@ -172,8 +170,10 @@ class LayerUnit:
         begin = time.perf_counter()
         first = self.layers[0]
         self._inputs.check(first.name, first.kind)
-        plan, moments = self.plan, self._canonical()
-        stats, dead = self._statistics(moments)
+        plan = self.plan
+        with memory_for(f"the moments of {self.name}", self._moment_bytes()):
+            moments = self._canonical()
+            stats, dead = self._statistics(moments)
         old_weight, old_bias = first.get_weight().double(), first.get_bias()
         groups, outputs, _ = old_weight.shape
         seed = stream_key(plan.seed, self.name, -1)[0]
@@ -233,6 +233,10 @@ class LayerUnit:
         report.seconds = self.seconds
         self.reset()
         return report
+
+    def _moment_bytes(self) -> int:
+        held = self._moments
+        return 0 if held is None else held.groups * held.d_in**2 * 8
 
     def _statistics(self, moments: PatchMoments) -> tuple[LayerStatistics, int]:
         """Statistics of the input, and how many of its features never vary."""

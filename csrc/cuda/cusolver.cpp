@@ -11,6 +11,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "device_guard.h"
 #include "errors.h"
 
 namespace sylvinit {
@@ -158,8 +159,10 @@ Handle& handle_for(int device, cudaStream_t stream) {
 class Session {
  public:
   explicit Session(const SymmetricEigen& p)
-      : call(functions()), handle_(handle_for(p.device, p.stream)), lock_(handle_.mutex) {
-    check_cuda(cudaSetDevice(p.device), "cudaSetDevice(" + std::to_string(p.device) + ")");
+      : call(functions()),
+        device_(p.device),
+        handle_(handle_for(p.device, p.stream)),
+        lock_(handle_.mutex) {
     if (handle_.dense == nullptr) {
       check(call.create(&handle_.dense), "cusolverDnCreate");
     }
@@ -178,6 +181,7 @@ class Session {
   syevjInfo_t jacobi() const { return handle_.jacobi; }
 
  private:
+  DeviceGuard device_;
   Handle& handle_;
   std::lock_guard<std::mutex> lock_;
 };

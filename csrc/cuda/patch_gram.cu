@@ -138,7 +138,8 @@ PatchGramPlan plan_patch_gram(const PatchGram& gram, int multiprocessors, int ti
   const std::int64_t blocks = plan.pairs * gram.groups;
   require(blocks < 0x7FFFFFFF, "too many tiles and groups for one launch");
   const std::int64_t wanted = static_cast<std::int64_t>(multiprocessors) * kBlocksPerMultiprocessor;
-  std::int64_t splits = (wanted + blocks - 1) / blocks;
+  // Rounded down: one block more than the multiprocessors take costs another turn of all.
+  std::int64_t splits = wanted / blocks > 1 ? wanted / blocks : 1;
   const std::int64_t most = (gram.n + kLeastPatchesOfSplit - 1) / kLeastPatchesOfSplit;
   splits = splits < most ? splits : most;
   plan.splits = static_cast<int>(splits < 65535 ? splits : 65535);

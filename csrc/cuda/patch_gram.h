@@ -102,7 +102,7 @@ struct PatchGramPlan {
   int splits = 0;               // parts into which the patches are split, summed in order
   std::int64_t first_pair = 0;  // the first tile of the upper triangle with a wanted row
   std::int64_t pairs = 0;       // and how many there are
-  std::int64_t workspace = 0;   // bytes, whatever the number of patches
+  std::int64_t workspace = 0;   // bytes, bounded whatever the number of patches
 };
 
 // Throws std::invalid_argument if a field is outside its limits, naming it.

@@ -98,6 +98,9 @@ __global__ void __launch_bounds__(TileShape<Tile>::kThreads, Tile == 64 ? 3 : 1)
   // Three turns before the first product, one for each step that precedes it.
   for (std::int64_t chunk = begin - 3; chunk < end; ++chunk) {
     take(chunk + 1);
+    // Before the product, so that the few threads that divide and draw do it while others multiply.
+    find(chunk + 2);
+    choose(chunk + 3);
     if (is_ours(chunk)) {
       const int side = static_cast<int>(chunk & 1);
       multiply<Tile, kArithmetic>(partial, left[side], diagonal ? left[side] : right[side]);
@@ -109,8 +112,6 @@ __global__ void __launch_bounds__(TileShape<Tile>::kThreads, Tile == 64 ? 3 : 1)
       }
     }
     put(chunk + 1);
-    find(chunk + 2);
-    choose(chunk + 3);
     __syncthreads();
   }
   if (kSumsInBetween) sum.take(partial);

@@ -11,6 +11,7 @@
 
 #include "bindings.h"
 #include "cusolver.h"
+#include "device_guard.h"
 #include "errors.h"
 #include "spectral.h"
 
@@ -27,9 +28,8 @@ T* at(Address address) {
 
 cudaStream_t stream_at(Address stream) { return reinterpret_cast<cudaStream_t>(stream); }
 
-// Makes the device current, and refuses memory of the host.
-void use_device(int device, Address of_an_argument) {
-  check_cuda(cudaSetDevice(device), "cudaSetDevice(" + std::to_string(device) + ")");
+// Refuses memory of the host.
+void check_address(int device, Address of_an_argument) {
   if (!is_device_pointer(at<const void>(of_an_argument))) {
     throw std::invalid_argument("tensors must be on device " + std::to_string(device) +
                                 ", got an address that no kernel can read");
@@ -74,14 +74,16 @@ void decompose(const std::string& routine, int device, Address stream, std::int6
                                workspace_bytes};
   if (n == 0 || batch == 0) return;
   py::gil_scoped_release release;
-  use_device(device, a);
+  const DeviceGuard guard(device);
+  check_address(device, a);
   symmetric_eigen(problem);
 }
 
 void scale(int device, Address stream, std::int64_t batch, std::int64_t entries, Address a,
            Address scaled, Address scale, Address partial) {
   if (batch == 0 || entries == 0) return;
-  use_device(device, a);
+  const DeviceGuard guard(device);
+  check_address(device, a);
   scale_to_unit(
       {batch, entries, at<double>(a), at<double>(scaled), at<double>(scale), at<double>(partial)},
       stream_at(stream));
@@ -92,7 +94,8 @@ void divide(int device, Address stream, std::int64_t batch, std::int64_t k, std:
             Address keep, Address least, Address kept, Address partial_least,
             Address partial_kept) {
   if (batch == 0 || k == 0 || d == 0) return;
-  use_device(device, c);
+  const DeviceGuard guard(device);
+  check_address(device, c);
   divide_positive(
       {batch, k, d, at<double>(c), at<double>(a), at<double>(b), at<double>(threshold_a),
        at<double>(threshold_b), at<double>(y), at<std::uint8_t>(keep), at<double>(least),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import prod
 
 import torch
@@ -66,17 +67,20 @@ class PatchAccumulator:
     ) -> None:
         """Add the patches of an activation; see :func:`sylvinit.patches.fused.patch_gram`."""
         x = x.detach()
+        labels = None if labels is None else labels.contiguous()
+        # The rows beside the patches and the constant would be codes times codes: known already.
+        features = x.shape[1] // layout.groups * layout.taps
+        layout = replace(layout, rows=features + 1)
         numbers = layout.numbers()
         n = layout.patches_of(x.shape[0]) if entry is None else len(entry)
         if self._gram is None or self._shift is None or self._status is None:
             size = columns(x, layout, self.classes, None)
-            shape = (layout.groups, size, size)
+            shape = (layout.groups, layout.rows, size)
             with memory_for(f"a Gram matrix {shape} in float64", 8 * prod(shape)):
                 self._gram = torch.zeros(shape, dtype=torch.float64, device=x.device)
             self._status = torch.zeros(1, dtype=torch.int32, device=x.device)
             self._taps = layout.taps
-            count = min(layout.patches_of(x.shape[0]), _SHIFT_PATCHES)
-            self._shift = patch_mean(x, numbers, count)
+            self._shift = patch_mean(x, numbers, min(n, _SHIFT_PATCHES), entry, position)
         patch_gram(
             x,
             self._gram,
@@ -107,8 +111,8 @@ class PatchAccumulator:
         if status:
             raise DataError("a listed patch does not exist in the activation")
         d = self._shift.shape[1]
-        upper = self._gram[:, :d, :d]
-        second = upper + upper.mT - torch.diag_embed(upper.diagonal(dim1=1, dim2=2))
+        second = self._gram[:, :d, :d].triu()
+        second += second.triu(1).mT
         total, shift = self._gram[:, :d, d], self._shift
         counts = totals = None
         if self.classes:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sylvinit.memory import to_device
 from sylvinit.moments import PatchMoments
 from sylvinit.patches.accumulator import PatchAccumulator, can_fuse
 from sylvinit.patches.correlate import (
@@ -62,9 +63,13 @@ class PatchSource:
         """Patches (groups, n, taps * channels), features tap-major."""
         device = self.x.device
         if self.geometry is None:
-            return self.x.index_select(0, entry.to(device))[None]
+            return self.x.index_select(0, to_device(entry, device))[None]
         patches = gather_patches(
-            self.x, self.geometry, entry.to(device), position.to(device), self.out_size
+            self.x,
+            self.geometry,
+            to_device(entry, device),
+            to_device(position, device),
+            self.out_size,
         )
         n, taps, channels = patches.shape
         split = patches.view(n, taps, self.groups, channels // self.groups)
@@ -72,7 +77,7 @@ class PatchSource:
 
     def labels_of(self, sample: Tensor) -> Tensor | None:
         """The label of every row, given its sample."""
-        return None if self.labels is None else self.labels[sample.to(self.labels.device)]
+        return None if self.labels is None else self.labels[to_device(sample, self.labels.device)]
 
 
 def add_sampled(
@@ -93,7 +98,7 @@ def add_sampled(
     sample, entry, position, priority = source.rows.draw(key, start, patches)
     gathered = source.gather(entry, position)
     labels = source.labels_of(sample)
-    moments.update(gathered, labels, priority.to(gathered.device), **_OURS)
+    moments.update(gathered, labels, to_device(priority, gathered.device), **_OURS)
 
 
 def add_rows(
@@ -113,9 +118,9 @@ def add_rows(
         priority = None
     else:
         sample, entry, _, priority = rows.draw(key, start, patches)
-        priority = priority.to(x.device)
+        priority = to_device(priority, x.device)
     whole = rows.entries is None and (patches is None or int(rows.counts.max()) <= patches)
-    taken = x if whole else x.index_select(0, entry.to(x.device))
+    taken = x if whole else x.index_select(0, to_device(entry, x.device))
     moments.update(taken, source.labels_of(sample), priority, copy=whole, labels_checked=True)
 
 
@@ -134,7 +139,7 @@ def add_all(
     _correlate(moments, source, geometry, arithmetic)
     if moments.reservoir_size:
         _, entry, position, priority = rows.draw(key, start, _RESERVOIR_DRAWS)
-        moments.offer(source.gather(entry, position), priority.to(x.device))
+        moments.offer(source.gather(entry, position), to_device(priority, x.device))
 
 
 def _add_fused(
@@ -180,7 +185,7 @@ def _add_fused(
         accumulator.add(x, layout, source.labels)
     else:
         sample, entry, position, _ = rows.draw(key, start, draws or None)
-        entry, position = entry.to(x.device), position.to(x.device)
+        entry, position = to_device(entry, x.device), to_device(position, x.device)
         accumulator.add(x, layout, source.labels_of(sample), entry, position)
     moments.accumulator = accumulator
     return True
@@ -191,7 +196,7 @@ def _unfold(moments: PatchMoments, source: PatchSource, key: Key, start: int) ->
     priority = None
     if moments.reservoir_size:
         sample, entry, position, priority = source.rows.draw(key, start, None)
-        priority = priority.to(source.x.device)
+        priority = to_device(priority, source.x.device)
     else:
         sample, entry, position = source.rows.all_positions()
     features = source.features * source.groups

@@ -217,41 +217,74 @@ def launch_gram(
 
 
 @torch.library.custom_op("sylvinit::patch_mean", mutates_args=())
-def patch_mean(x: Tensor, layout: list[int], count: int) -> Tensor:
+def patch_mean(
+    x: Tensor,
+    layout: list[int],
+    count: int,
+    entry: Tensor | None = None,
+    position: Tensor | None = None,
+) -> Tensor:
     """Mean of the first patches of an activation, float32 (groups, d): a shift for the products.
 
     Args:
         x: as for :func:`patch_gram`.
         layout: :meth:`PatchLayout.numbers`.
         count: patches, at most as many as there are.
+        entry, position: as for :func:`patch_gram`; a listed patch that does not exist counts as 0.
     """
     where = PatchLayout.from_numbers(layout)
-    rows = _reference_rows(x, where, None, None)
+    rows = _reference_rows(x, where, entry, position)
     if rows is None:
-        raise DataError("x holds no patches")
+        return x.new_zeros((where.groups, x.shape[1] // where.groups * where.taps)).float()
     return rows[0][:, :count].mean(dim=1).float()
 
 
 @patch_mean.register_fake
-def _(x: Tensor, layout: list[int], count: int) -> Tensor:
+def _(
+    x: Tensor,
+    layout: list[int],
+    count: int,
+    entry: Tensor | None = None,
+    position: Tensor | None = None,
+) -> Tensor:
     where = PatchLayout.from_numbers(layout)
     features = x.shape[1] // where.groups * where.taps
     return x.new_empty((where.groups, features), dtype=torch.float32)
 
 
 @patch_mean.register_kernel("cuda")
-def _(x: Tensor, layout: list[int], count: int) -> Tensor:
+def _(
+    x: Tensor,
+    layout: list[int],
+    count: int,
+    entry: Tensor | None = None,
+    position: Tensor | None = None,
+) -> Tensor:
     where = PatchLayout.from_numbers(layout)
     with torch.cuda.device(x.device):
         stream = torch.cuda.current_stream(x.device).cuda_stream
-        return launch_mean(_module(), x, where, count, stream=stream)
+        return launch_mean(_module(), x, where, count, entry, position, stream=stream)
 
 
-def launch_mean(module: Any, x: Tensor, layout: PatchLayout, count: int, *, stream: int) -> Tensor:
+def launch_mean(
+    module: Any,
+    x: Tensor,
+    layout: PatchLayout,
+    count: int,
+    entry: Tensor | None = None,
+    position: Tensor | None = None,
+    *,
+    stream: int,
+) -> Tensor:
     """:func:`patch_mean` by the kernel of a compiled module."""
     features = x.shape[1] // layout.groups * layout.taps
     mean = torch.empty((layout.groups, features), dtype=torch.float32, device=x.device)
-    args = layout.arguments(module, x, layout.patches_of(x.shape[0]))
+    n = layout.patches_of(x.shape[0]) if entry is None else len(entry)
+    args = layout.arguments(module, x, n)
+    status = torch.zeros(1, dtype=torch.int32, device=x.device)
+    args.status = status.data_ptr()
+    if entry is not None and position is not None:
+        args.entry, args.position = entry.data_ptr(), position.data_ptr()
     with _typed_errors():
         module.patch_mean(args, count, mean.data_ptr(), stream)
     return mean

@@ -8,6 +8,7 @@ a convolution: one over the padded activation, whose taps are the lags, with zer
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 from math import prod
 
@@ -37,14 +38,23 @@ class Lags:
     lag: Tensor
 
     @classmethod
-    def of(cls, geometry: PatchGeometry, size: tuple[int, ...], groups: int, width: int) -> Lags:
-        """The lags of a stride-1 convolution.
+    @lru_cache(maxsize=64)
+    def of(
+        cls,
+        geometry: PatchGeometry,
+        size: tuple[int, ...],
+        groups: int,
+        width: int,
+        device: torch.device,
+    ) -> Lags:
+        """The lags of a stride-1 convolution; the microbatches of a layer share them.
 
         Args:
             geometry: of the convolution.
             size: spatial size of the padded activation.
             groups: channel groups.
             width: channels of a group.
+            device: of the index tensors.
         """
         kernel = geometry.kernel
         # The first axis has no negative lags, since the later tap comes second.
@@ -61,7 +71,7 @@ class Lags:
             for (i, first), (j, second) in product(enumerate(taps), repeat=2)
             if j >= i
         ]
-        first, second, lag = torch.tensor(pairs).T
+        first, second, lag = torch.tensor(pairs, device=device).T
         layout = PatchLayout.of(lagged, size, groups, first_row=zero * width, rows=width)
         return cls(layout, zero, first, second, lag)
 
@@ -69,7 +79,8 @@ class Lags:
 def lag_layout_fits(padded: Tensor, geometry: PatchGeometry, groups: int) -> bool:
     """Whether the kernels take the convolution over the lags."""
     size, width = tuple(padded.shape[1:-1]), padded.shape[-1] // groups
-    return can_fuse(padded.movedim(-1, 1), Lags.of(geometry, size, groups, width).layout, 0)
+    lags = Lags.of(geometry, size, groups, width, padded.device)
+    return can_fuse(padded.movedim(-1, 1), lags.layout, 0)
 
 
 def lagged_gram(
@@ -92,7 +103,7 @@ def lagged_gram(
         float64 (groups, taps * c, taps * c) with c = channels // groups, features tap-major.
     """
     size, width = tuple(padded.shape[1:-1]), padded.shape[-1] // groups
-    lags, taps = Lags.of(geometry, size, groups, width), geometry.taps
+    lags, taps = Lags.of(geometry, size, groups, width, padded.device), geometry.taps
     x, area = padded.movedim(-1, 1), prod(size)
     numbers = lags.layout.numbers()
     columns = width * lags.layout.taps + 1
@@ -116,8 +127,8 @@ def lagged_gram(
     # (taps, groups, width, lags, width); of lag 0 only the upper triangle was summed.
     diagonal = blocks[:, :, :, lags.zero].triu()
     blocks[:, :, :, lags.zero] = diagonal + diagonal.triu(1).mT
-    first, second, lag = (index.to(x.device) for index in (lags.first, lags.second, lags.lag))
-    chosen = blocks.movedim(3, 1)[first, lag]  # (pairs, groups, width, width)
+    first, second = lags.first, lags.second
+    chosen = blocks.movedim(3, 1)[first, lags.lag]  # (pairs, groups, width, width)
     gram = x.new_empty((taps, taps, groups, width, width), dtype=torch.float64)
     gram[second, first] = chosen.mT
     gram[first, second] = chosen

@@ -105,6 +105,7 @@ def patch_moments(
         precision=torch.promote_types(x.dtype, torch.float32),
     )
     rows = Rows.one_each(x.shape[0], prod(out_size))
+    labels = None if labels is None else labels.to(x.device)
     source = PatchSource(x, geometry, groups, out_size, rows, labels)
     key = stream_key(seed, name, 0)
     if arithmetic not in ARITHMETICS:

@@ -1,6 +1,6 @@
 // csrc/cuda/cusolver.cpp for ctypes. Each function returns the text of the error, or "".
 //
-// With FAKE_RUNTIME the two functions of the CUDA runtime that it uses are here as well, for
+// With FAKE_RUNTIME the functions of the CUDA runtime that it uses are here as well, for
 // machines without CUDA: then cuSOLVER has to be tests/csrc/fake_cusolver.cpp.
 #include <cstdint>
 #include <sstream>
@@ -14,8 +14,15 @@ using sylvinit::SymmetricEigen;
 
 #ifdef FAKE_RUNTIME
 extern "C" {
+thread_local int current_device = 0;
 cudaError_t cudaSetDevice(int device) {
-  return device == 0 || device == 1 ? cudaSuccess : cudaErrorInvalidDevice;
+  if (device != 0 && device != 1) return cudaErrorInvalidDevice;
+  current_device = device;
+  return cudaSuccess;
+}
+cudaError_t cudaGetDevice(int* device) {
+  *device = current_device;
+  return cudaSuccess;
 }
 const char* cudaGetErrorString(cudaError_t) { return "no such device"; }
 }

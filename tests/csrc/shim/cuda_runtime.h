@@ -6,6 +6,7 @@
 #pragma once
 
 #include <barrier>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -97,6 +98,12 @@ inline float round_to_tf32(float x) {
   return x;
 }
 
+// A sum cut to float32 towards zero, as tensor cores do.
+inline float truncated(double sum) {
+  const float nearest = static_cast<float>(sum);
+  return std::fabs(nearest) > std::fabs(sum) ? std::nextafter(nearest, 0.0f) : nearest;
+}
+
 // d += a b for the fragments of csrc/cuda/mma.cuh. Every lane shows its part of a and b to the
 // warp and computes its part of d. Factors that are not TF32 are cut, as the hardware does.
 inline void mma_m16n8k8_tf32(float (&d)[4], const float (&a)[4], const float (&b)[2]) {
@@ -113,12 +120,12 @@ inline void mma_m16n8k8_tf32(float (&d)[4], const float (&a)[4], const float (&b
   };
   for (int e = 0; e < 4; ++e) {
     const int row = g + e / 2 * 8, column = 2 * t + e % 2;
-    float sum = 0.0f;
+    double sum = d[e];
     for (int k = 0; k < 8; ++k) {
       const float left = shown(row % 8 * 4 + k % 4, row / 8 + k / 4 * 2);
-      sum += left * shown(column * 4 + k % 4, 4 + k / 4);
+      sum += static_cast<double>(left) * shown(column * 4 + k % 4, 4 + k / 4);
     }
-    d[e] += sum;
+    d[e] = truncated(sum);
   }
   team.together.arrive_and_wait();  // before anyone shows something else
 }
