@@ -74,7 +74,8 @@ void run(const PatchGram& gram, const PatchGramPlan& plan, int arithmetic, std::
 }  // namespace
 
 void bind_patch_gram(py::module_& m) {
-  py::class_<PatchGram> bound(m, "PatchGram",
+  // Local: the tests bind the same types in a module of their own.
+  py::class_<PatchGram> bound(m, "PatchGram", py::module_local(),
                               "Arguments of patch_gram, see csrc/cuda/patch_gram.h");
   bound.def(py::init<>())
       .def_readwrite("element_type", &PatchGram::element_type)
@@ -106,7 +107,7 @@ void bind_patch_gram(py::module_& m) {
   bind_address<&PatchGram::code>(bound, "code");
   bind_address<&PatchGram::status>(bound, "status");
 
-  py::class_<PatchGramPlan>(m, "PatchGramPlan")
+  py::class_<PatchGramPlan>(m, "PatchGramPlan", py::module_local())
       .def_readonly("tile", &PatchGramPlan::tile)
       .def_readonly("splits", &PatchGramPlan::splits)
       .def_readonly("pairs", &PatchGramPlan::pairs)

@@ -13,11 +13,14 @@
 
 namespace sylvinit {
 
-// The tensor cores add with truncation, a bias that grows with the number of additions. So they
-// sum this many patches, whose sums are added in float32, and those of kPatchesPerFlush in float64.
-// In TF32 the factors themselves are worse than the bias, and the sums in between are left out.
+// The tensor cores add with truncation, a bias that grows with the number of additions. In 3xTF32
+// they sum this many patches, whose sums are added in float32, and those of kPatchesPerFlush in
+// float64. In TF32 the factors themselves are worse than the bias, and plain float32 rounds to
+// nearest: there the sums in between are left out.
 constexpr int kPatchesPerSum = 64;
-constexpr int kPatchesPerFlush = 4096;
+
+template <Arithmetic kArithmetic>
+constexpr int kPatchesPerFlush = kArithmetic == kFFMA ? 1024 : 4096;
 
 // Adds the product to the block's place in the workspace, or writes it the first time.
 template <int Tile>
@@ -89,7 +92,7 @@ __global__ void __launch_bounds__(TileShape<Tile>::kThreads, Tile == 64 ? 3 : 1)
     if (!diagonal) across.put(gram, right[chunk & 1]);
   };
 
-  constexpr bool kSumsInBetween = kArithmetic != kTF32;
+  constexpr bool kSumsInBetween = kArithmetic == k3xTF32;
   TileProduct<Tile> sum, sum_in_between;
   TileProduct<Tile>& partial = kSumsInBetween ? sum_in_between : sum;
   sum.clear();
@@ -106,7 +109,7 @@ __global__ void __launch_bounds__(TileShape<Tile>::kThreads, Tile == 64 ? 3 : 1)
       multiply<Tile, kArithmetic>(partial, left[side], diagonal ? left[side] : right[side]);
       const std::int64_t done = chunk + 1 - begin;
       if (kSumsInBetween && done % (kPatchesPerSum / kChunk) == 0) sum.take(partial);
-      if (done % (kPatchesPerFlush / kChunk) == 0) {
+      if (done % (kPatchesPerFlush<kArithmetic> / kChunk) == 0) {
         flush<Tile>(sum, place, first);
         first = false;
       }
@@ -123,7 +126,9 @@ void launch_tile(const PatchGram& gram, const PatchGramPlan& plan, bool packed, 
                  cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>(plan.pairs * gram.groups),
                   static_cast<unsigned>(plan.splits));
-  auto* kernel = packed ? tile_kernel<Tile, kArithmetic, 4> : tile_kernel<Tile, kArithmetic, 1>;
+  // The largest tile in float32 has no registers left for packs: it would spill.
+  constexpr int kPack = Tile == 128 && kArithmetic == kFFMA ? 1 : 4;
+  auto* kernel = packed ? tile_kernel<Tile, kArithmetic, kPack> : tile_kernel<Tile, kArithmetic, 1>;
   launch("patch_gram", kernel, grid, dim3(TileShape<Tile>::kThreads), stream, gram, plan,
          workspace);
 }

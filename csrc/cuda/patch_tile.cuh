@@ -45,11 +45,8 @@ class TileColumns {
     const std::int64_t feature = first + static_cast<int>(threadIdx.x) % kAcross * V;
     beside_ = static_cast<int>(feature - d);
     column_ = column_of_feature(gram, group, beside_ < 0 ? feature : 0);
-#pragma unroll
-    for (int v = 0; v < V; ++v) {
-      const bool shifted = gram.shift != nullptr && beside_ + v < 0;
-      shift_[v] = shifted ? gram.shift[group * d + feature + v] : 0.0f;
-    }
+    const bool shifted = gram.shift != nullptr && beside_ < 0;
+    shift_ = shifted ? gram.shift + group * d + feature : nullptr;
   }
 
   // Asks for the numbers of one chunk. Nothing here depends on them, so that they are on their way
@@ -110,13 +107,16 @@ class TileColumns {
   template <ElementType kType>
   __device__ void write(float (*shared)[Tile + kPadding]) const {
     const int across = static_cast<int>(threadIdx.x) % kAcross * V;
+    float shift[V];
+#pragma unroll
+    for (int v = 0; v < V; ++v) shift[v] = shift_ == nullptr ? 0.0f : shift_[v];
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
       Pack<float, V> pack;
 #pragma unroll
       for (int v = 0; v < V; ++v) {
         const float value = outside_ >> i & 1 ? 0.0f : float_of<kType>(bits_[i * V + v]);
-        pack.item[v] = missing_ >> i & 1 ? 0.0f : value - shift_[v];
+        pack.item[v] = missing_ >> i & 1 ? 0.0f : value - shift[v];
       }
       *reinterpret_cast<Pack<float, V>*>(&shared[row(i)][across]) = pack;
     }
@@ -124,7 +124,7 @@ class TileColumns {
 
   int beside_;  // columns from the first one beside the patch; negative: a feature of the patch
   PatchColumn column_;
-  float shift_[V];
+  const float* shift_;             // read again for each chunk: a pointer takes fewer registers
   std::uint32_t bits_[kRows * V];  // as they were read
   unsigned outside_, missing_;     // a bit for each patch: a structural zero, no patch
 };

@@ -79,10 +79,10 @@ def test_more_patches_than_one_sum_in_float32(shim: Any) -> None:
 
 
 # Relative to the sum of |z_i| |z_j|. Worst of eight such problems on host threads, where the
-# emulated tensor core truncates its sums: 3xtf32 7.2e-7, ffma 3.1e-7, tf32 5.3e-4 (two factors,
-# each rounded by up to 2^-11). Bounds: 2 to 3 times that. Without the sums in between 3xtf32 is off
+# emulated tensor core truncates its sums: 3xtf32 7.2e-7, ffma 8.9e-7, tf32 5.3e-4 (two factors,
+# each rounded by up to 2^-11). Bounds: about twice that. Without the sums in between 3xtf32 is off
 # by 2.0e-6.
-BOUNDS = {"3xtf32": 2**-19, "ffma": 2**-20, "tf32": 2**-10}
+BOUNDS = {"3xtf32": 2**-19, "ffma": 2**-19, "tf32": 2**-10}
 
 
 @pytest.mark.parametrize("arithmetic", fused.ARITHMETICS)
