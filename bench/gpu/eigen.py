@@ -76,7 +76,7 @@ def _methods(a: Tensor) -> dict[str, Callable[[], Callable[[], Any]]]:
     methods: dict[str, Callable[[], Callable[[], Any]]] = {
         "torch": lambda: lambda: torch.linalg.eigh(a)
     }
-    if extension.module is not None:
+    if extension.available():
         methods["ours"] = lambda: lambda: cusolver.eigh(a)
         for routine in ROUTINES:
             if routine != "xsyev_batched" or cusolver.library().xsyev_batched:

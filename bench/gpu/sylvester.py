@@ -55,7 +55,7 @@ def _equations(context: Context, size: tuple[int, int, int]) -> None:
             row[f"{structure}_residual"] = float(residual.max())
             row[f"{structure}_ratio"] = row["torch_s"] / row[f"{structure}_s"]
             row[f"{structure}_bytes"] = clock.peak(solve)
-    if extension.module is not None:
+    if extension.available():
         _eigenvalue_part(context, row, clock, a, b, options)
     context.row("equations", "batch k d pos_s pos_ratio sym_ratio eigenvalue_part", **row)
     if size == TARGET:
