@@ -3,12 +3,17 @@
 >>> report = sylvinit.initialize_(model, loader)        # every Conv, Linear, attention projection
 >>> report = sylvinit.initialize_head_(model, loader)   # only the classifier
 >>> x = sylvinit.solve_sylvester(a, b, q)               # A X + X B = Q: batched, differentiable
+>>> report = sylvinit.correlated_init_(model)           # random filters, spatially correlated
 """
 
 from __future__ import annotations
 
-from sylvinit import errors
+from sylvinit import correlated, diagnostics, errors, priors
 from sylvinit.codes import Code, Latent, available_codes, register_code
+from sylvinit.correlated.draw import correlated_normal_
+from sylvinit.correlated.estimate import filter_correlation
+from sylvinit.correlated.initialize import correlated_init_
+from sylvinit.correlated.inputs import input_correlation
 from sylvinit.errors import SylvinitError, SylvinitWarning
 from sylvinit.initialize import initialize_, initialize_head_
 from sylvinit.layers import Layer, RowLayer, register_layer
@@ -36,10 +41,17 @@ __all__ = [
     "SylvinitWarning",
     "__version__",
     "available_codes",
+    "correlated",
+    "correlated_init_",
+    "correlated_normal_",
+    "diagnostics",
     "errors",
+    "filter_correlation",
     "initialize_",
     "initialize_head_",
+    "input_correlation",
     "patch_moments",
+    "priors",
     "register_code",
     "register_layer",
     "solve_sylvester",

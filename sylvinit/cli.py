@@ -1,4 +1,4 @@
-"""The command ``sylvinit``: demo, init, info.
+"""The command ``sylvinit``: demo, init, correlation, info.
 
 The only part of the package that writes to standard output. Imports that take time wait until a
 subcommand needs them, so that ``--help`` is quick.
@@ -68,6 +68,11 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_demo(commands.add_parser("demo", parents=[common], help="see what it does to a network"))
     _add_init(commands.add_parser("init", parents=[common], help="initialise a model of yours"))
+    _add_correlation(
+        commands.add_parser(
+            "correlation", parents=[common], help="how the filters of trained weights correlate"
+        )
+    )
     _add_info(commands.add_parser("info", parents=[common], help="versions and backends"))
     return parser
 
@@ -248,6 +253,46 @@ def _number(option: str, text: str, convert: Callable[[str], T]) -> T:
         return convert(text)
     except ValueError as error:
         raise OptionError(f"{option}: expected a number, got {text!r}.") from error
+
+
+# ------------------------------------------------------------------------------------ correlation
+
+
+def _add_correlation(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Estimate the correlation matrix of the spatial filters of trained weights, for "
+        "sylvinit.correlated_init_."
+    )
+    parser.set_defaults(run=_correlation)
+    parser.add_argument("weights", metavar="FILE", help="a state dict: .safetensors, .pt")
+    parser.add_argument("--kernel", metavar="K[xK]", default="3", help="default: 3, for 3x3")
+    parser.add_argument("--per-layer", action="store_true", help="show every layer, too")
+    parser.add_argument(
+        "--out", metavar="FILE.txt", type=Path, help="write R there, for sylvinit.priors.load"
+    )
+    parser.add_argument("--source", metavar="TEXT", help="what the weights are; kept in the file")
+
+
+def _correlation(arguments: argparse.Namespace) -> None:
+    import sylvinit
+    from sylvinit import modelfiles
+    from sylvinit.priors.matrix import mean_off_diagonal
+
+    if arguments.out is not None:
+        modelfiles.check_output("--out", arguments.out, ".txt")
+    axes = [_number("--kernel", axis, int) for axis in arguments.kernel.split("x")]
+    kernel = axes[0] if len(axes) == 1 else tuple(axes)
+    corr = sylvinit.filter_correlation(arguments.weights, kernel)
+    _say(repr(corr))
+    if arguments.per_layer:
+        layers = sylvinit.filter_correlation(arguments.weights, kernel, per_layer=True)
+        width = max(map(len, layers))
+        _say("mean correlation of two taps, layer by layer")
+        for name, one in layers.items():
+            _say(f"  {name:<{width}}  {mean_off_diagonal(one):+.3f}  of {one.filters} filters")
+    if arguments.out is not None:
+        sylvinit.priors.save(corr, arguments.out, source=arguments.source)
+        _say(f"matrix: {arguments.out}")
 
 
 # ------------------------------------------------------------------------------------------- info

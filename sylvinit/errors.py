@@ -49,6 +49,10 @@ class MatrixError(SylvinitError, ValueError):
     """A matrix of an equation has the wrong shape, structure or device, or is not finite."""
 
 
+class CorrelationError(SylvinitError, ValueError):
+    """A matrix is not the correlation matrix that is needed, or does not fit a kernel."""
+
+
 class SingularEquationError(SolverError, torch.linalg.LinAlgError):
     """A X + X B = Q has no unique solution: an eigenvalue of A is minus one of B."""
 

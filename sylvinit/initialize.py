@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import torch
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -22,7 +21,8 @@ from sylvinit.batches import (
     read_batches,
 )
 from sylvinit.codes import Code
-from sylvinit.errors import ModelError, OptionTypeError, SylvinitWarning
+from sylvinit.errors import ModelError, SylvinitWarning
+from sylvinit.modules import check_module, device_of
 from sylvinit.options import Options, check_options
 from sylvinit.patches.rows import RowToSample
 from sylvinit.planning import Work, make_work
@@ -189,11 +189,9 @@ def initialize_head_(
 
 def _initialize(model: nn.Module, data: Any, options: Options) -> Report:
     begin = time.perf_counter()
-    if not isinstance(model, nn.Module):
-        raise OptionTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    model = check_module(model)
     ambient = Ambient.present()
-    model = _unwrapped(model)
-    device = _device(model)
+    device = device_of(model)
     with ModelGuard(model) as guard:
         batches = read_batches(data, microbatch=options.microbatch, max_samples=options.max_samples)
 
@@ -235,32 +233,6 @@ def _initialize(model: nn.Module, data: Any, options: Options) -> Report:
         _warn(report, work, batches)  # in the guard, for users who turn warnings into errors
     _log.info("initialised %d layers in %.2f s", len(report.solved), report.seconds)
     return report
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """The module inside torch.compile, DataParallel and DistributedDataParallel."""
-    while True:
-        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            model = model.module
-        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
-            model = model._orig_mod  # type: ignore[assignment]
-        else:
-            return model
-
-
-def _device(model: nn.Module) -> torch.device:
-    """The one device of the model's parameters and buffers."""
-    devices = {x.device for x in (*model.parameters(), *model.buffers())}
-    if any(device.type == "meta" for device in devices):
-        raise ModelError(
-            "the model is on the meta device and has no values; call model.to_empty(device=...)"
-        )
-    if len(devices) > 1:
-        names = ", ".join(sorted(str(device) for device in devices))
-        raise ModelError(f"the model lies on several devices ({names}); move it to one")
-    if not devices:
-        raise ModelError("the model has no parameters")
-    return devices.pop()
 
 
 def _classes(batches: list[Batch], options: Options) -> Classes | str:

@@ -157,16 +157,18 @@ def check_options(
         head=head,
         head_code=_head_code(head_code),
         lam=_by_name("lam", lam, 10.0, _lam),
-        patches=None if patches == "all" else _count("patches", patches, "or 'all'"),
+        patches=None if patches == "all" else check_count("patches", patches, "or 'all'"),
         include=None if include is None else _patterns("include", include),
         exclude=() if exclude is None else _patterns("exclude", exclude),
-        microbatch=None if microbatch is None else _count("microbatch", microbatch, "or None"),
-        max_samples=None if max_samples is None else _count("max_samples", max_samples, "or None"),
+        microbatch=None if microbatch is None else check_count("microbatch", microbatch, "or None"),
+        max_samples=None
+        if max_samples is None
+        else check_count("max_samples", max_samples, "or None"),
         recompute=_choice("storage", storage, ("memory", "recompute")) == "recompute",
         split_siblings=_choice("siblings", siblings, ("split", "same")) == "split",
         calibrate_norm=bool(calibrate_norm),
         rescale=_choice("rescale", rescale, (None, "variance")) is not None,
-        seed=_seed(seed),
+        seed=check_seed(seed),
         backend=_backend(backend),
         progress=progress,
         dry_run=bool(dry_run),
@@ -218,7 +220,8 @@ def _function_name(function: Callable[..., Any] | None) -> str | None:
     return getattr(function, "__qualname__", type(function).__qualname__)
 
 
-def _count(argument: str, value: Any, otherwise: str) -> int:
+def check_count(argument: str, value: Any, otherwise: str) -> int:
+    """A whole number of at least 1; ``otherwise`` says what else the argument may be."""
     try:
         count = operator.index(value)
     except TypeError as error:
@@ -230,7 +233,8 @@ def _count(argument: str, value: Any, otherwise: str) -> int:
     return count
 
 
-def _seed(value: Any) -> int:
+def check_seed(value: Any) -> int:
+    """A whole number of 64 bits with sign."""
     try:
         seed = operator.index(value)
     except TypeError as error:

@@ -12,6 +12,7 @@ from sylvinit.batches import Classes
 from sylvinit.codes import Code, OneHot
 from sylvinit.errors import LabelError, ModelError
 from sylvinit.layers import Layer
+from sylvinit.modules import parameter_holders
 from sylvinit.norms import Norm, reason_to_skip, uses_batch_statistics
 from sylvinit.options import Options
 from sylvinit.report import LayerReport
@@ -131,7 +132,7 @@ def _by_weight(
     survey: Survey, options: Options, head: Layer | None, work: Work
 ) -> list[list[Layer]]:
     """Layers that may be solved, grouped by the weight they share, in order of the first call."""
-    holders = _holders(survey)
+    holders = parameter_holders(survey.names)
     groups: dict[tuple[object, ...], list[Layer]] = {}
     for layer in survey.layers:
         reason = _reason(layer, options, head)
@@ -166,15 +167,6 @@ def _reason(layer: Layer, options: Options, head: Layer | None) -> str | None:
     if not all(parameter.requires_grad for parameter in parameters):
         return "frozen (its weight does not require a gradient)"
     return None
-
-
-def _holders(survey: Survey) -> dict[int, list[nn.Module]]:
-    holders: dict[int, list[nn.Module]] = {}
-    for module in survey.names:
-        for parameter in module._parameters.values():
-            if parameter is not None:
-                holders.setdefault(id(parameter), []).append(module)
-    return holders
 
 
 def _shared_reason(

@@ -15,7 +15,8 @@ class LayerReport:
     Attributes:
         name: qualified name in the model.
         kind: type of the module.
-        status: "solved", "calibrated", "skipped", or "planned" in a dry run.
+        status: "solved", "drawn" (random filters), "calibrated", "skipped", or "planned" in a dry
+            run.
         reason: why it was skipped.
         code: the latent code.
         lam: weight of the encoding loss.
@@ -124,21 +125,30 @@ class Report:
             "ms",
         )
         rows = [header, *(_cells(layer) for layer in self.layers)]
-        widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+        shown = [c for c in range(len(header)) if any(row[c] for row in rows[1:])]
+        rows = [tuple(row[column] for column in shown) for row in rows]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(shown))]
         lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
         lines = [line.rstrip() for line in lines]
         lines.insert(1, "-" * len(lines[0]))
-        solved, calibrated = len(self.solved), self._count("calibrated")
-        lines.append(
-            f"{solved} layers solved, {calibrated} normalisations calibrated, "
-            f"{self._count('skipped')} left alone; {self.samples} samples, {self.seconds:.2f} s"
-        )
-        if self._count("planned"):
-            lines[-1] = f"dry run: {self._count('planned')} layers would be initialised"
+        lines.append(self._summary())
         for layer in self.layers:
             lines.extend(f"  {layer.title}: {note}" for note in layer.notes)
         lines.extend(f"warning: {text}" for text in self.warnings)
         return "\n".join(lines)
+
+    def _summary(self) -> str:
+        skipped = f"{self._count('skipped')} left alone"
+        if self._count("planned"):
+            return f"dry run: {self._count('planned')} layers would be initialised, {skipped}"
+        if self._count("drawn"):
+            drawn = f"{self._count('drawn')} layers drawn"
+            correlated = sum(layer.code == "correlated" for layer in self.layers)
+            return f"{drawn}, {correlated} with correlated filters; {skipped}; {self.seconds:.2f} s"
+        return (
+            f"{len(self.solved)} layers solved, {self._count('calibrated')} normalisations "
+            f"calibrated, {skipped}; {self.samples} samples, {self.seconds:.2f} s"
+        )
 
     def _count(self, status: str) -> int:
         return sum(layer.status == status for layer in self.layers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -26,6 +27,8 @@ class LayerStatistics:
         eps: unit round-off of the products behind the moments.
         rows_eps: unit round-off of the rows themselves.
         basis: float64 (groups, d, d_in), or None where d = d_in.
+        kernel: of the patches, one number per spatial axis: the features of a layer's input are
+            channels times taps, taps fastest; () for rows.
         class_counts: float64 (classes,), or None.
         class_means: float64 (groups, classes, d), or None.
         reservoir: (groups, rows, d), a random sample of the rows, or None.
@@ -39,6 +42,7 @@ class LayerStatistics:
     rows_eps: float
     backend: Backend
     basis: Tensor | None = None
+    kernel: tuple[int, ...] = ()
     class_counts: Tensor | None = None
     class_means: Tensor | None = None
     reservoir: Tensor | None = None
@@ -54,6 +58,11 @@ class LayerStatistics:
     def d(self) -> int:
         """Features of a row in the present coordinates."""
         return self.mean.shape[1]
+
+    @property
+    def taps(self) -> int:
+        """Positions of a patch; 1 for rows."""
+        return math.prod(self.kernel)
 
     def spectrum(self) -> tuple[Tensor, Tensor]:
         """Eigenvalues (groups, d), ascending, and eigenvectors (groups, d, d) of the covariance."""
@@ -97,6 +106,7 @@ class LayerStatistics:
             rows_eps=self.rows_eps,
             backend=self.backend,
             basis=pick(self.basis),
+            kernel=self.kernel,
             class_counts=self.class_counts,
             class_means=pick(self.class_means),
             reservoir=pick(self.reservoir),
@@ -109,7 +119,7 @@ class LayerStatistics:
 
 
 def layer_statistics(
-    moments: PatchMoments, backend: Backend, *, reduce: bool = True
+    moments: PatchMoments, backend: Backend, *, reduce: bool = True, kernel: tuple[int, ...] = ()
 ) -> LayerStatistics:
     """The statistics of a layer from its moments.
 
@@ -117,6 +127,7 @@ def layer_statistics(
         moments: at least one row.
         backend: where eigendecompositions run.
         reduce: work in the span of the rows where there are fewer of them than features.
+        kernel: of the patches, () for rows.
     """
     columns = moments.columns() if reduce else None
     reservoir = moments.reservoir()
@@ -128,6 +139,7 @@ def layer_statistics(
             eps=moments.eps,
             rows_eps=moments.eps,
             backend=backend,
+            kernel=kernel,
             class_counts=moments.class_counts(),
             class_means=moments.class_means(),
             reservoir=reservoir,
@@ -150,6 +162,7 @@ def layer_statistics(
         rows_eps=moments.eps,
         backend=backend,
         basis=basis,
+        kernel=kernel,
         class_counts=counts,
         class_means=None if means is None else means @ basis.mT,
         reservoir=None if reservoir is None else reservoir.double() @ basis.mT,

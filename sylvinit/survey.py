@@ -16,6 +16,7 @@ from torch.nn.parameter import is_lazy
 
 from sylvinit.batches import Batch
 from sylvinit.layers import Layer, layers_of
+from sylvinit.modules import clean_name
 from sylvinit.norms import NORM_TYPES, Norm
 from sylvinit.state import Ambient, forward_modes
 
@@ -62,11 +63,6 @@ class Survey:
         found = [point for points in self.points.values() for point in points]
         layers = [point.name for point in found if isinstance(point, Layer)]
         return layers, [point.name for point in found if not isinstance(point, Layer)]
-
-
-def clean_name(name: str) -> str:
-    """A qualified name without the wrappers that torch.compile puts into it."""
-    return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
 
 def find_points(model: nn.Module) -> Survey:

@@ -244,7 +244,13 @@ class LayerUnit:
         columns = moments.columns()
         finite = columns is None or bool(columns.isfinite().all())
         if finite:
-            stats = layer_statistics(moments, self._backend, reduce=self.plan.code.reducible)
+            geometry = self.layers[0].geometry
+            stats = layer_statistics(
+                moments,
+                self._backend,
+                reduce=self.plan.code.reducible,
+                kernel=() if geometry is None else geometry.kernel,
+            )
             if bool(stats.covariance.isfinite().all()):
                 if columns is None:
                     return stats, int((stats.covariance.diagonal(dim1=1, dim2=2) <= 0).sum())

@@ -225,13 +225,13 @@ def test_sign_rule_holds_in_the_coordinates_of_the_input() -> None:
 
 
 def test_registry() -> None:
-    assert sylvinit.available_codes() == ["ica", "kmeans", "lda", "onehot", "pca"]
+    assert sylvinit.available_codes() == ["correlated", "ica", "kmeans", "lda", "onehot", "pca"]
     for name in sylvinit.available_codes():
         assert isinstance(get_code(name), Code)
         assert get_code(name).name == name
     own = KMeans(reservoir=10)
     assert get_code(own) is own
-    with pytest.raises(OptionError, match=r"one of \['ica', .* got 'pac'"):
+    with pytest.raises(OptionError, match=r"one of \['correlated', .* got 'pac'"):
         get_code("pac")
     with pytest.raises(OptionTypeError, match="needs_labels"):
         get_code(3)  # type: ignore[arg-type]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from sylvinit.codes.base import Code
 from sylvinit.codes.components import ICA, LDA, PCA
+from sylvinit.codes.correlated import CorrelatedFilters
 from sylvinit.codes.targets import KMeans, OneHot
 from sylvinit.errors import OptionError, OptionTypeError
 
@@ -15,6 +16,7 @@ _CODES: dict[str, Callable[[], Code]] = {
     "ica": ICA,
     "kmeans": KMeans,
     "onehot": OneHot,
+    "correlated": CorrelatedFilters,
 }
 
 

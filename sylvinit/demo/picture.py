@@ -1,7 +1,7 @@
 """The demo's figure: accuracy over epochs, first filters, and features before training.
 
-The only module that needs matplotlib. It draws on a figure of its own, without pyplot, so neither
-the backend nor the style of a calling program changes.
+It draws on a figure of its own, without pyplot, so neither the backend nor the style of a calling
+program changes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sylvinit.demo.experiment import HE, HE_HEAD, METHODS, SYLVINIT, Result, View
-from sylvinit.errors import SylvinitError
+from sylvinit.drawing import require_matplotlib
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,25 +30,6 @@ _FILTERS_A_ROW = 8
 _GAP_COLOUR = (0.86, 0.90, 0.95)  # no tile of grey or strong colours merges with it
 
 
-class MissingMatplotlibError(SylvinitError, ImportError):
-    """The picture needs matplotlib, which is an optional dependency."""
-
-
-def require_matplotlib() -> None:
-    """Fail early, before minutes of computation, where no picture can be drawn.
-
-    Raises:
-        MissingMatplotlibError: matplotlib cannot be imported.
-    """
-    try:
-        import matplotlib.figure  # noqa: F401  # pyright: ignore[reportUnusedImport]
-    except ImportError as error:
-        raise MissingMatplotlibError(
-            "the demo draws a picture with matplotlib, which cannot be imported "
-            f"({error}); run: pip install 'sylvinit[demo]'"
-        ) from error
-
-
 def draw(result: Result, path: Path) -> None:
     """Write the figure.
 
@@ -60,7 +41,7 @@ def draw(result: Result, path: Path) -> None:
         MissingMatplotlibError: matplotlib cannot be imported.
         OSError: the file cannot be written.
     """
-    require_matplotlib()
+    require_matplotlib("the demo's figure")
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13.5, 7.2), dpi=120, layout="constrained")

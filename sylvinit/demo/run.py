@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from sylvinit.demo.experiment import Result, cifar10_task, digits_task, run_experiment
-from sylvinit.demo.picture import draw, require_matplotlib
+from sylvinit.demo.picture import draw
+from sylvinit.drawing import require_matplotlib
 from sylvinit.errors import OptionError
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def run_demo(
         DataError: the data are missing or damaged.
         OptionError: ``seeds`` or ``epochs`` out of range, or ``out`` is not a folder to write to.
     """
-    require_matplotlib()
+    require_matplotlib("the demo's figure")
     folder = Path(out)
     task = digits_task() if data is None else cifar10_task(data)
     try:

@@ -24,8 +24,9 @@ from sylvinit.demo.experiment import (
     he_init_,
     run_experiment,
 )
-from sylvinit.demo.picture import MissingMatplotlibError, _mosaic, draw
+from sylvinit.demo.picture import _mosaic, draw
 from sylvinit.demo.training import Recipe, accuracy, calibrate_norm, train
+from sylvinit.drawing import MissingMatplotlibError
 from sylvinit.errors import OptionError
 
 
@@ -175,7 +176,7 @@ def test_missing_matplotlib_is_noticed_before_the_experiment(
 
     monkeypatch.setattr(builtins, "__import__", without_matplotlib)
     monkeypatch.setattr(run, "run_experiment", lambda *_: pytest.fail("it ran"))
-    with pytest.raises(MissingMatplotlibError, match=r"pip install 'sylvinit\[demo\]'"):
+    with pytest.raises(MissingMatplotlibError, match=r"pip install 'sylvinit\[plot\]'"):
         run.run_demo(tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

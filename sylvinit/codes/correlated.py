@@ -1,0 +1,64 @@
+"""A code of random filters that are spatially correlated as the input is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sylvinit import priors
+from sylvinit.codes.base import Latent
+from sylvinit.priors.distance import resample_correlation
+from sylvinit.priors.matrix import factor, scale_correlation
+from sylvinit.priors.spatial import spatial_correlation
+from sylvinit.statistics import LayerStatistics
+
+
+@dataclass(frozen=True)
+class CorrelatedFilters:
+    """Random projections s = E (x - mu) whose filters have a correlation matrix R.
+
+    Every row of E consists of a normal filter with correlation R for each channel ("Correlated
+    Initialization for Correlated Data", algorithm 1), and has unit length. The layer's weight then
+    solves the Sylvester equation for this code, so it is no longer E itself. On layers without
+    spatial filters (a single tap) E is white.
+
+    Attributes:
+        corr: R, a matrix or the name of a built-in one, made for the layer's kernel by its distance
+            model where they differ; None takes the correlation of the layer's own
+            input, averaged over its channels, which needs no trained network.
+        strength: factor on the entries of R off the diagonal.
+    """
+
+    corr: Any = None
+    strength: float = 1.0
+    name: str = "correlated"
+    needs_labels: bool = False
+    reservoir: int = 0
+    reducible: bool = False
+
+    def fit(self, stats: LayerStatistics, k: int, seed: int) -> Latent:
+        """K rows for every group.
+
+        Raises:
+            CorrelationError: ``corr`` is no correlation matrix.
+        """
+        channels = stats.d // stats.taps
+        generator = np.random.default_rng(seed)
+        white = generator.standard_normal((stats.groups, k, channels, stats.taps))
+        rows = (torch.from_numpy(white) @ factor(self._matrix(stats)).mT).flatten(2)
+        rows = rows / torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+        return Latent.affine(stats, rows.to(stats.mean), stats.mean)
+
+    def _matrix(self, stats: LayerStatistics) -> Tensor:
+        if stats.taps == 1:
+            return torch.ones(1, 1, dtype=torch.float64)
+        if self.corr is None:
+            matrix = spatial_correlation(stats.covariance, stats.taps)
+        else:
+            given = priors.load(self.corr) if isinstance(self.corr, str) else self.corr
+            matrix = resample_correlation(given, stats.kernel)
+        return scale_correlation(matrix, self.strength)

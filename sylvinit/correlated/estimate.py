@@ -1,0 +1,177 @@
+"""The correlation matrix of the spatial filters of a trained network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor
+
+from sylvinit.correlated.filters import spatial_filters
+from sylvinit.errors import DataError, ModelError, OptionError
+from sylvinit.priors.distance import distance_classes
+from sylvinit.priors.matrix import FilterCorrelation, check_kernel, shown
+
+Center = bool | Literal["layer"]
+
+
+@overload
+def filter_correlation(
+    model_or_weights: Any,
+    kernel_size: int | tuple[int, ...] = 3,
+    *,
+    per_layer: Literal[False] = False,
+    center: Center = True,
+    standardize: bool = False,
+) -> FilterCorrelation: ...
+
+
+@overload
+def filter_correlation(
+    model_or_weights: Any,
+    kernel_size: int | tuple[int, ...] = 3,
+    *,
+    per_layer: Literal[True],
+    center: Center = True,
+    standardize: bool = False,
+) -> dict[str, FilterCorrelation]: ...
+
+
+def filter_correlation(
+    model_or_weights: Any,
+    kernel_size: int | tuple[int, ...] = 3,
+    *,
+    per_layer: bool = False,
+    center: Center = True,
+    standardize: bool = False,
+) -> FilterCorrelation | dict[str, FilterCorrelation]:
+    """Correlation matrix R of the spatial filters of a network.
+
+    Every filter w (the taps of one input channel of one unit) is an observation:
+
+        R[i, j] = C[i, j] / sqrt(C[i, i] C[j, j]),   C = mean of (w - m) (w - m)^T,
+
+    as in "Correlated Initialization for Correlated Data", section 5. The standard error of an entry
+    is that of its linearisation, with z the standardised filters,
+
+        z_i z_j - R[i, j] (z_i^2 + z_j^2) / 2,
+
+    summed over the filters of each output unit, since these are learnt together: only units are
+    taken as independent. No normal distribution is assumed.
+
+    Args:
+        model_or_weights: a module (its Conv1d/2d/3d layers), a state dict, a path of a .safetensors
+            or torch.save file, or one weight (units, channels, *kernel). Weights of transposed
+            convolutions cannot be told from others in a state dict and are counted with them.
+        kernel_size: of the filters to take; a number k stands for k x k.
+        per_layer: one matrix for each layer that has at least two filters, by the name of its
+            module, instead of one for all. Correlation grows with depth (figure 1).
+        center: the mean m: True that of all filters (as numpy.corrcoef), "layer" each layer's own,
+            False none, which gives the correlation that zero-mean filters should be drawn with.
+        standardize: divide every layer by its root mean square (after centring), so that its
+            filters count the same, whatever the scale of its weights.
+
+    Returns:
+        :class:`FilterCorrelation`, float64 (taps, taps), a tensor with ``filters``,
+        ``standard_error``, ... as attributes; or a dict of them.
+
+    Raises:
+        ModelError: no filters of that size, or fewer than two.
+        DataError: a file cannot be read, a weight is not finite, or a tap is the same in all
+            filters.
+        OptionError, OptionTypeError: another argument is out of its domain or of the wrong type.
+    """
+    kernel = check_kernel(kernel_size)
+    if center not in (True, False, "layer"):
+        raise OptionError(f"center must be True, False or 'layer', got {center!r}")
+    weights = spatial_filters(model_or_weights, kernel)
+    if not per_layer:
+        return _correlation(weights, kernel, center, standardize)
+    several = {name: w for name, w in weights.items() if w.shape[0] * w.shape[1] > 1}
+    if not several:
+        raise ModelError(
+            f"model_or_weights: no layer has two filters of {shown(kernel)}; pool them with "
+            "per_layer=False"
+        )
+    return {
+        name.removesuffix(".weight"): _correlation({name: w}, kernel, center, standardize)
+        for name, w in several.items()
+    }
+
+
+def _correlation(
+    weights: dict[str, Tensor], kernel: tuple[int, ...], center: Center, standardize: bool
+) -> FilterCorrelation:
+    count = sum(w.shape[0] * w.shape[1] for w in weights.values())
+    if count < 2:
+        raise ModelError(f"model_or_weights: expected at least two filters, got {count}")
+
+    def prepared() -> Iterable[Tensor]:
+        """Every layer's filters in float64, (units, channels, taps), one layer at a time."""
+        for weight in weights.values():
+            filters = weight.to("cpu", torch.float64).flatten(2)
+            if center == "layer":
+                filters = filters - filters.mean(dim=(0, 1))
+            if standardize:
+                about = filters - filters.mean(dim=(0, 1)) if center is True else filters
+                filters = filters / about.square().mean().sqrt().clamp(min=1e-300)
+            yield filters
+
+    taps = next(iter(prepared())).shape[2]
+    mean = torch.zeros(taps, dtype=torch.float64)
+    if center is True:
+        mean = torch.stack([f.sum(dim=(0, 1)) for f in prepared()]).sum(dim=0) / count
+    covariance = torch.zeros(taps, taps, dtype=torch.float64)
+    for filters in prepared():
+        rows = (filters - mean).flatten(0, 1)
+        covariance += rows.mT @ rows / count
+    scale = covariance.diagonal().sqrt()
+    size = max(float(w.abs().max()) for w in weights.values())
+    fixed = (scale <= 1e-12 * size).nonzero().flatten().tolist() if not standardize else []
+    if fixed or not bool((scale > 0).all()):
+        raise DataError(
+            f"model_or_weights: taps {fixed or 'of all filters'} are the same in all {count} "
+            "filters, so that their correlation is undefined; leave out pruned or unset layers"
+        )
+    matrix = covariance / scale / scale[:, None]
+    errors = _standard_errors(prepared(), mean, scale, matrix, kernel, count)
+    return FilterCorrelation.of(
+        matrix.clamp(-1, 1).fill_diagonal_(1),
+        kernel,
+        filters=count,
+        units=sum(w.shape[0] for w in weights.values()),
+        standard_error=errors[0],
+        distance_error=errors[1],
+        layers=tuple(name.removesuffix(".weight") for name in weights),
+    )
+
+
+def _standard_errors(
+    layers: Iterable[Tensor],
+    mean: Tensor,
+    scale: Tensor,
+    matrix: Tensor,
+    kernel: tuple[int, ...],
+    count: int,
+) -> tuple[Tensor, Tensor]:
+    """Standard errors of the entries, and of their means over the pairs at each distance."""
+    distance, index = distance_classes(kernel)
+    pairs = torch.bincount(index.flatten(), minlength=len(distance))
+    squares = torch.zeros_like(matrix)
+    distance_squares = torch.zeros(len(distance), dtype=torch.float64)
+    units = 0
+    for filters in layers:
+        z = (filters - mean) / scale
+        products = z.mT @ z  # summed over the filters of each unit
+        own = products.diagonal(dim1=1, dim2=2)
+        influence = products - matrix * (own[:, :, None] + own[:, None, :]) / 2
+        squares += influence.square().sum(dim=0)
+        means = influence.new_zeros(len(z), len(distance))
+        means.index_add_(1, index.flatten(), influence.flatten(1))
+        distance_squares += (means / pairs).square().sum(dim=0)
+        units += len(z)
+    # One unit says nothing of the spread between units.
+    correction = units / (units - 1) if units > 1 else float("nan")
+    entry = (squares * correction).sqrt() / count
+    return entry.fill_diagonal_(0), (distance_squares[1:] * correction).sqrt() / count

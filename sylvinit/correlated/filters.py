@@ -1,0 +1,122 @@
+"""Spatial filters of a network: from a module, a state dict, a file or a weight."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from sylvinit.errors import DataError, ModelError, OptionTypeError
+from sylvinit.priors.matrix import shown
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+# Where training scripts put the state dict within a checkpoint.
+_NESTED = ("state_dict", "model_state_dict", "model", "module")
+
+
+def spatial_filters(source: Any, kernel: tuple[int, ...]) -> dict[str, Tensor]:
+    """The weights (units, channels, *kernel) with filters of one size, by layer, in their order.
+
+    Args:
+        source: a module (its Conv1d/2d/3d layers, each shared weight once), a mapping of names to
+            tensors, a .safetensors file or one of torch.save, or a single weight.
+        kernel: one number per axis.
+
+    Returns:
+        Detached tensors, as they are stored, not empty.
+
+    Raises:
+        ModelError: there are no such filters, or they have no values yet.
+        DataError: a file is missing or damaged, or a weight is not finite.
+        OptionTypeError: ``source`` is none of the above, or a weight is not floating point.
+    """
+    found = _weights(source)
+    chosen = {
+        name: weight
+        for name, weight in found.items()
+        if tuple(weight.shape[2:]) == kernel and weight.numel() > 0
+    }
+    if not chosen:
+        sizes = sorted({tuple(w.shape[2:]) for w in found.values() if w.ndim > 2})
+        there = ", ".join(shown(size) for size in sizes) or "none at all"
+        raise ModelError(
+            f"model_or_weights has no spatial filters of {shown(kernel)}; kernel sizes found: "
+            f"{there}; choose one with kernel_size="
+        )
+    for name, weight in chosen.items():
+        _check_values(name, weight)
+    return {name: weight.detach().as_subclass(Tensor) for name, weight in chosen.items()}
+
+
+def _check_values(name: str, weight: Tensor) -> None:
+    if weight.is_meta:
+        raise ModelError(f"{name} is on the meta device and has no values; load weights first")
+    if not weight.is_floating_point():
+        raise OptionTypeError(
+            f"{name} must be a floating-point weight, got {weight.dtype}; dequantise it first"
+        )
+    if not bool(weight.isfinite().all()):
+        raise DataError(f"{name} holds NaN or Inf; the correlation of its filters is undefined")
+
+
+def _weights(source: Any) -> dict[str, Tensor]:
+    if isinstance(source, nn.Module):
+        return _of_module(source)
+    if isinstance(source, Tensor):
+        return {"weight": source}
+    if isinstance(source, (str, PathLike)):
+        return _of_mapping(_read(Path(source)))
+    if isinstance(source, Mapping):
+        return _of_mapping(source)
+    raise OptionTypeError(
+        "model_or_weights must be a torch.nn.Module, a state dict, a path or a weight tensor, got "
+        f"{type(source).__name__}"
+    )
+
+
+def _of_module(model: nn.Module) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, module in model.named_modules():
+        if not isinstance(module, _CONVOLUTIONS):
+            continue
+        if is_lazy(module.weight):
+            raise ModelError(
+                f"{name or 'the model'} is lazy and has no weight yet; run the model once on data"
+            )
+        weight = module.weight.detach()
+        if weight.is_meta or weight.data_ptr() not in seen:
+            seen.add(weight.data_ptr())
+            found[f"{name}.weight" if name else "weight"] = weight
+    return found
+
+
+def _of_mapping(state: Mapping[Any, Any]) -> dict[str, Tensor]:
+    for key in _NESTED:
+        if isinstance(state.get(key), Mapping):
+            return _of_mapping(state[key])
+    return {str(k): v for k, v in state.items() if isinstance(v, Tensor) and 3 <= v.ndim <= 5}
+
+
+def _read(path: Path) -> Mapping[Any, Any]:
+    if not path.is_file():
+        raise DataError(f"model_or_weights: there is no file {path}")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # parsers raise nearly anything on a damaged file
+        raise DataError(f"model_or_weights: {path} is no file of weights: {error}") from error
+    if isinstance(state, Tensor):
+        return {"weight": state}
+    if not isinstance(state, Mapping):
+        raise DataError(
+            f"model_or_weights: {path} holds a {type(state).__name__}; expected a state dict"
+        )
+    return state

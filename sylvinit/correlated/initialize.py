@@ -1,0 +1,171 @@
+"""Correlated filters for every convolution of a model."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from sylvinit.correlated.draw import KAIMING_GAIN, MODES, draw_filters
+from sylvinit.correlated.plan import Job, Selection, assign_matrices, plan_layers
+from sylvinit.errors import OptionError, OptionTypeError
+from sylvinit.modules import check_module, device_of
+from sylvinit.priors.matrix import check_number
+from sylvinit.report import Report
+from sylvinit.state import ModelGuard
+
+
+def correlated_init_(
+    model: nn.Module,
+    corr: Any = "resnet10-cifar10",
+    *,
+    strength: float = 1.0,
+    gain: float = KAIMING_GAIN,
+    mode: str = "fan_in",
+    bias: Literal["zero", "keep"] = "zero",
+    include: str | Iterable[str] | None = None,
+    exclude: str | Iterable[str] | None = None,
+    generator: torch.Generator | None = None,
+    dry_run: bool = False,
+) -> Report:
+    """Draw the weights of a model with spatially correlated filters, in place.
+
+    Convolutions get :func:`sylvinit.correlated_normal_` with their matrix ("Correlated
+    Initialization for Correlated Data", algorithm 1 with eq. 17). Layers without spatial filters
+    (1x1 convolutions, Linear, attention projections) and convolutions without a matrix get He's
+    normal distribution of the same gain and mode, which is the same with R = I. Normalisations,
+    embeddings and transposed convolutions are left alone. The data are not looked at;
+    :func:`sylvinit.input_correlation` makes matrices from data.
+
+    Args:
+        model: any module. Wrappers (torch.compile, DataParallel) are looked through.
+        corr: where R comes from:
+
+            - a matrix, as from :func:`sylvinit.filter_correlation`: (taps, taps). For kernels of
+              another size one is made by :func:`sylvinit.correlated.resample_correlation`, which
+              the report says;
+            - the name of a built-in one, see :func:`sylvinit.priors.available`;
+            - a mapping from name patterns to these: the first that matches a layer's name decides,
+              a layer without one gets He's distribution. ``filter_correlation(...,
+              per_layer=True)`` fits a network of the same names;
+            - a list of them, from the first layer with spatial filters to the last: every layer
+              takes the one at its relative depth, so the networks may differ in depth.
+        strength: factor on the entries off the diagonal (table 5), see
+            :func:`sylvinit.correlated.scale_correlation`; 0 is Kaiming normal.
+        gain: of the activation, for all layers; sqrt(2) is that of ReLU.
+        mode: "fan_in" or "fan_out".
+        bias: "zero" sets the biases of the layers drawn to zero, "keep" leaves them.
+        include, exclude: fnmatch patterns over layer names; other layers are left alone.
+        generator: of the random numbers; None takes torch's global one, so ``torch.manual_seed``
+            makes a call reproducible, on every device alike.
+        dry_run: report what would be done and draw nothing.
+
+    Returns:
+        A :class:`sylvinit.Report`; the code of a layer is "correlated" or "he".
+
+    Raises:
+        CorrelationError: a matrix is no correlation matrix, or its entries add up to zero or less
+            at this strength.
+        ModelError: there are no spatial filters, the model is lazy or on the meta device, or a
+            parametrised weight cannot be written.
+        OptionError, OptionTypeError: an argument is out of its domain or of the wrong type.
+        Exception: in every case the model and the random state are as they were.
+    """
+    begin = time.perf_counter()
+    model = check_module(model)
+    strength = check_number("strength", strength)
+    gain = check_number("gain", gain)
+    _check_choice("mode", mode, MODES)
+    _check_choice("bias", bias, ("zero", "keep"))
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise OptionTypeError(
+            f"generator must be a torch.Generator or None, got {type(generator).__name__}"
+        )
+    selection = Selection(_patterns("include", include), _patterns("exclude", exclude) or ())
+    jobs, skipped = plan_layers(model, selection)
+    device_of(model)  # raises where there is nothing to write to
+    assign_matrices(corr, jobs, strength)
+    for job in jobs:
+        job.report.code = "he" if job.matrix is None else "correlated"
+    if not dry_run:
+        _draw_all(model, jobs, gain, mode, bias == "zero", generator)
+    report = Report([job.report for job in jobs] + skipped, seconds=time.perf_counter() - begin)
+    report.settings = {
+        "corr": corr if isinstance(corr, str) else type(corr).__name__,
+        "strength": strength,
+        "gain": gain,
+        "mode": mode,
+        "bias": bias,
+        "include": None if selection.include is None else list(selection.include),
+        "exclude": list(selection.exclude),
+        "dry_run": bool(dry_run),
+    }
+    return report
+
+
+def _draw_all(
+    model: nn.Module,
+    jobs: list[Job],
+    gain: float,
+    mode: str,
+    zero_bias: bool,
+    generator: torch.Generator | None,
+) -> None:
+    """Draw and write every job, or nothing."""
+    source = torch.default_generator if generator is None else generator
+    before = source.get_state()
+    try:
+        # All of them first: the guard below puts torch's global random state back.
+        drawn = [_draw(job, gain, mode, generator) for job in jobs]
+        with ModelGuard(model) as guard:
+            for job, weight in zip(jobs, drawn, strict=True):
+                _write(job, weight, zero_bias, guard)
+    except BaseException:  # Ctrl-C
+        source.set_state(before)
+        raise
+
+
+def _draw(job: Job, gain: float, mode: str, generator: torch.Generator | None) -> Tensor:
+    """The weight as (groups, outputs, features), in its own precision."""
+    matrix = job.matrix
+    if matrix is None:
+        matrix = torch.eye(math.prod(job.kernel), dtype=torch.float64)
+    shape = job.shape if job.kernel else (*job.shape, 1)
+    weight = draw_filters(shape, matrix, gain=gain, mode=mode, generator=generator)
+    old = job.layer.get_weight()
+    return weight.reshape(old.shape).to(old)
+
+
+def _write(job: Job, weight: Tensor, zero_bias: bool, guard: ModelGuard) -> None:
+    layer = job.layer
+    guard.save(layer.parameters("weight"))
+    layer.set_weight(weight)
+    job.report.status = "drawn"
+    bias = layer.get_bias()
+    if not zero_bias or bias is None:
+        return
+    parameters = layer.parameters("bias")
+    if all(parameter.requires_grad for parameter in parameters):
+        guard.save(parameters)
+        layer.set_bias(torch.zeros_like(bias))
+    else:
+        job.report.notes.append("its bias is frozen and left alone")
+
+
+def _check_choice(argument: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise OptionError(f"{argument} must be one of {list(choices)}, got {value!r}")
+
+
+def _patterns(argument: str, value: Any) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    patterns = (value,) if isinstance(value, str) else tuple(value)
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise OptionTypeError(f"{argument}: patterns must be strings, got {pattern!r}")
+    return patterns

@@ -1,0 +1,257 @@
+"""Which layers of a model are drawn, and with which matrix."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
+
+from sylvinit import priors
+from sylvinit.errors import CorrelationError, ModelError, OptionError, OptionTypeError
+from sylvinit.layers import ConvLayer, ConvTransposeLayer, Layer, layers_of
+from sylvinit.modules import clean_name, parameter_holders
+from sylvinit.priors.distance import resample_correlation
+from sylvinit.priors.matrix import (
+    check_correlation,
+    kernel_of,
+    scale_correlation,
+    shown,
+)
+from sylvinit.report import LayerReport
+
+
+@dataclass
+class Job:
+    """A layer to be drawn.
+
+    Attributes:
+        layer: where the weight lies.
+        shape: (units, channels / groups, *kernel); without kernel axes for layers on rows.
+        report: on it.
+        matrix: R at the wanted strength, float64 (taps, taps); None for He's distribution.
+    """
+
+    layer: Layer
+    shape: tuple[int, ...]
+    report: LayerReport
+    matrix: Tensor | None = field(default=None, repr=False)
+
+    @property
+    def kernel(self) -> tuple[int, ...]:
+        """The kernel of a convolution, () of other layers."""
+        return self.shape[2:]
+
+    @property
+    def spatial(self) -> bool:
+        """Whether a filter has more than one tap."""
+        return math.prod(self.kernel) > 1
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Name patterns of the layers that may be drawn."""
+
+    include: tuple[str, ...] | None
+    exclude: tuple[str, ...]
+
+    def takes(self, name: str) -> bool:
+        """Whether a layer of that name may be drawn."""
+        if any(fnmatchcase(name, pattern) for pattern in self.exclude):
+            return False
+        return self.include is None or any(fnmatchcase(name, pattern) for pattern in self.include)
+
+    def check(self, names: list[str]) -> None:
+        """Raise OptionError if a pattern matches no name."""
+        for argument, patterns in (("include", self.include or ()), ("exclude", self.exclude)):
+            _check_used(argument, patterns, names)
+
+
+def _check_used(argument: str, patterns: Sequence[str], names: list[str]) -> None:
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            listed = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+            raise OptionError(
+                f"{argument}: the pattern {pattern!r} matches no layer; names are {listed}"
+            )
+
+
+def plan_layers(model: nn.Module, selection: Selection) -> tuple[list[Job], list[LayerReport]]:
+    """The layers to draw, in the order of the modules, and reports on what is left alone.
+
+    Raises:
+        ModelError: a weight is lazy; or nothing with spatial filters is left.
+        OptionError: a pattern of the selection matches no layer.
+    """
+    layers = _layers(model)
+    selection.check([layer.name for layer in layers])
+    holders = parameter_holders(model.modules())
+    owners = {id(module) for layer in layers for module in _owning(layer)}
+    names = {id(module): clean_name(name) for name, module in model.named_modules()}
+    jobs: list[Job] = []
+    skipped: list[LayerReport] = []
+    taken: dict[tuple[object, ...], str] = {}
+    for layer in layers:
+        reason = _reason(layer, selection)
+        if reason is None:
+            parameters = layer.parameters("weight")
+            outside = [
+                module
+                for parameter in parameters
+                for module in holders.get(id(parameter), [])
+                if id(module) not in owners
+            ]
+            key = (*(id(p) for p in parameters), layer.slot)
+            if outside:
+                kind = type(outside[0]).__name__
+                reason = f"its weight is tied to {names[id(outside[0])]} ({kind})"
+            elif key in taken:
+                reason = f"shares its weight with {taken[key]}"
+            else:
+                taken[key] = layer.name
+                jobs.append(_job(layer))
+        if reason is not None:
+            skipped.append(LayerReport(layer.name, layer.kind, "skipped", reason))
+    if not any(job.spatial for job in jobs):
+        raise ModelError(
+            "the model has no spatial filters to draw: expected a Conv1d, Conv2d or Conv3d with "
+            "more than one tap that is selected and not frozen; use "
+            "torch.nn.init.kaiming_normal_ for other layers"
+        )
+    return jobs, skipped
+
+
+def _layers(model: nn.Module) -> list[Layer]:
+    found: list[Layer] = []
+    owned: set[int] = set()
+    for name, module in model.named_modules():
+        if any(p is not None and is_lazy(p) for p in module._parameters.values()):
+            raise ModelError(
+                f"{name or 'the model'} is lazy and has no weight yet; run the model once on data"
+            )
+        if id(module) in owned:
+            continue
+        layers = layers_of(module, clean_name(name))
+        # The output projection of attention belongs to the attention's own layers.
+        owned.update(id(layer.owner) for layer in layers if layer.owner is not module)
+        found.extend(layers)
+    return found
+
+
+def _owning(layer: Layer) -> list[nn.Module]:
+    """The modules that may hold the parameters behind a layer's weight."""
+    owner = layer.owner
+    if parametrize.is_parametrized(owner):
+        return [owner, *owner.parametrizations.modules()]  # type: ignore[union-attr]
+    return [owner]
+
+
+def _reason(layer: Layer, selection: Selection) -> str | None:
+    """Why a layer is left alone, as far as it can be seen from the layer itself."""
+    if not selection.takes(layer.name):
+        return "not selected by include and exclude"
+    if isinstance(layer, ConvTransposeLayer):
+        return "a transposed convolution, whose fan-in depends on the output pixel"
+    try:
+        parameters = layer.parameters("weight")
+    except ModelError as error:
+        return str(error)
+    if not parameters[0].is_floating_point():
+        return f"its weight is {parameters[0].dtype}, not a real floating-point tensor"
+    if not all(parameter.requires_grad for parameter in parameters):
+        return "frozen (its weight does not require a gradient)"
+    return None
+
+
+def _job(layer: Layer) -> Job:
+    groups, outputs, features = layer.get_weight().shape
+    shape = (groups * outputs, features)
+    if isinstance(layer, ConvLayer) and layer.geometry is not None:
+        kernel = layer.geometry.kernel
+        shape = (groups * outputs, features // math.prod(kernel), *kernel)
+    report = LayerReport(layer.name, layer.kind, "planned", d_in=features, d_out=outputs)
+    report.groups = groups
+    return Job(layer, shape, report)
+
+
+def assign_matrices(corr: Any, jobs: list[Job], strength: float) -> None:
+    """Give every job with spatial filters its matrix, and say in its report what was done.
+
+    Args:
+        corr: as in :func:`sylvinit.correlated_init_`.
+        jobs: in order of depth.
+        strength: checked.
+
+    Raises:
+        CorrelationError, OptionError, OptionTypeError: as there.
+    """
+    spatial = [job for job in jobs if job.spatial]
+    scaled: dict[tuple[int, tuple[int, ...]], Tensor] = {}
+    for job, matrix in zip(spatial, _by_job(corr, spatial), strict=True):
+        if matrix is None:
+            job.report.notes.append("no matrix is given for it: He's normal distribution")
+            continue
+        given = kernel_of(matrix)
+        key = (id(matrix), job.kernel)
+        if key not in scaled:
+            made = resample_correlation(matrix, job.kernel, source_kernel=given)
+            # The warning names the caller's line: plan, initialize, user.
+            scaled[key] = scale_correlation(made, strength, stacklevel=5)
+        job.matrix = scaled[key]
+        if given != job.kernel:
+            job.report.notes.append(
+                f"its {shown(job.kernel)} matrix is made from the one of {shown(given)} by a "
+                "model of correlation against distance"
+            )
+
+
+def _by_job(corr: Any, jobs: list[Job]) -> list[Tensor | None]:
+    """The matrix of every job, one object for each that was given; None where there is none."""
+    if isinstance(corr, Mapping):
+        if not corr:
+            raise OptionError("corr: expected at least one pattern with a matrix, got {}")
+        for pattern in corr:
+            if not isinstance(pattern, str):
+                raise OptionTypeError(f"corr: patterns must be strings, got {pattern!r}")
+        _check_used("corr", list(corr), [job.layer.name for job in jobs])
+        matrices = {pattern: _matrix(value) for pattern, value in corr.items()}
+        return [
+            next((m for pattern, m in matrices.items() if _matches(job, pattern)), None)
+            for job in jobs
+        ]
+    if _is_list_of_matrices(corr):
+        several = [_matrix(value) for value in corr]
+        last = max(len(jobs) - 1, 1)
+        return [several[round(i * (len(several) - 1) / last)] for i in range(len(jobs))]
+    return [_matrix(corr)] * len(jobs)
+
+
+def _matches(job: Job, pattern: str) -> bool:
+    # A name may hold the characters of patterns, and then must match itself.
+    return job.layer.name == pattern or fnmatchcase(job.layer.name, pattern)
+
+
+def _is_list_of_matrices(corr: Any) -> bool:
+    """A list of matrices or names, and not a matrix written as nested lists of numbers."""
+    if not isinstance(corr, (list, tuple)) or not corr:
+        return False
+    first = corr[0]
+    return isinstance(first, str) or getattr(first, "ndim", None) == 2
+
+
+def _matrix(value: Any) -> Tensor:
+    """A checked matrix that still knows its kernel."""
+    if isinstance(value, str):
+        return priors.load(value)
+    matrix = check_correlation(value)
+    if hasattr(value, "kernel_size"):
+        kernel_of(value)  # raises where it does not fit
+        return value
+    if isinstance(value, (list, tuple, Mapping)) and not len(value):
+        raise CorrelationError("corr: expected a matrix, got nothing")
+    return matrix

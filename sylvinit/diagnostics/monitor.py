@@ -1,0 +1,232 @@
+"""Watching any training loop from outside."""
+
+from __future__ import annotations
+
+import difflib
+import operator
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any
+
+from torch import nn
+
+from sylvinit.diagnostics.probes import FeatureProbe, LayerProbe, find_layers, packed
+from sylvinit.diagnostics.record import Record
+from sylvinit.diagnostics.updates import GradientStatistics, UpdateWatch
+from sylvinit.errors import ModelError, OptionError, OptionTypeError, SylvinitWarning
+
+
+def monitor(
+    model: nn.Module, every: int = 1, activations: bool = True, features: str | None = None
+) -> AbstractContextManager[Record]:
+    """Record how a model trains, in any loop and with any torch optimizer.
+
+    >>> with sylvinit.diagnostics.monitor(model) as record:
+    ...     for epoch in range(epochs):
+    ...         for x, y in loader:
+    ...             optimizer.zero_grad()
+    ...             loss_fn(model(x), y).backward()
+    ...             optimizer.step()
+    ...         record.end_epoch(accuracy=accuracy(model))
+
+    The loop may be anywhere, also inside a trainer: an update is seen when an optimizer that holds
+    at least one parameter of the model begins its step, so gradients are those it uses, after
+    accumulation, unscaling and clipping. (A step that is given a closure is seen at its end, since
+    it computes the gradients itself.) Optimizers of other models are ignored. If several optimizers
+    share the parameters, each step of each is an update, of its own parameters, compared with its
+    own last one. Loops without a torch optimizer call ``record.update()``.
+
+    Recorded of an update, see :meth:`Record.history`:
+
+    - ``sign_changes`` between its gradient and that of the update before, the paper's measure of
+      zig-zagging (:func:`gradient_sign_changes`). NaN at the first update. A parameter without a
+      gradient at one of the two is left out.
+    - ``gradient_magnitude``, the mean magnitude of the entries (:func:`gradient_magnitude`).
+    - for each layer, a module that contains no other module and has a weight of two or more axes:
+      ``activation_variance`` of its output and ``gradient_variance`` of the gradient with respect
+      to this output, both of all entries about their mean; and ``dead``, the number of units
+      (channels of a convolution, else the last axis) whose gradient is exactly zero at every sample
+      and position. They pool all forwards with gradients since the update before, and all their
+      backward passes, so microbatches give the same as one batch; forwards under ``no_grad``, as
+      in evaluation, do not count. The scale of gradients is that of the loss ``backward`` was
+      called on, a loss scale included. Forwards that checkpointing repeats count once. If an
+      update follows another one without a forward, as with two optimizers, both show the same.
+    - ``effective_rank`` of what the module ``features`` is fed (:func:`effective_rank`, centred),
+      in the last forward with gradients before the update. It waits for the device, nothing else
+      does.
+
+    The model, its gradients, modes, buffers and the state of random numbers stay as they are; no
+    hook is left behind, whatever ends the block. Parameters and modules that are added within the
+    block are not seen, nor are compiled modules and modules whose output is not one tensor.
+    Monitors can be nested.
+
+    Args:
+        model: any module with parameters; one made by ``torch.compile`` is looked through.
+        every: record only the updates 0, every, 2 every, ... of each optimizer. Others cost next to
+            nothing, but for the signs of the one before a recorded one, a byte per parameter.
+        activations: record the statistics of layers.
+        features: name of a module, as in ``model.named_modules()``.
+
+    Returns:
+        A context manager whose value is the :class:`Record`.
+
+    Raises:
+        OptionError: ``every`` is not positive, or the model has no module called ``features``.
+        OptionTypeError: an argument has the wrong type.
+        ModelError: the model has no parameters, or a lazy one that no forward has made yet.
+
+    Warns:
+        SylvinitWarning: at the end, if nothing could be recorded: updates without a forward of any
+            layer (as with ``torch.compile``), forwards without an update, or no features.
+
+    Source: sign changes and magnitude are those of Schneider, "Correlated Initialization for
+    Correlated Data" (2020), section 6.
+    """
+    if not isinstance(model, nn.Module):
+        raise OptionTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if not isinstance(activations, bool):
+        raise OptionTypeError(f"activations must be True or False, got {activations!r}")
+    every = _positive("every", every)
+    model = getattr(model, "_orig_mod", model)
+    parameters = list(model.parameters())
+    if not parameters:
+        raise ModelError(
+            f"model: expected a module with parameters, {type(model).__name__} has none"
+        )
+    if any(nn.parameter.is_lazy(parameter) for parameter in parameters):
+        raise ModelError(
+            "model: expected initialised parameters, got lazy ones; run one batch through it before"
+        )
+    feature_module = None if features is None else _module(model, features)
+    return _watching(_Session(model, every, activations, features, feature_module))
+
+
+@contextmanager
+def _watching(session: _Session) -> Iterator[Record]:
+    with ExitStack() as stack:
+        stack.callback(session.close)
+        session.attach(stack)
+        yield session.record
+    session.warn()
+
+
+class _Session:
+    """One ``with`` block: what happens at a forward, at an update, and at the end."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        every: int,
+        activations: bool,
+        features: str | None,
+        feature_module: nn.Module | None,
+    ) -> None:
+        self._layers = find_layers(model) if activations else {}
+        self._features = features
+        self._feature_module = feature_module
+        self._device = next(model.parameters()).device
+        self._active = True
+        self._fresh = True  # no forward since the last update
+        self._forwards = False
+        self._watch = UpdateWatch(model.parameters(), every, self._on_update)
+        self._due = True
+        self._probes = {
+            name: LayerProbe(module, self._begin_forward, lambda: self._active)
+            for name, module in self._layers.items()
+        }
+        self._feature_probe = FeatureProbe(self._begin_forward)
+        self.record = Record(list(self._layers), every, features)
+
+    def attach(self, stack: ExitStack) -> None:
+        """Set all hooks; the stack removes them."""
+        for handle in self._watch.attach():
+            stack.callback(handle.remove)
+        for name, module in self._layers.items():
+            stack.callback(self._probes[name].attach(module).remove)
+        if self._feature_module is not None:
+            stack.callback(self._feature_probe.attach(self._feature_module).remove)
+        self.record.open(self._watch.update)
+
+    def close(self) -> None:
+        """Forget the model and everything on its device."""
+        self._active = False
+        self._clear()
+        self.record.close()
+
+    def warn(self) -> None:
+        """Say what could not be recorded."""
+        record, missing = self.record, []
+        if record.updates == 0 and self._forwards:
+            missing.append(
+                "no update was seen, because no torch optimizer that holds a parameter of the "
+                "model made a step: call record.update() before the parameters change"
+            )
+        if record.updates and self._probes and not any(p.seen for p in self._probes.values()):
+            missing.append(
+                "no activation was seen, because no layer ran with gradients outside compiled "
+                "code: run the model that torch.compile was given, or pass activations=False"
+            )
+        if record.updates and self._feature_module is not None and not self._feature_probe.seen:
+            missing.append(
+                f"no features were seen, because {self._features!r} was not given a floating "
+                "tensor in a forward with gradients outside compiled code: name another module"
+            )
+        for text in missing:
+            # The frames between: _watching, contextlib.
+            warnings.warn(f"monitor: {text}", SylvinitWarning, stacklevel=4)
+
+    def _on_update(self, statistics: GradientStatistics | None) -> None:
+        if statistics is not None:
+            values = [statistics.sign_changes, statistics.magnitude]
+            if self._feature_module is not None:
+                values.append(self._feature_probe.statistic())
+            units: dict[str, int] = {}
+            for name, probe in self._probes.items():
+                values.extend(probe.statistics())
+                if probe.units is not None:
+                    units[name] = probe.units
+            self.record.add(packed(values, self._device), units)
+        self.record.updates += 1
+        self._fresh, self._due = True, self._watch.due
+
+    def _begin_forward(self) -> bool:
+        """Note that a forward with gradients runs; whether it is to be recorded."""
+        if not self._active:
+            return False
+        if self._fresh:
+            self._fresh = False
+            self._clear()
+        self._forwards = True
+        return self._due
+
+    def _clear(self) -> None:
+        for probe in self._probes.values():
+            probe.clear()
+        self._feature_probe.clear()
+
+
+def _positive(argument: str, value: Any) -> int:
+    if isinstance(value, bool):
+        raise OptionTypeError(f"{argument} must be a positive integer, got {value!r}")
+    try:
+        number = operator.index(value)
+    except TypeError as error:
+        raise OptionTypeError(f"{argument} must be a positive integer, got {value!r}") from error
+    if number < 1:
+        raise OptionError(f"{argument} must be at least 1, got {value!r}")
+    return number
+
+
+def _module(model: nn.Module, name: Any) -> nn.Module:
+    if not isinstance(name, str):
+        raise OptionTypeError(f"features must be the name of a module or None, got {name!r}")
+    modules = dict(model.named_modules())
+    if name in modules:
+        return modules[name]
+    near = difflib.get_close_matches(name, modules, n=3, cutoff=0.4)
+    names = near or [known for known in modules if known][:8]
+    raise OptionError(
+        f"features: the model has no module {name!r}; "
+        + (f"near names are {names}" if near else f"names are {names}")
+    )

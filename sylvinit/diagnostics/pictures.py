@@ -1,0 +1,300 @@
+"""Pictures of what a monitor recorded.
+
+They are drawn on figures of their own, without pyplot, so neither the backend nor the style of a
+calling program changes. matplotlib is imported only where one is drawn.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sylvinit.diagnostics.record import Record
+from sylvinit.drawing import require_matplotlib
+from sylvinit.errors import DataError, OptionError, OptionTypeError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Records = Record | Mapping[str, "Record | Sequence[Record]"]
+
+# Told apart with any colour vision, together with the style of the line.
+_COLOURS = ("#5f5f5f", "#d1495b", "#2f7fb8", "#e69f00", "#009e73", "#7b4fa3", "#56b4e9", "#8c5a2b")
+_LINES = ("-", "--", "-.", ":")
+_MARKED_POINTS = 40  # more of them would cover the line
+
+# Title, label of the axis, and factor of the columns that every record has.
+_COLUMNS = {
+    "sign_changes": ("Gradient sign changes", "entries whose sign changed (%)", 100.0),
+    "gradient_magnitude": ("Gradient magnitude", "mean magnitude of the entries", 1.0),
+    "effective_rank": ("Effective rank of the features", "effective rank", 1.0),
+}
+
+
+class Curve(NamedTuple):
+    """Mean over seeds and its standard deviation (NaN of a single seed), point by point."""
+
+    x: list[float]
+    mean: list[float]
+    deviation: list[float]
+
+
+def draw_record(records: Records, path: str | PathLike[str]) -> None:
+    """Draw sign changes, gradient magnitude and everything else over training.
+
+    The other panels are the effective rank, if recorded, and the values given to
+    :meth:`Record.end_epoch`. The axis is that of epochs if every record has some, else that of
+    updates.
+
+    Args:
+        records: one record; or records by label; or several records by label, say of several
+            seeds, which are drawn as their mean and an area of one standard deviation (with n - 1)
+            about it.
+        path: of the file, whose suffix gives the format (PNG without one); replaced if it exists.
+
+    Raises:
+        OptionTypeError: ``records`` is none of that.
+        OptionError: there is no record, or matplotlib does not know the format.
+        DataError: no update and no epoch has been recorded.
+        MissingMatplotlibError: matplotlib cannot be imported.
+        OSError: the file cannot be written.
+    """
+    groups = _groups(records)
+    require_matplotlib("draw_record()'s figure")
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    everything = [record for group in groups.values() for record in group]
+    by_epoch = all(record.epochs for record in everything)
+    if not by_epoch and not any(record.updates for record in everything):
+        raise DataError(
+            "records: expected updates or epochs, got none; draw a record after training under it"
+        )
+    names = _column_names(everything, by_epoch)
+    columns = min(len(names), 3)
+    rows = math.ceil(len(names) / columns)
+    layout = ConstrainedLayoutEngine(w_pad=0.1)  # between a panel and the label of the next one
+    figure = Figure(figsize=(4.6 * columns, 3.6 * rows), dpi=120, layout=layout)
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for panel in panels[len(names) :]:
+        panel.set_visible(False)
+    for panel, name in zip(panels, names, strict=False):
+        for index, (label, group) in enumerate(groups.items()):
+            curve = _curve([_points(record, name, by_epoch) for record in group])
+            _draw_curve(panel, curve, _COLUMNS.get(name, ("", "", 1.0))[2], label, index)
+        _label(panel, name, "epoch" if by_epoch else "update")
+    handles, labels = panels[0].get_legend_handles_labels()
+    if any(labels):
+        note = _seed_note(groups)
+        figure.legend(
+            handles, labels, loc="outside lower center", ncols=4, frameon=False, title=note
+        )
+    _save(figure, path)
+
+
+def draw_layers(record: Record, path: str | PathLike[str]) -> None:
+    """Draw variances and dead units of every layer, at the first and the last recorded update.
+
+    Args:
+        record: with activations, of at least one update.
+        path: of the file, whose suffix gives the format (PNG without one); replaced if it exists.
+
+    Raises:
+        OptionTypeError: ``record`` is not a record.
+        OptionError: matplotlib does not know the format.
+        DataError: no layer has been recorded.
+        MissingMatplotlibError: matplotlib cannot be imported.
+        OSError: the file cannot be written.
+    """
+    if not isinstance(record, Record):
+        raise OptionTypeError(f"record must be a Record, got {type(record).__name__}")
+    history = record.history()
+    layers, units = history["layers"], record.units()
+    if not layers:
+        raise DataError(
+            "record: expected statistics of layers, got none; use monitor(activations=True) and "
+            "train in its block"
+        )
+    require_matplotlib("draw_layers()'s figure")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11.5, 1.9 + 0.26 * len(layers)), dpi=120, layout="constrained")
+    panels = figure.subplots(1, 3, sharey=True)
+    updates = history["update"]
+    percent = {
+        name: [100 * dead / units[name] if name in units else math.nan for dead in columns["dead"]]
+        for name, columns in layers.items()
+    }
+    _draw_ends(panels[0], [c["activation_variance"] for c in layers.values()], updates, log=True)
+    _draw_ends(panels[1], [c["gradient_variance"] for c in layers.values()], updates, log=True)
+    _draw_ends(panels[2], list(percent.values()), updates, log=False)
+    panels[0].set_title("Activations", loc="left")
+    panels[0].set_xlabel("variance of the output")
+    panels[1].set_title("Gradients", loc="left")
+    panels[1].set_xlabel("variance of the gradient of the output")
+    panels[2].set_title("Dead units", loc="left")
+    panels[2].set_xlabel("units without any gradient (%)")
+    panels[2].set_xlim(-4, 104)
+    panels[0].set_ylabel("layer")
+    panels[0].set_yticks(range(len(layers)), [name or "(model)" for name in layers])
+    panels[0].set_ylim(len(layers) - 0.4, -0.6)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
+    _save(figure, path)
+
+
+# ------------------------------------------------------------------------------------------ records
+
+
+def _groups(records: Any) -> dict[str, list[Record]]:
+    if isinstance(records, Record):
+        return {"": [records]}
+    if not isinstance(records, Mapping):
+        raise OptionTypeError(
+            "records must be a Record or a mapping from labels to Records or lists of them, got "
+            f"{type(records).__name__}"
+        )
+    groups: dict[str, list[Record]] = {}
+    for label, value in records.items():
+        group = [value] if isinstance(value, Record) else value
+        if not isinstance(group, Sequence) or not all(isinstance(item, Record) for item in group):
+            raise OptionTypeError(
+                f"records: {label!r} must be a Record or a list of Records, got {value!r:.80}"
+            )
+        if group:
+            groups[str(label)] = list(group)
+    if not groups:
+        raise OptionError("records: expected at least one Record, got none")
+    return groups
+
+
+def _column_names(records: list[Record], by_epoch: bool) -> list[str]:
+    """Columns to be drawn: those of every record first, then the caller's own."""
+    if by_epoch:
+        given = [name for record in records for row in record.epochs for name in row]
+    else:
+        given = [name for record in records for name in record.history()]
+    others = [name for name in given if name not in ("epoch", "updates", "update", "layers")]
+    return list(dict.fromkeys([name for name in _COLUMNS if name in others] + others))
+
+
+def _points(record: Record, name: str, by_epoch: bool) -> dict[float, float]:
+    if by_epoch:
+        return {row["epoch"]: row.get(name, math.nan) for row in record.epochs}
+    history = record.history()
+    return dict(zip(history["update"], history.get(name, []), strict=False))
+
+
+def _curve(runs: list[dict[float, float]]) -> Curve:
+    """Runs may differ in length and have gaps: a point is of those that have it."""
+    curve = Curve([], [], [])
+    for x in sorted({x for run in runs for x in run}):
+        values = [run[x] for run in runs if math.isfinite(run.get(x, math.nan))]
+        mean = math.fsum(values) / len(values) if values else math.nan
+        square = math.fsum((value - mean) ** 2 for value in values)
+        curve.x.append(x)
+        curve.mean.append(mean)
+        curve.deviation.append(
+            math.sqrt(square / (len(values) - 1)) if len(values) > 1 else math.nan
+        )
+    return curve
+
+
+def _seed_note(groups: dict[str, list[Record]]) -> str | None:
+    sizes = {len(group) for group in groups.values()}
+    if sizes == {1}:
+        return None
+    count = f"{min(sizes)}" if len(sizes) == 1 else f"{min(sizes)} to {max(sizes)}"
+    return f"mean of {count} runs, area: one standard deviation"
+
+
+# ------------------------------------------------------------------------------------------ drawing
+
+
+def _draw_curve(axes: Axes, curve: Curve, factor: float, label: str, index: int) -> None:
+    colour = _COLOURS[index % len(_COLOURS)]
+    mean = [factor * value for value in curve.mean]
+    axes.plot(
+        curve.x,
+        mean,
+        color=colour,
+        label=label,
+        lw=1.8,
+        ls=_LINES[index % len(_LINES)],
+        marker="o" if len(curve.x) <= _MARKED_POINTS else None,
+        ms=3.5,
+    )
+    if any(math.isfinite(value) for value in curve.deviation):
+        axes.fill_between(
+            curve.x,
+            [value - factor * d for value, d in zip(mean, curve.deviation, strict=True)],
+            [value + factor * d for value, d in zip(mean, curve.deviation, strict=True)],
+            color=colour,
+            alpha=0.18,
+            lw=0,
+        )
+
+
+def _label(axes: Axes, name: str, x_label: str) -> None:
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    words = name.replace("_", " ")
+    title, y_label, _ = _COLUMNS.get(name, (words[:1].upper() + words[1:], words, 1.0))
+    axes.set_title(title, loc="left")
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    # A common factor of the ticks would be written over the title.
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.6g}"))
+    _plain(axes)
+
+
+def _draw_ends(axes: Axes, layers: list[list[float]], updates: list[int], log: bool) -> None:
+    """A row for each layer: its first and its last value, joined by a line."""
+    known = [[value for value in layer if math.isfinite(value)] for layer in layers]
+    ends = [(values[0], values[-1]) if values else (math.nan, math.nan) for values in known]
+    if log:
+        axes.set_xscale("log")
+    for row, (first, last) in enumerate(ends):
+        if not log or (first > 0 and last > 0):
+            axes.plot([first, last], [row, row], color="#bbbbbb", lw=1.2, zorder=1)
+    for which, name in enumerate(("first", "last")):
+        colour = _COLOURS[which]
+        points = [(end[which], row) for row, end in enumerate(ends) if not log or end[which] > 0]
+        axes.plot(
+            [x for x, _ in points],
+            [y for _, y in points],
+            "o",
+            color=colour,
+            markerfacecolor=colour if which else "white",
+            ms=(6.5, 5)[which],  # both are seen where they coincide
+            label=f"{name} recorded update ({updates[-which]})",
+            zorder=2 + which,
+        )
+        for row, end in enumerate(ends):
+            if log and end[which] == 0:  # has no place on the axis
+                axes.annotate(
+                    "0",
+                    (0.02 + 0.05 * which, row),
+                    xycoords=axes.get_yaxis_transform(),
+                    color=colour,
+                    va="center",
+                )
+    _plain(axes)
+
+
+def _plain(axes: Axes) -> None:
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _save(figure: Figure, path: str | PathLike[str]) -> None:
+    suffix = Path(path).suffix.lstrip(".").lower() or "png"
+    known = figure.canvas.get_supported_filetypes()
+    if suffix not in known:
+        raise OptionError(f"path: expected a suffix of {sorted(known)}, got {str(path)!r}")
+    figure.savefig(path, format=suffix)

@@ -1,0 +1,236 @@
+r"""The single filter of Theorem 3.1: gradient descent on samples symmetric about the optimum.
+
+A filter w of p weights is trained to y = w* . X with w* = (1, 0, ..., 0), where the prediction is
+max(w . X, 0) and the loss (y - max(w . X, 0))^2. The 2^p samples are
+
+    X = (1 + a_0, a_1, ..., a_{p-1}),   a_i in {-d_i, d_i},
+
+all combinations of signs, with distances d_i in [0, 1]. Gradient descent with the rate \lambda is
+
+    w <- w - \lambda / |S| \sum_X \nabla_w f(X, w),                                              (1)
+    \nabla_w f(X, w) = -2 ((w* - w) . X) X if w . X > 0, else 0.                                 (2)
+
+While all samples are active (w . X > 0), the mean of -\nabla is 2 M (w* - w) with
+
+    M = mean of X X^T = diag(1 + d_0^2, d_1^2, ..., d_{p-1}^2):
+
+an entry off the diagonal averages a product with some a_j, j > 0, that is independent of the other
+factor and has the mean zero. Hence
+
+    w_0 <- w_0 + 2 \lambda (1 + d_0^2) (1 - w_0),                                                (3)
+    w_i <- w_i - 2 \lambda d_i^2 w_i                  for i > 0,
+
+each coordinate on its own, which :func:`closed_form` gives. The paper's equation (4) reads instead
+
+    w_i <- w_i - 2 \lambda (2 (w*_0 - w_0) d_i + w_i d_i^2) w_i,                                 (4)
+
+which :func:`printed` follows. It is not what gradient descent does: in its derivation, equation
+(9), the terms in w*_0 - w_0 have opposite signs on the two halves of the samples, a_i = d_i and
+a_i = -d_i, and cancel, but are added up; and the factor w_i at the end has no origin there, -\nabla
+being linear in w. What the paper concludes stands: w_0 moves at a rate of at least 2 \lambda, and
+w_i at one that vanishes with d_i^2, so that noisy directions take long to be unlearnt.
+
+Assumption 1 of the theorem, samples with positive coordinates, contradicts assumption 2, which has
+a_i = -d_i for i > 0. Nothing here needs it: what counts is that all samples are active, see
+:func:`all_active`.
+
+Source: Schneider, "Correlated Initialization for Correlated Data" (2020), section 3.2.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sylvinit.errors import OptionError, OptionTypeError
+
+Vector = Tensor | Sequence[float]
+
+_MOST_WEIGHTS = 20  # a million samples
+
+
+def samples(distances: Vector) -> Tensor:
+    """All samples of a single filter.
+
+    Args:
+        distances: d (p,), p >= 2, in [0, 1].
+
+    Returns:
+        X, (2^p, p) in float64: a row for every combination of signs, in the order of
+        ``itertools.product((-1, 1), repeat=p)``.
+
+    Raises:
+        OptionError: fewer than 2 distances, more than 20, or one outside [0, 1].
+        OptionTypeError: ``distances`` is not a vector of numbers.
+
+    Source: assumption 2 of Theorem 3.1.
+    """
+    d = _distances(distances)
+    if len(d) > _MOST_WEIGHTS:
+        raise OptionError(
+            f"distances: expected at most {_MOST_WEIGHTS}, since there are 2^p samples, got "
+            f"{len(d)}; closed_form() takes any number"
+        )
+    every_sign = torch.tensor(list(product((-1.0, 1.0), repeat=len(d))), dtype=torch.float64)
+    x = every_sign * d
+    x[:, 0] += 1
+    return x
+
+
+def all_active(weight: Vector, distances: Vector) -> bool:
+    r"""Whether w . X > 0 for all samples X, assumption 4 of Theorem 3.1.
+
+    The least w . X is w_0 - \sum_i |w_i| d_i.
+
+    Args:
+        weight: w (p,).
+        distances: d (p,), p >= 2, in [0, 1].
+
+    Raises:
+        OptionError: a length or a value is outside its domain.
+        OptionTypeError: an argument is not a vector of numbers.
+    """
+    d = _distances(distances)
+    w = _start("weight", weight, d)
+    return bool(w[0] > (w.abs() * d).sum())
+
+
+def gradient_descent(start: Vector, distances: Vector, *, rate: float, steps: int) -> Tensor:
+    """Gradient descent on all samples, equations (1) and (2), with inactive samples left out.
+
+    Args:
+        start: w at the beginning, (p,).
+        distances: d (p,), p >= 2, in [0, 1].
+        rate: learning rate, positive.
+        steps: number of steps, not negative.
+
+    Returns:
+        w before the first and after every step, (steps + 1, p) in float64.
+
+    Raises:
+        OptionError: a length or a value is outside its domain.
+        OptionTypeError: an argument has the wrong type.
+    """
+    x = samples(distances)
+    w, rate, steps = _arguments(start, _distances(distances), rate, steps)
+    target = x[:, 0]  # w* . X
+    path = [w]
+    for _ in range(steps):
+        output = x @ w
+        error = torch.where(output > 0, target - output, 0.0)
+        w = w + (2 * rate / len(x)) * (error @ x)
+        path.append(w)
+    return torch.stack(path)
+
+
+def closed_form(start: Vector, distances: Vector, *, rate: float, steps: int) -> Tensor:
+    r"""The same as long as all samples are active, one coordinate at a time.
+
+    After k steps w*_i - w_i is (1 - 2 \lambda m_i)^k times what it was at the beginning, with
+    m_0 = 1 + d_0^2 and m_i = d_i^2 for i > 0: equation (3), and what has to stand in place of (4).
+
+    Args:
+        start: w at the beginning, (p,).
+        distances: d (p,), p >= 2, in [0, 1].
+        rate: learning rate, positive.
+        steps: number of steps, not negative.
+
+    Returns:
+        w before the first and after every step, (steps + 1, p) in float64.
+
+    Raises:
+        OptionError: a length or a value is outside its domain.
+        OptionTypeError: an argument has the wrong type.
+    """
+    d = _distances(distances)
+    w, rate, steps = _arguments(start, d, rate, steps)
+    optimum, moments = torch.zeros_like(d), d.square()
+    optimum[0], moments[0] = 1, 1 + d[0].square()
+    powers = torch.arange(steps + 1, dtype=torch.float64)[:, None]
+    return optimum - (1 - 2 * rate * moments) ** powers * (optimum - w)
+
+
+def printed(start: Vector, distances: Vector, *, rate: float, steps: int) -> Tensor:
+    """Equations (3) and (4) as they are printed, for comparison; see the module about (4).
+
+    Args:
+        start: w at the beginning, (p,).
+        distances: d (p,), p >= 2, in [0, 1].
+        rate: learning rate, positive.
+        steps: number of steps, not negative.
+
+    Returns:
+        w before the first and after every step, (steps + 1, p) in float64.
+
+    Raises:
+        OptionError: a length or a value is outside its domain.
+        OptionTypeError: an argument has the wrong type.
+    """
+    d = _distances(distances)
+    w, rate, steps = _arguments(start, d, rate, steps)
+    path = [w]
+    for _ in range(steps):
+        gap = 1 - w[0]
+        following = w - 2 * rate * (2 * gap * d + w * d.square()) * w
+        following[0] = w[0] + 2 * rate * (1 + d[0].square()) * gap
+        w = following
+        path.append(w)
+    return torch.stack(path)
+
+
+# ------------------------------------------------------------------------------------------- checks
+
+
+def _vector(argument: str, value: Any) -> Tensor:
+    try:
+        vector = torch.as_tensor(value, dtype=torch.float64, device="cpu").detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise OptionTypeError(f"{argument} must be a vector of numbers, got {value!r}") from error
+    if vector.ndim != 1:
+        raise OptionError(
+            f"{argument}: expected a vector (p,), got the shape {tuple(vector.shape)}"
+        )
+    return vector
+
+
+def _distances(value: Any) -> Tensor:
+    d = _vector("distances", value)
+    if len(d) < 2:
+        raise OptionError(f"distances: expected at least 2, got {len(d)}; one for every weight")
+    if not bool(((d >= 0) & (d <= 1)).all()):
+        raise OptionError(f"distances: expected values in [0, 1], got {d.tolist()}")
+    return d
+
+
+def _start(argument: str, value: Any, d: Tensor) -> Tensor:
+    w = _vector(argument, value)
+    if len(w) != len(d):
+        raise OptionError(
+            f"{argument}: expected {len(d)} weights, one for every distance, got {len(w)}"
+        )
+    if not bool(w.isfinite().all()):
+        raise OptionError(f"{argument}: expected finite weights, got {w.tolist()}")
+    return w
+
+
+def _arguments(start: Any, d: Tensor, rate: Any, steps: Any) -> tuple[Tensor, float, int]:
+    w = _start("start", start, d)
+    try:
+        step = float(rate)
+    except (TypeError, ValueError) as error:
+        raise OptionTypeError(f"rate must be a positive number, got {rate!r}") from error
+    if not (step > 0 and math.isfinite(step)):
+        raise OptionError(f"rate must be positive and finite, got {rate!r}")
+    try:
+        count = operator.index(steps)
+    except TypeError as error:
+        raise OptionTypeError(f"steps must be an integer, got {steps!r}") from error
+    if count < 0:
+        raise OptionError(f"steps must be at least 0, got {steps!r}")
+    return w, step, count

@@ -1,0 +1,196 @@
+"""Seeing the updates of a model's parameters, and comparing the gradients they use."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+from torch.utils.hooks import RemovableHandle
+
+from sylvinit.diagnostics.gradients import (
+    entries,
+    magnitude_sum,
+    sign_difference,
+    signs,
+    sum_dtype,
+)
+from sylvinit.errors import ModelError
+
+
+@dataclass
+class GradientStatistics:
+    """Of the gradients of one update, 0-d tensors; None where there is nothing to compute from."""
+
+    sign_changes: Tensor | None = None
+    magnitude: Tensor | None = None
+
+    def divide_magnitude(self, scale: Tensor) -> None:
+        """Undo a scale of the loss, which signs do not depend on."""
+        if self.magnitude is not None:
+            self.magnitude = self.magnitude / scale.to(self.magnitude.device)
+
+
+@dataclass
+class _Memory:
+    """What one optimizer did before."""
+
+    updates: int = 0
+    signs: dict[int, Tensor] = field(default_factory=dict)  # by identity of the parameter
+
+    def update(self, parameters: list[nn.Parameter], every: int) -> GradientStatistics | None:
+        """Statistics if this update is one to be recorded; signs are kept for the next one."""
+        number, before = self.updates, self.signs
+        self.updates, self.signs = number + 1, {}
+        recorded, keep = number % every == 0, (number + 1) % every == 0
+        if not (recorded or keep):
+            return None
+        changes: list[Tensor] = []
+        sums: list[Tensor] = []
+        compared = count = 0
+        for parameter in parameters:
+            if parameter.grad is None:
+                continue
+            grad = entries(parameter.grad)
+            now = signs(grad)
+            if keep:
+                self.signs[id(parameter)] = now
+            if not recorded:
+                continue
+            sums.append(magnitude_sum(grad))
+            count += grad.numel()
+            then = before.get(id(parameter))
+            if then is not None and then.shape == now.shape and then.device == now.device:
+                changes.append(sign_difference(then, now))
+                compared += now.numel()
+        if not recorded:
+            return None
+        return GradientStatistics(_ratio(changes, 2 * compared), _ratio(sums, count))
+
+
+def _ratio(parts: list[Tensor], count: int) -> Tensor | None:
+    if count == 0:
+        return None
+    device = parts[0].device
+    return torch.stack([part.to(device, sum_dtype(device)) for part in parts]).sum() / count
+
+
+@dataclass
+class _Step:
+    """A step of an optimizer that has begun and not ended."""
+
+    optimizer: weakref.ref[Optimizer]
+    parameters: list[nn.Parameter]
+    counted: bool
+
+
+class UpdateWatch:
+    """Sees every step of every torch optimizer that holds a parameter of the model.
+
+    Args:
+        parameters: of the model.
+        every: record the updates 0, every, 2 every, ... of each optimizer.
+        on_update: called at each update, with the statistics if it is one to be recorded.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        every: int,
+        on_update: Callable[[GradientStatistics | None], None],
+    ) -> None:
+        self._parameters = {id(parameter): parameter for parameter in parameters}
+        self._every = every
+        self._on_update = on_update
+        self._memories: weakref.WeakKeyDictionary[Optimizer, _Memory] = weakref.WeakKeyDictionary()
+        self._by_hand: _Memory | None = None
+        self._step: _Step | None = None
+
+    def attach(self) -> list[RemovableHandle]:
+        """Watch all optimizers."""
+        return [
+            register_optimizer_step_pre_hook(self._before),
+            register_optimizer_step_post_hook(self._after),
+        ]
+
+    @property
+    def due(self) -> bool:
+        """Whether the next update may be one to be recorded."""
+        memories = [self._by_hand] if self._by_hand is not None else list(self._memories.values())
+        return not memories or any(memory.updates % self._every == 0 for memory in memories)
+
+    def update(self) -> None:
+        """Count an update of all parameters, made without a torch optimizer.
+
+        Raises:
+            ModelError: steps of an optimizer have been counted.
+        """
+        if self._memories:
+            names = sorted({type(optimizer).__name__ for optimizer in self._memories})
+            raise ModelError(
+                f"record.update() is for loops without a torch optimizer, but steps of "
+                f"{', '.join(names)} have been counted already; leave the call out"
+            )
+        if self._by_hand is None:
+            self._by_hand = _Memory()
+        self._on_update(self._by_hand.update(list(self._parameters.values()), self._every))
+
+    def _before(
+        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> None:
+        if self._by_hand is not None or torch.compiler.is_compiling():
+            return
+        parameters = self._own(optimizer)
+        if not parameters:
+            return
+        step = self._step
+        if step is not None and step.optimizer() is not optimizer:
+            outer = step.optimizer()
+            if outer is not None and {*map(id, parameters)} & {*map(id, step.parameters)}:
+                # An optimizer that wraps this one: the two steps are one update.
+                if not step.counted:
+                    step.counted = True
+                    self._count(outer, parameters)
+                return
+        # args[0] is the optimizer. With a closure the gradients are computed within the step.
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        self._step = _Step(weakref.ref(optimizer), parameters, counted=closure is None)
+        if closure is None:
+            self._count(optimizer, parameters)
+
+    def _after(
+        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> None:
+        step = self._step
+        if step is None or step.optimizer() is not optimizer:
+            return
+        self._step = None
+        if not step.counted:
+            self._count(optimizer, step.parameters)
+
+    def _own(self, optimizer: Optimizer) -> list[nn.Parameter]:
+        """The parameters of the model that an optimizer holds."""
+        return [
+            self._parameters[id(parameter)]
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+            if id(parameter) in self._parameters
+        ]
+
+    def _count(self, optimizer: Optimizer, parameters: list[nn.Parameter]) -> None:
+        memory = self._memories.setdefault(optimizer, _Memory())
+        with torch.no_grad():
+            statistics = memory.update(parameters, self._every)
+            scale = getattr(optimizer, "grad_scale", None)
+            if statistics is not None and isinstance(scale, Tensor):
+                # torch.amp.GradScaler leaves it to fused optimizers to divide by its scale.
+                statistics.divide_magnitude(scale)
+        self._on_update(statistics)

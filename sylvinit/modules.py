@@ -1,0 +1,62 @@
+"""What a model is apart from its layers: wrappers, its device, who holds a parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from sylvinit.errors import ModelError, OptionTypeError
+
+
+def check_module(model: Any) -> nn.Module:
+    """The module inside torch.compile, DataParallel and DistributedDataParallel.
+
+    Raises:
+        OptionTypeError: ``model`` is no module.
+    """
+    if not isinstance(model, nn.Module):
+        raise OptionTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    while True:
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model._orig_mod
+        else:
+            return model
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The one device of the model's parameters and buffers.
+
+    Raises:
+        ModelError: there is none, several, or the meta device.
+    """
+    devices = {x.device for x in (*model.parameters(), *model.buffers())}
+    if any(device.type == "meta" for device in devices):
+        raise ModelError(
+            "the model is on the meta device and has no values; call model.to_empty(device=...)"
+        )
+    if len(devices) > 1:
+        names = ", ".join(sorted(str(device) for device in devices))
+        raise ModelError(f"the model lies on several devices ({names}); move it to one")
+    if not devices:
+        raise ModelError("the model has no parameters")
+    return devices.pop()
+
+
+def clean_name(name: str) -> str:
+    """A qualified name without the wrappers that torch.compile puts into it."""
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+
+
+def parameter_holders(modules: Iterable[nn.Module]) -> dict[int, list[nn.Module]]:
+    """Which of the modules hold each parameter as an attribute of theirs, by the parameter's id."""
+    holders: dict[int, list[nn.Module]] = {}
+    for module in modules:
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                holders.setdefault(id(parameter), []).append(module)
+    return holders

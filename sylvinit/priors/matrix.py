@@ -1,0 +1,323 @@
+"""Correlation matrices of spatial filters: the type, the checks, the strength, the factor.
+
+R is indexed by the taps of a kernel in row-major order: for a k x k kernel it is k^2 x k^2 and
+R[i, j] is the correlation of the weights at taps i and j of one spatial filter.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import numbers
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sylvinit.errors import CorrelationError, OptionError, OptionTypeError, SylvinitWarning
+
+# Entries with four decimals count as exact: up to this off symmetry, 1, and [-1, 1]; and an
+# eigenvalue may be negative by as much times the number of taps, which is what rounding every entry
+# can do to it.
+ROUNDING = 1e-4
+# Filters whose taps nearly cancel (sum of R / taps below this) cannot be scaled by eq. 17.
+_LEAST_SUM = 1e-6
+
+
+class FilterCorrelation(Tensor):
+    """A correlation matrix R of spatial filters, float64 (taps, taps), and where it comes from.
+
+    A tensor in every other respect: results of operations on it are plain tensors.
+
+    Attributes:
+        kernel_size: of the filters, one number per spatial axis.
+        filters: how many filters it was estimated from.
+        units: how many output units these belong to, the independent ones among them.
+        standard_error: float64 (taps, taps), of every entry; zero on the diagonal.
+        distance_error: float64, one for each distance of
+            :func:`sylvinit.correlated.correlation_by_distance`, of the mean over the pairs.
+        layers: names of the layers they come from.
+        source: in words.
+    """
+
+    kernel_size: tuple[int, ...]
+    filters: int
+    units: int
+    standard_error: Tensor | None
+    distance_error: Tensor | None
+    layers: tuple[str, ...]
+    source: str
+
+    # What nn.Parameter does: no operation returns this class.
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    @staticmethod
+    def of(
+        matrix: Tensor,
+        kernel_size: tuple[int, ...],
+        *,
+        filters: int = 0,
+        units: int = 0,
+        standard_error: Tensor | None = None,
+        distance_error: Tensor | None = None,
+        layers: tuple[str, ...] = (),
+        source: str = "",
+    ) -> FilterCorrelation:
+        """The matrix with its provenance."""
+        made = matrix.detach().clone().as_subclass(FilterCorrelation)
+        made.kernel_size = kernel_size
+        made.filters = filters
+        made.units = units
+        made.standard_error = standard_error
+        made.distance_error = distance_error
+        made.layers = layers
+        made.source = source
+        return made
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FilterCorrelation:
+        # Tensor's own refuses classes whose operations give plain tensors.
+        if id(self) not in memo:
+            made = self.detach().clone().as_subclass(FilterCorrelation)
+            memo[id(self)] = made
+            made.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return memo[id(self)]
+
+    def __repr__(self, *, tensor_contents: object = None) -> str:
+        size = "x".join(str(axis) for axis in self.kernel_size)
+        of = (
+            f"{self.filters} filters of {size}, mean off the diagonal {mean_off_diagonal(self):.3f}"
+        )
+        return f"FilterCorrelation({of},\n{np.array2string(self.numpy(), precision=3)})"
+
+
+def kernel_of(corr: Tensor, kernel_size: int | tuple[int, ...] | None = None) -> tuple[int, ...]:
+    """The kernel that a matrix belongs to: as given, as it says itself, or the square one.
+
+    Raises:
+        CorrelationError: the matrix does not fit the kernel, or nothing says which kernel it is.
+    """
+    if kernel_size is None:
+        kernel_size = getattr(corr, "kernel_size", None)
+    taps = int(corr.shape[0])
+    if kernel_size is None:
+        side = math.isqrt(taps)
+        if side * side != taps:
+            raise CorrelationError(
+                f"corr: a matrix of {taps} taps belongs to no square kernel; name its kernel, as "
+                f"kernel_size=({taps},) or with FilterCorrelation.of(matrix, ({taps},))"
+            )
+        return (side, side)
+    kernel = check_kernel(kernel_size)
+    if math.prod(kernel) != taps:
+        raise CorrelationError(
+            f"corr: expected {math.prod(kernel)} x {math.prod(kernel)} for a kernel of "
+            f"{shown(kernel)}, got {taps} x {taps}; see sylvinit.correlated.resample_correlation"
+        )
+    return kernel
+
+
+def check_kernel(kernel_size: Any) -> tuple[int, ...]:
+    """The kernel size, one number per axis; a single number k stands for k x k.
+
+    Raises:
+        OptionError: not one to three positive numbers.
+        OptionTypeError: not whole numbers.
+    """
+    axes = (kernel_size,) * 2 if isinstance(kernel_size, numbers.Integral) else kernel_size
+    if not isinstance(axes, (tuple, list)) or any(
+        isinstance(axis, bool) or not isinstance(axis, numbers.Integral) for axis in axes
+    ):
+        raise OptionTypeError(
+            f"kernel_size must be an integer or a tuple of them, got {kernel_size!r}"
+        )
+    if not 1 <= len(axes) <= 3 or min(axes) < 1:
+        raise OptionError(
+            f"kernel_size must be one to three numbers of at least 1, got {kernel_size!r}"
+        )
+    return tuple(int(axis) for axis in axes)
+
+
+def shown(kernel: tuple[int, ...]) -> str:
+    """A kernel size in words: "3 x 3", "5"."""
+    return " x ".join(str(axis) for axis in kernel)
+
+
+def check_correlation(corr: Any, taps: int | None = None, argument: str = "corr") -> Tensor:
+    """The matrix in float64 on the CPU, symmetric and with unit diagonal to the last bit.
+
+    Deviations of up to 1e-4, which four decimals leave, are rounding.
+
+    Args:
+        corr: (taps, taps), anything that becomes a real tensor.
+        taps: how many there must be; None takes any number.
+        argument: what messages call it.
+
+    Raises:
+        CorrelationError: not square, of another size, not finite, not symmetric, without unit
+            diagonal, with an entry outside [-1, 1] or a negative eigenvalue.
+        OptionTypeError: not a matrix of real numbers.
+    """
+    try:
+        if isinstance(corr, np.ndarray):
+            # torch takes neither negative strides nor another byte order.
+            corr = np.array(corr, dtype=corr.dtype.newbyteorder("="))
+        matrix = torch.as_tensor(corr, device="cpu")
+        if matrix.layout != torch.strided:
+            matrix = matrix.to_dense()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise OptionTypeError(
+            f"{argument} must be a matrix of real numbers, got {type(corr).__name__}"
+        ) from error
+    if matrix.is_complex():
+        raise OptionTypeError(f"{argument} must be a matrix of real numbers, got {matrix.dtype}")
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.shape[0] == 0:
+        raise CorrelationError(
+            f"{argument} must be a square matrix with a row for each tap, got shape "
+            f"{tuple(matrix.shape)}"
+        )
+    if taps is not None and matrix.shape[0] != taps:
+        raise CorrelationError(
+            f"{argument} must be {taps} x {taps} for {taps} taps, got {matrix.shape[0]} x "
+            f"{matrix.shape[0]}; sylvinit.correlated.resample_correlation makes one for another "
+            "kernel"
+        )
+    matrix = matrix.detach().as_subclass(Tensor).to(torch.float64)
+    if not bool(matrix.isfinite().all()):
+        raise CorrelationError(f"{argument} holds NaN or Inf")
+    gap = float((matrix - matrix.mT).abs().max())
+    if gap > ROUNDING:
+        raise CorrelationError(
+            f"{argument} must be symmetric, but entries that should agree differ by {gap:.3g}"
+        )
+    matrix = (matrix + matrix.mT) / 2
+    diagonal = matrix.diagonal()
+    if float((diagonal - 1).abs().max()) > ROUNDING:
+        raise CorrelationError(
+            f"{argument} must be a correlation matrix with ones on the diagonal, got "
+            f"{float(diagonal.min()):.3g} to {float(diagonal.max()):.3g}; divide a covariance by "
+            "the standard deviations of its row and column"
+        )
+    largest = float(matrix.abs().max())
+    if largest > 1 + ROUNDING:
+        raise CorrelationError(
+            f"{argument} must be a correlation matrix with entries in [-1, 1], got {largest:.3g}"
+        )
+    matrix = matrix.clamp(-1, 1).fill_diagonal_(1)
+    least = float(torch.linalg.eigvalsh(matrix)[0])
+    if least < -ROUNDING * matrix.shape[0]:
+        raise CorrelationError(
+            f"{argument} is no correlation matrix: its smallest eigenvalue is {least:.3g}, and no "
+            "random variables have negative variance in any direction"
+        )
+    return matrix
+
+
+def scale_correlation(corr: Any, strength: float = 1.0, *, stacklevel: int = 2) -> Tensor:
+    """Multiply the entries off the diagonal by ``strength`` ("Correlated Initialization", table 5).
+
+    Where the result is not positive semidefinite, its negative eigenvalues are set to zero and its
+    rows and columns are divided by the square roots of the diagonal, so that it is one again; this
+    raises a :class:`sylvinit.SylvinitWarning`.
+
+    Args:
+        corr: R, (taps, taps).
+        strength: not negative; 0 gives the identity, 1 leaves R as it is.
+        stacklevel: of the warning.
+
+    Returns:
+        float64 (taps, taps), a correlation matrix.
+
+    Raises:
+        CorrelationError: R is no correlation matrix (see :func:`check_correlation`), or its entries
+            would add up to zero or less: eq. 17 divides by their sum.
+        OptionError: the strength is negative or not finite.
+        OptionTypeError: it is no number.
+    """
+    matrix = check_correlation(corr)
+    strength = check_number("strength", strength)
+    taps = matrix.shape[0]
+    scaled = (matrix * strength).fill_diagonal_(1)
+    _check_sum(scaled, strength)
+    values, vectors = torch.linalg.eigh(scaled)
+    too_large = float(scaled.abs().max()) > 1 + ROUNDING
+    if too_large or float(values[0]) < -ROUNDING * taps:
+        scaled = _clipped(values, vectors)
+        warnings.warn(
+            f"corr is not positive definite at strength {strength:g} (smallest eigenvalue "
+            f"{float(values[0]):.3g}); negative eigenvalues were set to zero and the unit diagonal "
+            "restored",
+            SylvinitWarning,
+            stacklevel=stacklevel,
+        )
+        _check_sum(scaled, strength)
+    return scaled
+
+
+def _check_sum(matrix: Tensor, strength: float) -> None:
+    taps = matrix.shape[0]
+    total = float(matrix.sum())
+    if total <= _LEAST_SUM * taps:
+        raise CorrelationError(
+            f"corr: at strength {strength:g} the entries add up to {total:.3g}; the variance of "
+            "the weights is divided by this sum (eq. 17), which must be positive; choose a "
+            f"strength below {_largest_strength(matrix, strength):.3g}"
+        )
+
+
+def _largest_strength(matrix: Tensor, strength: float) -> float:
+    """The strength at which taps + strength * (sum off the diagonal) is zero."""
+    taps = matrix.shape[0]
+    off = float(matrix.sum()) - taps
+    return strength * taps / -off if off < 0 else math.inf
+
+
+def _clipped(values: Tensor, vectors: Tensor) -> Tensor:
+    """The correlation matrix with the negative eigenvalues left out."""
+    matrix = (vectors * values.clamp(min=0)) @ vectors.mT
+    scale = matrix.diagonal().rsqrt()
+    matrix = matrix * scale[:, None] * scale[None, :]
+    return ((matrix + matrix.mT) / 2).clamp(-1, 1).fill_diagonal_(1)
+
+
+def factor(matrix: Tensor) -> Tensor:
+    """C with C C^T = R: the Cholesky factor, or V sqrt(values) where R is singular.
+
+    "Correlated Initialization for Correlated Data", algorithm 1, step 1.
+
+    Args:
+        matrix: float64 (taps, taps), positive semidefinite up to rounding.
+    """
+    lower, info = torch.linalg.cholesky_ex(matrix)
+    if int(info) == 0:
+        return lower
+    values, vectors = torch.linalg.eigh(matrix)
+    root = vectors * values.clamp(min=0).sqrt()
+    # The rows of C carry the diagonal of R, from which clipping may have taken some rounding.
+    return root / torch.linalg.vector_norm(root, dim=1, keepdim=True)
+
+
+def mean_off_diagonal(corr: Tensor) -> float:
+    """The mean correlation of two different taps; 0 for a single tap."""
+    taps = corr.shape[0]
+    return float(corr.sum() - corr.diagonal().sum()) / max(taps * (taps - 1), 1)
+
+
+def check_number(argument: str, value: Any, *, positive: bool = False) -> float:
+    """A finite number of at least zero.
+
+    Raises:
+        OptionError: negative, not finite, or, if ``positive``, zero.
+        OptionTypeError: not a number.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise OptionTypeError(f"{argument} must be a number, got {value!r}")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number) or number < 0 or (positive and number == 0):
+        least = "positive" if positive else "at least 0"
+        raise OptionError(f"{argument} must be finite and {least}, got {value!r}")
+    return number
