@@ -3,11 +3,12 @@
     SYLVINIT_DATA=DIR python bench/correlation_priors.py train vgg8 --epochs 60 \\
         --weights vgg8.pt --out sylvinit/priors/vgg8-cifar10.txt
     python bench/correlation_priors.py estimate WEIGHTS --source "what they are" --out FILE.txt
+    python bench/correlation_priors.py draw LABEL=WEIGHTS ... --out docs/correlation_by_distance.png
 
 DIR contains cifar-10-batches-py. Training: crops after 4 pixels of zero padding and flips for every
 image, SGD with momentum 0.9 and Nesterov, weight decay 5e-4, one-cycle rate up to 0.2, batch 128.
-All 3 x 3 filters are pooled and centred, as the paper's section 5 does; `bench/` notes the
-correlation by distance, layer by layer, in a JSON file beside the weights (figure 1).
+All 3 x 3 filters are pooled and centred, as the paper's section 5 does; --profiles keeps the
+correlation by distance, layer by layer, which ``draw`` shows (figure 1).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import sylvinit
 from sylvinit.correlated import correlation_by_distance
 from sylvinit.datasets import Samples, load_cifar10, normalise_cifar10
 from sylvinit.demo.training import accuracy
+from sylvinit.diagnostics import draw_filter_profiles, filter_profiles
 
 BATCH = 128
 
@@ -96,10 +98,19 @@ def main() -> None:
     estimate = commands.add_parser("estimate")
     estimate.add_argument("weights", type=Path)
     estimate.add_argument("--source", required=True)
+    drawing = commands.add_parser("draw")
+    drawing.add_argument("networks", nargs="+", metavar="LABEL=WEIGHTS")
+    drawing.add_argument("--out", type=Path, required=True)
     for command in (training, estimate):
         command.add_argument("--out", type=Path, required=True)
         command.add_argument("--profiles", type=Path, help="JSON file, for the figure")
     arguments = parser.parse_args()
+    if arguments.command == "draw":
+        pairs = [network.rpartition("=") for network in arguments.networks]
+        draw_filter_profiles(
+            {label: filter_profiles(path) for label, _, path in pairs}, arguments.out
+        )
+        return
     if arguments.command == "train":
         folder = os.environ.get("SYLVINIT_DATA")
         if not folder:

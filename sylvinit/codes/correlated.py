@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 from sylvinit import priors
 from sylvinit.codes.base import Latent
 from sylvinit.priors.distance import resample_correlation
-from sylvinit.priors.matrix import factor, scale_correlation
+from sylvinit.priors.matrix import factor, kernel_for, scale_correlation
 from sylvinit.priors.spatial import spatial_correlation
 from sylvinit.statistics import LayerStatistics
 
@@ -55,10 +56,12 @@ class CorrelatedFilters:
 
     def _matrix(self, stats: LayerStatistics) -> Tensor:
         if stats.taps == 1:
-            return torch.ones(1, 1, dtype=torch.float64)
+            return torch.ones(1, 1, dtype=torch.float64, device="cpu")
         if self.corr is None:
             matrix = spatial_correlation(stats.covariance, stats.taps)
         else:
-            given = priors.load(self.corr) if isinstance(self.corr, str) else self.corr
-            matrix = resample_correlation(given, stats.kernel)
+            given = self.corr
+            given = priors.load(given) if isinstance(given, (str, PathLike)) else given
+            source = kernel_for(given, stats.kernel)
+            matrix = resample_correlation(given, stats.kernel, source_kernel=source)
         return scale_correlation(matrix, self.strength)

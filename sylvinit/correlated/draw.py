@@ -10,7 +10,13 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from sylvinit.errors import CorrelationError, ModelError, OptionError, OptionTypeError
-from sylvinit.priors.matrix import check_correlation, check_number, factor, scale_correlation
+from sylvinit.priors.matrix import (
+    check_correlation,
+    check_number,
+    factor,
+    scale_correlation,
+    shown,
+)
 
 KAIMING_GAIN = math.sqrt(2.0)
 MODES = ("fan_in", "fan_out")
@@ -62,11 +68,22 @@ def correlated_normal_(
         raise OptionTypeError(
             f"generator must be a torch.Generator or None, got {type(generator).__name__}"
         )
-    taps = math.prod(tensor.shape[2:])
-    matrix = scale_correlation(check_correlation(corr, taps))
-    drawn = draw_filters(tuple(tensor.shape), matrix, gain=gain, mode=mode, generator=generator)
-    with torch.inference_mode(tensor.is_inference()), torch.no_grad():
-        return tensor.copy_(drawn)
+    kernel = tuple(tensor.shape[2:])
+    matrix = scale_correlation(check_correlation(corr, math.prod(kernel)))
+    if getattr(corr, "kernel_size", kernel) != kernel:
+        raise CorrelationError(
+            f"corr belongs to filters of {shown(corr.kernel_size)}, and tensor has filters of "
+            f"{shown(kernel)}; see sylvinit.correlated.resample_correlation"
+        )
+    source = torch.default_generator if generator is None else generator
+    before = source.get_state()
+    try:
+        drawn = draw_filters(tuple(tensor.shape), matrix, gain=gain, mode=mode, generator=generator)
+        with torch.inference_mode(tensor.is_inference()), torch.no_grad():
+            return tensor.copy_(drawn)
+    except BaseException:  # an expanded tensor, Ctrl-C
+        source.set_state(before)
+        raise
 
 
 def _check_weight(tensor: Any) -> None:
@@ -140,7 +157,4 @@ def output_variance(corr: Any, inputs: Any = None, *, gain: float = KAIMING_GAIN
         trace = float(taps)
     else:
         trace = float((matrix * check_correlation(inputs, taps, "inputs")).sum())
-    total = float(matrix.sum())
-    if total <= 0:
-        raise CorrelationError(f"corr: the entries must have a positive sum, got {total:.3g}")
-    return check_number("gain", gain) ** 2 * trace / total
+    return check_number("gain", gain) ** 2 * trace / float(matrix.sum())

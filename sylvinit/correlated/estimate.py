@@ -14,6 +14,8 @@ from sylvinit.priors.distance import distance_classes
 from sylvinit.priors.matrix import FilterCorrelation, check_kernel, shown
 
 Center = bool | Literal["layer"]
+# Spreads below this, relative to the largest weight, are what rounding has left of zero.
+_ROUNDING = 1e-12
 
 
 @overload
@@ -83,7 +85,7 @@ def filter_correlation(
         OptionError, OptionTypeError: another argument is out of its domain or of the wrong type.
     """
     kernel = check_kernel(kernel_size)
-    if center not in (True, False, "layer"):
+    if not (isinstance(center, bool) or center == "layer"):
         raise OptionError(f"center must be True, False or 'layer', got {center!r}")
     weights = spatial_filters(model_or_weights, kernel)
     if not per_layer:
@@ -95,7 +97,7 @@ def filter_correlation(
             "per_layer=False"
         )
     return {
-        name.removesuffix(".weight"): _correlation({name: w}, kernel, center, standardize)
+        _layer_name(name): _correlation({name: w}, kernel, center, standardize)
         for name, w in several.items()
     }
 
@@ -107,35 +109,34 @@ def _correlation(
     if count < 2:
         raise ModelError(f"model_or_weights: expected at least two filters, got {count}")
 
+    scales = {name: _scale(name, w, center) if standardize else 1.0 for name, w in weights.items()}
+
     def prepared() -> Iterable[Tensor]:
         """Every layer's filters in float64, (units, channels, taps), one layer at a time."""
-        for weight in weights.values():
+        for name, weight in weights.items():
             filters = weight.to("cpu", torch.float64).flatten(2)
             if center == "layer":
                 filters = filters - filters.mean(dim=(0, 1))
-            if standardize:
-                about = filters - filters.mean(dim=(0, 1)) if center is True else filters
-                filters = filters / about.square().mean().sqrt().clamp(min=1e-300)
-            yield filters
+            yield filters / scales[name]
 
-    taps = next(iter(prepared())).shape[2]
-    mean = torch.zeros(taps, dtype=torch.float64)
-    if center is True:
-        mean = torch.stack([f.sum(dim=(0, 1)) for f in prepared()]).sum(dim=0) / count
-    covariance = torch.zeros(taps, taps, dtype=torch.float64)
+    mean = torch.stack([filters.sum(dim=(0, 1)) for filters in prepared()]).sum(dim=0) / count
+    if center is not True:
+        mean = torch.zeros_like(mean)
+    covariance = mean.new_zeros(len(mean), len(mean))
     for filters in prepared():
         rows = (filters - mean).flatten(0, 1)
         covariance += rows.mT @ rows / count
-    scale = covariance.diagonal().sqrt()
-    size = max(float(w.abs().max()) for w in weights.values())
-    fixed = (scale <= 1e-12 * size).nonzero().flatten().tolist() if not standardize else []
-    if fixed or not bool((scale > 0).all()):
+    spread = covariance.diagonal().sqrt()
+    size = max(float(w.abs().max()) / scales[name] for name, w in weights.items())
+    fixed = (spread <= _ROUNDING * size).nonzero().flatten().tolist()
+    if fixed:
         raise DataError(
-            f"model_or_weights: taps {fixed or 'of all filters'} are the same in all {count} "
-            "filters, so that their correlation is undefined; leave out pruned or unset layers"
+            f"model_or_weights: taps {fixed} are the same in all {count} filters, so that their "
+            "correlation is undefined; leave out pruned or unset layers"
         )
-    matrix = covariance / scale / scale[:, None]
-    errors = _standard_errors(prepared(), mean, scale, matrix, kernel, count)
+    matrix = covariance / spread / spread[:, None]
+    matrix = (matrix + matrix.mT) / 2
+    errors = _standard_errors(prepared(), mean, spread, matrix, kernel, count)
     return FilterCorrelation.of(
         matrix.clamp(-1, 1).fill_diagonal_(1),
         kernel,
@@ -143,8 +144,26 @@ def _correlation(
         units=sum(w.shape[0] for w in weights.values()),
         standard_error=errors[0],
         distance_error=errors[1],
-        layers=tuple(name.removesuffix(".weight") for name in weights),
+        layers=tuple(_layer_name(name) for name in weights),
     )
+
+
+def _scale(name: str, weight: Tensor, center: Center) -> float:
+    """Root mean square of a layer's filters, about their mean unless ``center`` is False."""
+    filters = weight.to("cpu", torch.float64).flatten(2)
+    about = filters - filters.mean(dim=(0, 1)) if center else filters
+    scale = float(about.square().mean().sqrt())
+    if scale <= _ROUNDING * float(filters.abs().max()):
+        raise DataError(
+            f"{name}: all its filters are the same, so that standardize=True has nothing to divide "
+            "by; leave out pruned or unset layers"
+        )
+    return scale
+
+
+def _layer_name(weight: str) -> str:
+    """The module that a weight belongs to; "" is the model itself."""
+    return "" if weight == "weight" else weight.removesuffix(".weight")
 
 
 def _standard_errors(
@@ -159,7 +178,7 @@ def _standard_errors(
     distance, index = distance_classes(kernel)
     pairs = torch.bincount(index.flatten(), minlength=len(distance))
     squares = torch.zeros_like(matrix)
-    distance_squares = torch.zeros(len(distance), dtype=torch.float64)
+    distance_squares = matrix.new_zeros(len(distance))
     units = 0
     for filters in layers:
         z = (filters - mean) / scale

@@ -11,9 +11,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
 
 from sylvinit.errors import DataError, ModelError, OptionTypeError
+from sylvinit.modules import check_module, clean_name
 from sylvinit.priors.matrix import shown
+from sylvinit.state import ModelGuard
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # Where training scripts put the state dict within a checkpoint.
@@ -29,7 +32,7 @@ def spatial_filters(source: Any, kernel: tuple[int, ...]) -> dict[str, Tensor]:
         kernel: one number per axis.
 
     Returns:
-        Detached tensors, as they are stored, not empty.
+        Detached tensors, as they are stored (8-bit ones as float32), not empty.
 
     Raises:
         ModelError: there are no such filters, or they have no values yet.
@@ -49,25 +52,28 @@ def spatial_filters(source: Any, kernel: tuple[int, ...]) -> dict[str, Tensor]:
             f"model_or_weights has no spatial filters of {shown(kernel)}; kernel sizes found: "
             f"{there}; choose one with kernel_size="
         )
-    for name, weight in chosen.items():
-        _check_values(name, weight)
-    return {name: weight.detach().as_subclass(Tensor) for name, weight in chosen.items()}
+    return {name: _checked(name, weight) for name, weight in chosen.items()}
 
 
-def _check_values(name: str, weight: Tensor) -> None:
+def _checked(name: str, weight: Tensor) -> Tensor:
     if weight.is_meta:
         raise ModelError(f"{name} is on the meta device and has no values; load weights first")
     if not weight.is_floating_point():
         raise OptionTypeError(
             f"{name} must be a floating-point weight, got {weight.dtype}; dequantise it first"
         )
-    if not bool(weight.isfinite().all()):
+    # There is hardly any arithmetic for 8-bit types.
+    values = weight.float() if weight.itemsize == 1 else weight
+    if not bool(values.isfinite().all()):
         raise DataError(f"{name} holds NaN or Inf; the correlation of its filters is undefined")
+    return values.detach().as_subclass(Tensor)
 
 
 def _weights(source: Any) -> dict[str, Tensor]:
     if isinstance(source, nn.Module):
         return _of_module(source)
+    if is_lazy(source):
+        raise ModelError("the weight is lazy and has no values yet; run the model once on data")
     if isinstance(source, Tensor):
         return {"weight": source}
     if isinstance(source, (str, PathLike)):
@@ -82,26 +88,43 @@ def _weights(source: Any) -> dict[str, Tensor]:
 
 def _of_module(model: nn.Module) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, module in model.named_modules():
+    for name, module in check_module(model).named_modules():
         if not isinstance(module, _CONVOLUTIONS):
             continue
-        if is_lazy(module.weight):
+        if any(is_lazy(parameter) for parameter in module.parameters()):
             raise ModelError(
                 f"{name or 'the model'} is lazy and has no weight yet; run the model once on data"
             )
-        weight = module.weight.detach()
-        if weight.is_meta or weight.data_ptr() not in seen:
-            seen.add(weight.data_ptr())
-            found[f"{name}.weight" if name else "weight"] = weight
-    return found
+        name = clean_name(name)
+        found[f"{name}.weight" if name else "weight"] = _weight_of(module)
+    return _once_each(found)
+
+
+def _weight_of(module: nn.Module) -> Tensor:
+    """The weight; a parametrised one may change buffers and random states when it is computed."""
+    meta = any(parameter.is_meta for parameter in module.parameters())
+    if meta or not parametrize.is_parametrized(module):
+        return module.weight.detach()  # type: ignore[union-attr, operator]
+    with ModelGuard(module):
+        return module.weight.detach()  # type: ignore[union-attr, operator]
+
+
+def _once_each(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without those that lie in the same memory as an earlier one: weights that layers share."""
+    found: dict[tuple[Any, ...], str] = {}
+    for name, weight in weights.items():
+        hidden = weight.is_meta or weight.layout != torch.strided
+        place = name if hidden else weight.data_ptr()
+        found.setdefault((place, weight.shape, str(weight.device)), name)
+    return {name: weights[name] for name in found.values()}
 
 
 def _of_mapping(state: Mapping[Any, Any]) -> dict[str, Tensor]:
     for key in _NESTED:
         if isinstance(state.get(key), Mapping):
             return _of_mapping(state[key])
-    return {str(k): v for k, v in state.items() if isinstance(v, Tensor) and 3 <= v.ndim <= 5}
+    weights = {str(k): v for k, v in state.items() if isinstance(v, Tensor) and 3 <= v.ndim <= 5}
+    return _once_each({clean_name(name): weight for name, weight in weights.items()})
 
 
 def _read(path: Path) -> Mapping[Any, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from sylvinit.correlated.draw import KAIMING_GAIN, MODES, draw_filters
 from sylvinit.correlated.plan import Job, Selection, assign_matrices, plan_layers
-from sylvinit.errors import OptionError, OptionTypeError
+from sylvinit.errors import ModelError, OptionError, OptionTypeError, SylvinitWarning
 from sylvinit.modules import check_module, device_of
 from sylvinit.priors.matrix import check_number
 from sylvinit.report import Report
@@ -47,8 +48,11 @@ def correlated_init_(
 
             - a matrix, as from :func:`sylvinit.filter_correlation`: (taps, taps). For kernels of
               another size one is made by :func:`sylvinit.correlated.resample_correlation`, which
-              the report says;
-            - the name of a built-in one, see :func:`sylvinit.priors.available`;
+              the report says. A plain matrix, which does not say its kernel, is that of the square
+              one, or of a layer of as many taps where there is no square one or the layer is not
+              two-dimensional;
+            - the name of a built-in one, see :func:`sylvinit.priors.available`, or the path of a
+              file of :func:`sylvinit.priors.save`;
             - a mapping from name patterns to these: the first that matches a layer's name decides,
               a layer without one gets He's distribution. ``filter_correlation(...,
               per_layer=True)`` fits a network of the same names;
@@ -86,14 +90,18 @@ def correlated_init_(
             f"generator must be a torch.Generator or None, got {type(generator).__name__}"
         )
     selection = Selection(_patterns("include", include), _patterns("exclude", exclude) or ())
-    jobs, skipped = plan_layers(model, selection)
     device_of(model)  # raises where there is nothing to write to
-    assign_matrices(corr, jobs, strength)
+    with ModelGuard(model):  # a parametrised weight may change buffers when it is computed
+        jobs, skipped = plan_layers(model, selection)
+    caveats = assign_matrices(corr, jobs, strength)
+    for text in caveats:
+        warnings.warn(text, SylvinitWarning, stacklevel=2)
     for job in jobs:
         job.report.code = "he" if job.matrix is None else "correlated"
     if not dry_run:
         _draw_all(model, jobs, gain, mode, bias == "zero", generator)
     report = Report([job.report for job in jobs] + skipped, seconds=time.perf_counter() - begin)
+    report.warnings = caveats
     report.settings = {
         "corr": corr if isinstance(corr, str) else type(corr).__name__,
         "strength": strength,
@@ -133,17 +141,21 @@ def _draw(job: Job, gain: float, mode: str, generator: torch.Generator | None) -
     """The weight as (groups, outputs, features), in its own precision."""
     matrix = job.matrix
     if matrix is None:
-        matrix = torch.eye(math.prod(job.kernel), dtype=torch.float64)
+        matrix = torch.eye(math.prod(job.kernel), dtype=torch.float64, device="cpu")
     shape = job.shape if job.kernel else (*job.shape, 1)
     weight = draw_filters(shape, matrix, gain=gain, mode=mode, generator=generator)
-    old = job.layer.get_weight()
-    return weight.reshape(old.shape).to(old)
+    stored = (job.report.groups, job.report.d_out, job.report.d_in)
+    return weight.reshape(stored).to(job.device, job.dtype)
 
 
 def _write(job: Job, weight: Tensor, zero_bias: bool, guard: ModelGuard) -> None:
     layer = job.layer
     guard.save(layer.parameters("weight"))
-    layer.set_weight(weight)
+    try:
+        layer.set_weight(weight)
+    except ModelError as error:
+        name = layer.name or "the model"
+        raise ModelError(f"{name}: {error}; leave it out with exclude=") from error
     job.report.status = "drawn"
     bias = layer.get_bias()
     if not zero_bias or bias is None:
@@ -164,6 +176,8 @@ def _check_choice(argument: str, value: Any, choices: tuple[str, ...]) -> None:
 def _patterns(argument: str, value: Any) -> tuple[str, ...] | None:
     if value is None:
         return None
+    if not isinstance(value, Iterable):
+        raise OptionTypeError(f"{argument} must be patterns of layer names, got {value!r}")
     patterns = (value,) if isinstance(value, str) else tuple(value)
     for pattern in patterns:
         if not isinstance(pattern, str):

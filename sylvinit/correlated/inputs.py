@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from sylvinit.batches import Batch, ForwardFn, call_model, read_batches
 from sylvinit.errors import DataError, ModelError, NonFiniteError
@@ -64,8 +65,9 @@ def input_correlation(
     for argument, value in (("microbatch", microbatch), ("max_samples", max_samples)):
         if value is not None:
             check_count(argument, value, "or None")
+    seed = check_seed(seed)
     collectors = [
-        _Collector(layer, count, check_seed(seed))
+        _Collector(layer, count, seed)
         for name, module in model.named_modules()
         for layer in layers_of(module, clean_name(name))
         if isinstance(layer, ConvLayer) and layer.geometry is not None and layer.geometry.taps > 1
@@ -73,6 +75,8 @@ def input_correlation(
     ambient = Ambient.present()
     with ModelGuard(model) as guard:
         try:
+            for collector in collectors:
+                collector.attach()
             batches = read_batches(data, microbatch=microbatch, max_samples=max_samples)
             for batch in batches:
                 for collector in collectors:
@@ -81,7 +85,7 @@ def input_correlation(
                     call_model(model, batch, device, forward_fn)
         finally:
             for collector in collectors:
-                collector.handle.remove()
+                collector.detach()
             guard.restore_buffers()
     found = {c.layer.name: c.result() for c in collectors if c.moments is not None}
     if not found:
@@ -97,10 +101,20 @@ class _Collector:
     def __init__(self, layer: ConvLayer, patches: int | None, seed: int) -> None:
         self.layer = layer
         self.moments: PatchMoments | None = None
-        self.handle = layer.module.register_forward_pre_hook(self._collect, with_kwargs=True)
+        self._handle: RemovableHandle | None = None
         self._patches, self._seed = patches, seed
         self._batch: Batch | None = None
         self._calls = 0
+
+    def attach(self) -> None:
+        """Watch the layer."""
+        hook = self._collect
+        self._handle = self.layer.module.register_forward_pre_hook(hook, with_kwargs=True)
+
+    def detach(self) -> None:
+        """Stop watching it."""
+        if self._handle is not None:
+            self._handle.remove()
 
     def begin(self, batch: Batch) -> None:
         """The next forward is that of this batch."""
@@ -113,6 +127,9 @@ class _Collector:
         x = layer.input(args, kwargs).detach()
         if x.ndim == len(geometry.kernel) + 1:
             x = x[None]
+        size = tuple(x.shape[2:])
+        if x.ndim != len(geometry.kernel) + 2 or min(geometry.output_size(size)) < 1:
+            return  # the convolution itself raises
         if not bool(x.isfinite().all()):
             raise NonFiniteError(f"NaN or Inf in the input of layer {layer.name} ({layer.kind})")
         if len(x) % self._batch.size:
@@ -120,7 +137,7 @@ class _Collector:
                 f"the input of layer {layer.name} has {len(x)} entries for {self._batch.size} "
                 "samples; expected the same number for each"
             )
-        out_size = geometry.output_size(tuple(x.shape[2:]))
+        out_size = geometry.output_size(size)
         channels = x.shape[1]
         with plain_modes():
             if self.moments is None:

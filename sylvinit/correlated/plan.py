@@ -6,21 +6,24 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from os import PathLike
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from sylvinit import priors
-from sylvinit.errors import CorrelationError, ModelError, OptionError, OptionTypeError
+from sylvinit.errors import ModelError, OptionError, OptionTypeError
 from sylvinit.layers import ConvLayer, ConvTransposeLayer, Layer, layers_of
 from sylvinit.modules import clean_name, parameter_holders
 from sylvinit.priors.distance import resample_correlation
 from sylvinit.priors.matrix import (
     check_correlation,
+    kernel_for,
     kernel_of,
-    scale_correlation,
+    scaled_correlation,
     shown,
 )
 from sylvinit.report import LayerReport
@@ -34,12 +37,15 @@ class Job:
         layer: where the weight lies.
         shape: (units, channels / groups, *kernel); without kernel axes for layers on rows.
         report: on it.
+        dtype, device: of the weight.
         matrix: R at the wanted strength, float64 (taps, taps); None for He's distribution.
     """
 
     layer: Layer
     shape: tuple[int, ...]
     report: LayerReport
+    dtype: torch.dtype
+    device: torch.device
     matrix: Tensor | None = field(default=None, repr=False)
 
     @property
@@ -62,9 +68,9 @@ class Selection:
 
     def takes(self, name: str) -> bool:
         """Whether a layer of that name may be drawn."""
-        if any(fnmatchcase(name, pattern) for pattern in self.exclude):
+        if any(_matches(name, pattern) for pattern in self.exclude):
             return False
-        return self.include is None or any(fnmatchcase(name, pattern) for pattern in self.include)
+        return self.include is None or any(_matches(name, pattern) for pattern in self.include)
 
     def check(self, names: list[str]) -> None:
         """Raise OptionError if a pattern matches no name."""
@@ -72,12 +78,18 @@ class Selection:
             _check_used(argument, patterns, names)
 
 
+def _matches(name: str, pattern: str) -> bool:
+    # A name may hold the characters of patterns, and then must match itself.
+    return name == pattern or fnmatchcase(name, pattern)
+
+
 def _check_used(argument: str, patterns: Sequence[str], names: list[str]) -> None:
     for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            listed = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+        if not any(_matches(name, pattern) for name in names):
+            listed = ", ".join(name or "''" for name in names[:8])
+            more = ", ..." if len(names) > 8 else ""
             raise OptionError(
-                f"{argument}: the pattern {pattern!r} matches no layer; names are {listed}"
+                f"{argument}: the pattern {pattern!r} matches no layer; names are {listed}{more}"
             )
 
 
@@ -95,25 +107,29 @@ def plan_layers(model: nn.Module, selection: Selection) -> tuple[list[Job], list
     names = {id(module): clean_name(name) for name, module in model.named_modules()}
     jobs: list[Job] = []
     skipped: list[LayerReport] = []
-    taken: dict[tuple[object, ...], str] = {}
+    taken: dict[tuple[tuple[int, str], ...], str] = {}
+    reasons = {layer.name: _reason(layer, selection) for layer in layers}
+    left_alone = {key: layer for layer in layers if reasons[layer.name] for key in _keys(layer)}
     for layer in layers:
-        reason = _reason(layer, selection)
+        reason = reasons[layer.name]
         if reason is None:
-            parameters = layer.parameters("weight")
+            keys = _keys(layer)
             outside = [
                 module
-                for parameter in parameters
-                for module in holders.get(id(parameter), [])
+                for parameter, _ in keys
+                for module in holders.get(parameter, [])
                 if id(module) not in owners
             ]
-            key = (*(id(p) for p in parameters), layer.slot)
+            tied = next((left_alone[key] for key in keys if key in left_alone), None)
             if outside:
                 kind = type(outside[0]).__name__
                 reason = f"its weight is tied to {names[id(outside[0])]} ({kind})"
-            elif key in taken:
-                reason = f"shares its weight with {taken[key]}"
+            elif tied is not None:
+                reason = f"its weight is tied to {tied.name} ({tied.kind}), which is left alone"
+            elif keys in taken:
+                reason = f"shares its weight with {taken[keys]}"
             else:
-                taken[key] = layer.name
+                taken[keys] = layer.name
                 jobs.append(_job(layer))
         if reason is not None:
             skipped.append(LayerReport(layer.name, layer.kind, "skipped", reason))
@@ -124,6 +140,14 @@ def plan_layers(model: nn.Module, selection: Selection) -> tuple[list[Job], list
             "torch.nn.init.kaiming_normal_ for other layers"
         )
     return jobs, skipped
+
+
+def _keys(layer: Layer) -> tuple[tuple[int, str], ...]:
+    """The parameters behind a weight by their ids, and which part of them it is."""
+    try:
+        return tuple((id(parameter), layer.slot) for parameter in layer.parameters("weight"))
+    except ModelError:  # not a parameter
+        return ()
 
 
 def _layers(model: nn.Module) -> list[Layer]:
@@ -169,17 +193,18 @@ def _reason(layer: Layer, selection: Selection) -> str | None:
 
 
 def _job(layer: Layer) -> Job:
-    groups, outputs, features = layer.get_weight().shape
+    weight = layer.get_weight()
+    groups, outputs, features = weight.shape
     shape = (groups * outputs, features)
     if isinstance(layer, ConvLayer) and layer.geometry is not None:
         kernel = layer.geometry.kernel
         shape = (groups * outputs, features // math.prod(kernel), *kernel)
     report = LayerReport(layer.name, layer.kind, "planned", d_in=features, d_out=outputs)
     report.groups = groups
-    return Job(layer, shape, report)
+    return Job(layer, shape, report, weight.dtype, weight.device)
 
 
-def assign_matrices(corr: Any, jobs: list[Job], strength: float) -> None:
+def assign_matrices(corr: Any, jobs: list[Job], strength: float) -> list[str]:
     """Give every job with spatial filters its matrix, and say in its report what was done.
 
     Args:
@@ -187,27 +212,30 @@ def assign_matrices(corr: Any, jobs: list[Job], strength: float) -> None:
         jobs: in order of depth.
         strength: checked.
 
+    Returns:
+        Warnings.
+
     Raises:
         CorrelationError, OptionError, OptionTypeError: as there.
     """
     spatial = [job for job in jobs if job.spatial]
-    scaled: dict[tuple[int, tuple[int, ...]], Tensor] = {}
+    scaled: dict[tuple[int, tuple[int, ...]], tuple[Tensor, str]] = {}
     for job, matrix in zip(spatial, _by_job(corr, spatial), strict=True):
         if matrix is None:
             job.report.notes.append("no matrix is given for it: He's normal distribution")
             continue
-        given = kernel_of(matrix)
+        given = kernel_for(matrix, job.kernel)
         key = (id(matrix), job.kernel)
         if key not in scaled:
             made = resample_correlation(matrix, job.kernel, source_kernel=given)
-            # The warning names the caller's line: plan, initialize, user.
-            scaled[key] = scale_correlation(made, strength, stacklevel=5)
-        job.matrix = scaled[key]
+            scaled[key] = scaled_correlation(made, strength)
+        job.matrix = scaled[key][0]
         if given != job.kernel:
             job.report.notes.append(
                 f"its {shown(job.kernel)} matrix is made from the one of {shown(given)} by a "
                 "model of correlation against distance"
             )
+    return list(dict.fromkeys(warning for _, warning in scaled.values() if warning))
 
 
 def _by_job(corr: Any, jobs: list[Job]) -> list[Tensor | None]:
@@ -221,7 +249,7 @@ def _by_job(corr: Any, jobs: list[Job]) -> list[Tensor | None]:
         _check_used("corr", list(corr), [job.layer.name for job in jobs])
         matrices = {pattern: _matrix(value) for pattern, value in corr.items()}
         return [
-            next((m for pattern, m in matrices.items() if _matches(job, pattern)), None)
+            next((m for pattern, m in matrices.items() if _matches(job.layer.name, pattern)), None)
             for job in jobs
         ]
     if _is_list_of_matrices(corr):
@@ -231,27 +259,20 @@ def _by_job(corr: Any, jobs: list[Job]) -> list[Tensor | None]:
     return [_matrix(corr)] * len(jobs)
 
 
-def _matches(job: Job, pattern: str) -> bool:
-    # A name may hold the characters of patterns, and then must match itself.
-    return job.layer.name == pattern or fnmatchcase(job.layer.name, pattern)
-
-
 def _is_list_of_matrices(corr: Any) -> bool:
     """A list of matrices or names, and not a matrix written as nested lists of numbers."""
     if not isinstance(corr, (list, tuple)) or not corr:
         return False
     first = corr[0]
-    return isinstance(first, str) or getattr(first, "ndim", None) == 2
+    return isinstance(first, (str, PathLike)) or getattr(first, "ndim", None) == 2
 
 
 def _matrix(value: Any) -> Tensor:
     """A checked matrix that still knows its kernel."""
-    if isinstance(value, str):
+    if isinstance(value, (str, PathLike)):
         return priors.load(value)
     matrix = check_correlation(value)
     if hasattr(value, "kernel_size"):
         kernel_of(value)  # raises where it does not fit
         return value
-    if isinstance(value, (list, tuple, Mapping)) and not len(value):
-        raise CorrelationError("corr: expected a matrix, got nothing")
     return matrix

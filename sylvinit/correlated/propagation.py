@@ -42,7 +42,7 @@ def propagated_variance(
         K = n (sqrt(1 - rho^2) + rho (pi - arccos(rho))) / (2 pi).
 
     Since b sums to n^(l - 1), C grows like A, by n^2 v / 2 in every layer, up to a factor between
-    1 / pi and 1 for what the first layer leaves of the correlation.
+    1 / pi and 1 for what the first layer leaves of the correlation. Beyond float64 it is inf.
 
     Args:
         kernel: k.
@@ -57,29 +57,30 @@ def propagated_variance(
     _check(kernel, layers, inputs, weights)
     v = check_number("weight_variance", weight_variance, positive=True)
     n = kernel * kernel
-    if weights == "independent":
-        return n * v * (n * v / 2) ** (layers - 1)
-    if inputs == "equal":
-        return n * n * v * (n * n * v / 2) ** (layers - 1)
-    if layers == 1:
-        return n * v
-    return v**layers * 2.0 ** (2 - layers) * _overlap(kernel, layers)
+    first, growth = n * v, n * v / 2
+    if weights == "equal":
+        growth *= n
+        first *= n if inputs == "equal" else _overlap(kernel, layers)
+    try:
+        return first * growth ** (layers - 1)
+    except OverflowError:
+        return math.inf
 
 
 def _overlap(kernel: int, layers: int) -> float:
-    """sum_st b(s) b(t) K(s - t) of case C."""
-    ones = torch.ones(kernel, dtype=torch.float64)
-    box = ones
+    """What case C has of n v (n^2 v / 2)^(l - 1): the mean of 2 K / n over b(s) b(t)."""
+    if layers == 1:
+        return 1.0
+    box = share = torch.full((kernel,), 1 / kernel, dtype=torch.float64, device="cpu")
     for _ in range(layers - 2):
-        box = _convolve(box, ones)
+        box = _convolve(box, share)
     pairs = _convolve(box, box)  # how often two positions of one axis have a lag
     reach = len(box) - 1
-    lag = torch.arange(-reach, reach + 1, dtype=torch.float64).abs()
+    lag = torch.arange(-reach, reach + 1, dtype=torch.float64, device="cpu").abs()
     axis = (1 - lag / kernel).clamp(min=0)
     rho = axis[:, None] * axis[None, :]
     arc = (1 - rho.square()).clamp(min=0).sqrt() + rho * (math.pi - torch.arccos(rho))
-    expected = kernel * kernel * arc / (2 * math.pi)
-    return float((pairs[:, None] * pairs[None, :] * expected).sum())
+    return float((pairs[:, None] * pairs[None, :] * arc).sum()) / math.pi
 
 
 def _convolve(a: Tensor, b: Tensor) -> Tensor:
@@ -108,8 +109,12 @@ def simulated_variance(
         OptionError, OptionTypeError: as above.
     """
     _check(kernel, layers, inputs, weights)
+    if isinstance(draws, bool) or not isinstance(draws, int):
+        raise OptionTypeError(f"draws must be an integer, got {draws!r}")
     if draws < 2:
         raise OptionError(f"draws must be at least 2, got {draws}")
+    if not isinstance(generator, torch.Generator):
+        raise OptionTypeError(f"generator must be a torch.Generator, got {generator!r}")
     deviation = math.sqrt(check_number("weight_variance", weight_variance, positive=True))
     total = square = 0.0
     chunk = 20_000
@@ -134,10 +139,14 @@ def _networks(
     """One output pixel of every network, (count,)."""
     side = layers * (kernel - 1) + 1
     shape = (1, 1) if inputs == "equal" else (side, side)
-    x = torch.randn((count, *shape), generator=generator).expand(count, side, side)
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(size, generator=generator, device="cpu")
+
+    x = normal(count, *shape).expand(count, side, side)
     for layer in range(layers):
         taps = (1, 1) if weights == "equal" else (kernel, kernel)
-        w = torch.randn((count, 1, *taps), generator=generator) * deviation
+        w = normal(count, 1, *taps) * deviation
         w = w.expand(count, 1, kernel, kernel)
         # A group for each network: all of them at once.
         y = F.conv2d(x[None], w.contiguous(), groups=count)[0]

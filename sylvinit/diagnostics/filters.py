@@ -66,7 +66,7 @@ def draw_filter_profiles(
     from matplotlib.figure import Figure
 
     widths = [max(len(layers), 5) for layers in panels.values()]
-    figure = Figure(figsize=(2.5 + 0.55 * sum(widths), 4.4), dpi=120, layout="constrained")
+    figure = Figure(figsize=(2.5 + 0.42 * sum(widths), 4.4), dpi=120, layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False, sharey=True, width_ratios=widths)[0]
     for axis, (label, layers) in zip(axes, panels.items(), strict=True):
         _draw_panel(axis, layers)

@@ -159,7 +159,7 @@ def assign(module: nn.Module, attribute: str, value: Tensor) -> None:
     written = getattr(module, attribute)
     bound = 1e3 * torch.finfo(value.dtype).eps * float(value.abs().max())
     if not float((written - value).abs().max()) <= bound:
-        raise ModelError(f"the parametrisation of {attribute} cannot represent a solved weight")
+        raise ModelError(f"the parametrisation of {attribute} cannot represent the new weight")
 
 
 Factory = Callable[[nn.Module, str], list[Layer]]

@@ -45,7 +45,7 @@ def distance_classes(kernel: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     Returns:
         float64 (m + 1,), ascending from 0, and int64 (taps, taps) of indices into it.
     """
-    axes = torch.meshgrid(*(torch.arange(axis) for axis in kernel), indexing="ij")
+    axes = torch.meshgrid(*(torch.arange(axis, device="cpu") for axis in kernel), indexing="ij")
     place = torch.stack([axis.flatten() for axis in axes], dim=1)
     squared = ((place[:, None] - place[None]) ** 2).sum(dim=2)
     distinct, index = torch.unique(squared, return_inverse=True)
@@ -67,15 +67,16 @@ def correlation_by_distance(
     matrix = check_correlation(corr)
     kernel = kernel_of(corr if isinstance(corr, Tensor) else matrix, kernel_size)
     distance, index = distance_classes(kernel)
-    sums = torch.zeros(len(distance), dtype=torch.float64)
+    sums = matrix.new_zeros(len(distance))
     sums.index_add_(0, index.flatten(), matrix.flatten())
     pairs = torch.bincount(index.flatten(), minlength=len(distance))
+    known = getattr(corr, "kernel_size", None) == kernel
     # Both triangles were counted; the mean is the same.
     return DistanceProfile(
         distance[1:],
         (sums / pairs)[1:],
         pairs[1:] // 2,
-        getattr(corr, "distance_error", None),
+        getattr(corr, "distance_error", None) if known else None,
     )
 
 
@@ -182,5 +183,5 @@ def resample_correlation(
     if wanted == given:
         return matrix
     if math.prod(wanted) == 1:
-        return torch.ones(1, 1, dtype=torch.float64)
+        return matrix.new_ones(1, 1)
     return fit_distance_model(matrix, given).matrix(wanted)

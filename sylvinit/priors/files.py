@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from sylvinit.errors import DataError, OptionError
+from sylvinit.priors.distance import distance_classes
 from sylvinit.priors.matrix import FilterCorrelation, check_correlation, kernel_of, shown
 
 _SUFFIX = ".txt"
@@ -74,7 +75,7 @@ def save(corr: Tensor, path: str | PathLike[str], *, source: str | None = None) 
         raise OptionError(f"path: expected a file ending in {_SUFFIX}, got {path}")
     said = source if source is not None else getattr(corr, "source", "")
     out = io.StringIO()
-    kernel = kernel_of(corr)
+    kernel = kernel_of(corr if isinstance(corr, Tensor) else matrix)
     out.write(f"# kernel: {shown(kernel)}\n")
     out.write(f"# filters: {getattr(corr, 'filters', 0)}\n# units: {getattr(corr, 'units', 0)}\n")
     out.write(f"# layers: {', '.join(getattr(corr, 'layers', ()))}\n")
@@ -84,7 +85,7 @@ def save(corr: Tensor, path: str | PathLike[str], *, source: str | None = None) 
         ("standard error", getattr(corr, "standard_error", None)),
         ("standard error by distance", getattr(corr, "distance_error", None)),
     ):
-        if values is not None:
+        if values is not None and values.numel():
             out.write(f"# [{label}]\n")
             np.savetxt(out, np.atleast_2d(values.numpy()), fmt="%.5f")
     try:
@@ -105,10 +106,21 @@ def _parse(text: str, name: str) -> FilterCorrelation:
                 facts[key.strip()] = value.strip()
             elif line.strip():
                 blocks[list(blocks)[-1]].append([float(word) for word in line.split()])
-        tensors = {key: torch.tensor(rows, dtype=torch.float64) for key, rows in blocks.items()}
+        tensors = {
+            key: torch.tensor(rows, dtype=torch.float64, device="cpu")
+            for key, rows in blocks.items()
+        }
         kernel = tuple(int(axis) for axis in facts["kernel"].split("x"))
         matrix = check_correlation(tensors["correlation"], math.prod(kernel))
         by_distance = tensors.get("standard error by distance")
+        expected = {
+            "correlation": matrix.shape,
+            "standard error": matrix.shape,
+            "standard error by distance": (1, len(distance_classes(kernel)[0]) - 1),
+        }
+        for key, tensor in tensors.items():
+            if tensor.shape != expected[key]:
+                raise ValueError(f"[{key}] has shape {tuple(tensor.shape)}")
         return FilterCorrelation.of(
             matrix,
             kernel,

@@ -81,7 +81,8 @@ class FilterCorrelation(Tensor):
         if id(self) not in memo:
             made = self.detach().clone().as_subclass(FilterCorrelation)
             memo[id(self)] = made
-            made.__dict__.update(copy.deepcopy(self.__dict__, memo))
+            for name, value in vars(self).items():
+                setattr(made, name, copy.deepcopy(value, memo))
         return memo[id(self)]
 
     def __repr__(self, *, tensor_contents: object = None) -> str:
@@ -115,6 +116,20 @@ def kernel_of(corr: Tensor, kernel_size: int | tuple[int, ...] | None = None) ->
             f"corr: expected {math.prod(kernel)} x {math.prod(kernel)} for a kernel of "
             f"{shown(kernel)}, got {taps} x {taps}; see sylvinit.correlated.resample_correlation"
         )
+    return kernel
+
+
+def kernel_for(corr: Any, kernel: tuple[int, ...]) -> tuple[int, ...]:
+    """The kernel of a matrix that is wanted for ``kernel``.
+
+    As :func:`kernel_of`; but where ``kernel`` is not two-dimensional, or there is no square kernel
+    with as many taps, a plain matrix of as many taps as it has is its own.
+    """
+    matrix = check_correlation(corr)
+    taps = matrix.shape[0]
+    square = len(kernel) == 2 and math.isqrt(taps) ** 2 == taps
+    if hasattr(corr, "kernel_size") or square or math.prod(kernel) != taps:
+        return kernel_of(corr if isinstance(corr, Tensor) else matrix)
     return kernel
 
 
@@ -159,16 +174,18 @@ def check_correlation(corr: Any, taps: int | None = None, argument: str = "corr"
             diagonal, with an entry outside [-1, 1] or a negative eigenvalue.
         OptionTypeError: not a matrix of real numbers.
     """
+    given = type(corr).__name__
     try:
-        if isinstance(corr, np.ndarray):
-            # torch takes neither negative strides nor another byte order.
+        if not isinstance(corr, Tensor):
+            # torch takes neither negative strides nor another byte order, and lists as float32.
+            corr = np.asarray(corr)
             corr = np.array(corr, dtype=corr.dtype.newbyteorder("="))
         matrix = torch.as_tensor(corr, device="cpu")
         if matrix.layout != torch.strided:
             matrix = matrix.to_dense()
     except (TypeError, ValueError, RuntimeError) as error:
         raise OptionTypeError(
-            f"{argument} must be a matrix of real numbers, got {type(corr).__name__}"
+            f"{argument} must be a matrix of real numbers, got {given}"
         ) from error
     if matrix.is_complex():
         raise OptionTypeError(f"{argument} must be a matrix of real numbers, got {matrix.dtype}")
@@ -235,6 +252,14 @@ def scale_correlation(corr: Any, strength: float = 1.0, *, stacklevel: int = 2) 
         OptionError: the strength is negative or not finite.
         OptionTypeError: it is no number.
     """
+    scaled, warning = scaled_correlation(corr, strength)
+    if warning:
+        warnings.warn(warning, SylvinitWarning, stacklevel=stacklevel)
+    return scaled
+
+
+def scaled_correlation(corr: Any, strength: float) -> tuple[Tensor, str]:
+    """What :func:`scale_correlation` returns, and the warning, "" where there is none."""
     matrix = check_correlation(corr)
     strength = check_number("strength", strength)
     taps = matrix.shape[0]
@@ -242,17 +267,15 @@ def scale_correlation(corr: Any, strength: float = 1.0, *, stacklevel: int = 2) 
     _check_sum(scaled, strength)
     values, vectors = torch.linalg.eigh(scaled)
     too_large = float(scaled.abs().max()) > 1 + ROUNDING
-    if too_large or float(values[0]) < -ROUNDING * taps:
-        scaled = _clipped(values, vectors)
-        warnings.warn(
-            f"corr is not positive definite at strength {strength:g} (smallest eigenvalue "
-            f"{float(values[0]):.3g}); negative eigenvalues were set to zero and the unit diagonal "
-            "restored",
-            SylvinitWarning,
-            stacklevel=stacklevel,
-        )
-        _check_sum(scaled, strength)
-    return scaled
+    if not too_large and float(values[0]) >= -ROUNDING * taps:
+        return scaled, ""
+    clipped = _clipped(values, vectors)
+    _check_sum(clipped, strength)
+    return clipped, (
+        f"corr is not positive definite at strength {strength:g} (smallest eigenvalue "
+        f"{float(values[0]):.3g}); negative eigenvalues were set to zero and the unit diagonal "
+        "restored"
+    )
 
 
 def _check_sum(matrix: Tensor, strength: float) -> None:
