@@ -73,7 +73,7 @@ def input_correlation(
         if isinstance(layer, ConvLayer) and layer.geometry is not None and layer.geometry.taps > 1
     ]
     ambient = Ambient.present()
-    with ModelGuard(model) as guard:
+    with ModelGuard(model):
         try:
             for collector in collectors:
                 collector.attach()
@@ -86,7 +86,6 @@ def input_correlation(
         finally:
             for collector in collectors:
                 collector.detach()
-            guard.restore_buffers()
     found = {c.layer.name: c.result() for c in collectors if c.moments is not None}
     if not found:
         raise ModelError(

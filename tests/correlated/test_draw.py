@@ -134,18 +134,18 @@ INPUTS = {"white": np.eye(9), "equal": np.ones((9, 9)), "partly": PARTLY}
 @pytest.mark.parametrize("kind", INPUTS)
 @pytest.mark.parametrize("strength", ["prior", "all ones", "identity"])
 def test_the_variance_of_a_convolution(kind: str, strength: str) -> None:
-    """E[y^2] / E[x^2] over 3000 units and 3000 patches of 4 channels.
+    """E[y^2] / E[x^2] over 2000 units and 2000 patches of 4 channels.
 
     The standard error of the mean over both is that over units and that over patches together.
     """
     corr = {"prior": PRIOR.numpy(), "all ones": np.ones((9, 9)), "identity": np.eye(9)}[strength]
     expected = output_variance(corr, INPUTS[kind], gain=1.3)
-    x = 0.7 * correlated_filters(INPUTS[kind], 12_000, 5).view(3000, 4, 3, 3)
-    weight = drawn(3000, 4, 3, 3, corr=corr, gain=1.3)
+    x = 0.7 * correlated_filters(INPUTS[kind], 8000, 5).view(2000, 4, 3, 3)
+    weight = drawn(2000, 4, 3, 3, corr=corr, gain=1.3)
     squares = F.conv2d(x.float(), weight.float())[:, :, 0, 0].double().square() / 0.49
     by_unit, by_patch = squares.mean(dim=0), squares.mean(dim=1)
     error = math.sqrt(float(by_unit.var() / len(by_unit) + by_patch.var() / len(by_patch)))
-    assert error < 0.03 * expected
+    assert error < 0.035 * expected
     assert float(squares.mean()) == pytest.approx(expected, abs=4 * error)
 
 

@@ -159,6 +159,12 @@ def test_a_module_called_twice() -> None:
     rows = np.concatenate([explicit(model.conv, y) for y in (model.first, model.second)])
     np.testing.assert_allclose(found["conv"].numpy(), correlation(rows, 9), rtol=0, atol=CLOSE)
     sampled = input_correlation(model, x, patches=4)["conv"]
+    drawn = [
+        chosen_rows(layer_patches(model.conv, y), "conv", 4, call=call)[0][0].T
+        for call, y in enumerate((model.first, model.second))
+    ]
+    expected = correlation(np.concatenate(drawn), 9)
+    np.testing.assert_allclose(sampled.numpy(), expected, rtol=0, atol=CLOSE)
     assert sampled.filters == 2 * 6 * 4
 
 

@@ -1,0 +1,123 @@
+"""Checks of single arguments: numbers, choices, patterns of names."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import operator
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from sylvinit.errors import OptionError, OptionTypeError
+
+
+def check_number(argument: str, value: Any, *, positive: bool = False) -> float:
+    """A finite number of at least zero.
+
+    Raises:
+        OptionError: negative, not finite, or, if ``positive``, zero.
+        OptionTypeError: not a number.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise OptionTypeError(f"{argument} must be a number, got {value!r}")
+    number = float(value)
+    if not math.isfinite(number) or number < 0 or (positive and number == 0):
+        least = "positive" if positive else "at least 0"
+        raise OptionError(f"{argument} must be finite and {least}, got {value!r}")
+    return number
+
+
+def check_count(argument: str, value: Any, otherwise: str) -> int:
+    """A whole number of at least 1; ``otherwise`` says what else the argument may be."""
+    try:
+        count = operator.index(value)
+    except TypeError as error:
+        raise OptionTypeError(
+            f"{argument} must be a positive integer {otherwise}, got {value!r}"
+        ) from error
+    if isinstance(value, bool) or count < 1:
+        raise OptionError(f"{argument} must be at least 1 {otherwise}, got {value!r}")
+    return count
+
+
+def check_seed(value: Any) -> int:
+    """A whole number of 64 bits with sign."""
+    try:
+        seed = operator.index(value)
+    except TypeError as error:
+        raise OptionTypeError(f"seed must be an integer, got {value!r}") from error
+    if not -(2**63) <= seed < 2**63:
+        raise OptionError(f"seed must fit into 64 bits, got {value!r}")
+    return seed
+
+
+def check_choice(argument: str, value: Any, choices: Sequence[Any]) -> Any:
+    """One of the choices."""
+    if value not in choices:
+        raise OptionError(f"{argument} must be one of {list(choices)}, got {value!r}")
+    return value
+
+
+def check_patterns(argument: str, value: Any) -> tuple[str, ...]:
+    """A pattern of names, or several."""
+    if isinstance(value, str):
+        return (value,)
+    if not isinstance(value, Iterable):
+        raise OptionTypeError(
+            f"{argument} must be a pattern or a list of patterns, got {value!r}"
+        )
+    patterns = tuple(value)
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise OptionTypeError(f"{argument}: patterns must be strings, got {pattern!r}")
+    return patterns
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether an fnmatch pattern fits a name; a name with brackets in it fits itself."""
+    return name == pattern or fnmatchcase(name, pattern)
+
+
+def check_used(argument: str, patterns: Iterable[str], names: Sequence[str]) -> None:
+    """Raise OptionError if a pattern fits no name."""
+    for pattern in patterns:
+        if not any(matches(name, pattern) for name in names):
+            shown = ", ".join(name or "''" for name in names[:8])
+            shown += ", ..." if len(names) > 8 else ""
+            raise OptionError(
+                f"{argument}: the pattern {pattern!r} matches no layer; names are {shown}; write "
+                "'block.*' for all that a module contains"
+            )
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Names that include lets in and exclude does not keep out."""
+
+    include: tuple[str, ...] | None
+    exclude: tuple[str, ...]
+
+    @staticmethod
+    def of(include: Any, exclude: Any) -> Selection:
+        """From the arguments of these names; None selects everything.
+
+        Raises:
+            OptionTypeError: something is no pattern.
+        """
+        return Selection(
+            None if include is None else check_patterns("include", include),
+            () if exclude is None else check_patterns("exclude", exclude),
+        )
+
+    def takes(self, name: str) -> bool:
+        """Whether a name is selected."""
+        if any(matches(name, pattern) for pattern in self.exclude):
+            return False
+        return self.include is None or any(matches(name, pattern) for pattern in self.include)
+
+    def check(self, names: Sequence[str]) -> None:
+        """Raise OptionError if a pattern fits no name."""
+        check_used("include", self.include or (), names)
+        check_used("exclude", self.exclude, names)
