@@ -22,7 +22,7 @@ import sylvinit
 from sylvinit.correlated import output_variance, propagated_variance, simulated_variance
 from sylvinit.datasets import load_cifar10, normalise_cifar10
 from sylvinit.diagnostics import single_filter
-from sylvinit.priors.matrix import factor
+from sylvinit.priors.strength import factor
 
 DRAWS = 1_000_000
 

@@ -22,7 +22,10 @@ def check_number(argument: str, value: Any, *, positive: bool = False) -> float:
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise OptionTypeError(f"{argument} must be a number, got {value!r}")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
     if not math.isfinite(number) or number < 0 or (positive and number == 0):
         least = "positive" if positive else "at least 0"
         raise OptionError(f"{argument} must be finite and {least}, got {value!r}")
@@ -65,9 +68,7 @@ def check_patterns(argument: str, value: Any) -> tuple[str, ...]:
     if isinstance(value, str):
         return (value,)
     if not isinstance(value, Iterable):
-        raise OptionTypeError(
-            f"{argument} must be a pattern or a list of patterns, got {value!r}"
-        )
+        raise OptionTypeError(f"{argument} must be a pattern or a list of patterns, got {value!r}")
     patterns = tuple(value)
     for pattern in patterns:
         if not isinstance(pattern, str):
@@ -110,6 +111,13 @@ class Selection:
             None if include is None else check_patterns("include", include),
             () if exclude is None else check_patterns("exclude", exclude),
         )
+
+    def settings(self) -> dict[str, list[str] | None]:
+        """The arguments as plain values, for reports."""
+        return {
+            "include": None if self.include is None else list(self.include),
+            "exclude": list(self.exclude),
+        }
 
     def takes(self, name: str) -> bool:
         """Whether a name is selected."""

@@ -265,7 +265,9 @@ def _add_correlation(parser: argparse.ArgumentParser) -> None:
     )
     parser.set_defaults(run=_correlation)
     parser.add_argument("weights", metavar="FILE", help="a state dict: .safetensors, .pt")
-    parser.add_argument("--kernel", metavar="K[xK]", default="3", help="default: 3, for 3x3")
+    parser.add_argument(
+        "--kernel", metavar="K", default="3", help="3 or 3x3 (default), 1x3, 3x3x3; 5, for 1-D"
+    )
     parser.add_argument("--per-layer", action="store_true", help="show every layer, too")
     parser.add_argument(
         "--out", metavar="FILE.txt", type=Path, help="write R there, for sylvinit.priors.load"
@@ -280,8 +282,10 @@ def _correlation(arguments: argparse.Namespace) -> None:
 
     if arguments.out is not None:
         modelfiles.check_output("--out", arguments.out, ".txt")
-    axes = [_number("--kernel", axis, int) for axis in arguments.kernel.split("x")]
-    kernel = axes[0] if len(axes) == 1 else tuple(axes)
+    text = arguments.kernel
+    sizes = tuple(_number("--kernel", size, int) for size in text.removesuffix(",").split("x"))
+    # As in Python: "5," is a tuple of one number, an axis, where "5" stands for 5x5.
+    kernel = sizes[0] if len(sizes) == 1 and not text.endswith(",") else sizes
     corr = sylvinit.filter_correlation(arguments.weights, kernel)
     _say(repr(corr))
     if arguments.per_layer:

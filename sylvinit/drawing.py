@@ -1,8 +1,15 @@
-"""Whether pictures can be drawn; matplotlib is an optional dependency."""
+"""Pictures in files; matplotlib is an optional dependency."""
 
 from __future__ import annotations
 
-from sylvinit.errors import SylvinitError
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sylvinit.errors import OptionError, SylvinitError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class MissingMatplotlibError(SylvinitError, ImportError):
@@ -25,3 +32,17 @@ def require_matplotlib(what: str = "the picture") -> None:
             f"{what} is drawn with matplotlib, which cannot be imported ({error}); "
             "run: pip install 'sylvinit[plot]'"
         ) from error
+
+
+def save(figure: Figure, path: str | PathLike[str]) -> None:
+    """Write a figure in the format of the path's suffix, PNG without one.
+
+    Raises:
+        OptionError: matplotlib does not know the format.
+        OSError: the file cannot be written.
+    """
+    suffix = Path(path).suffix.lstrip(".").lower() or "png"
+    known = figure.canvas.get_supported_filetypes()
+    if suffix not in known:
+        raise OptionError(f"path: expected a suffix of {sorted(known)}, got {str(path)!r}")
+    figure.savefig(path, format=suffix)

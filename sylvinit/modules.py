@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from sylvinit.errors import ModelError, OptionTypeError
 
@@ -45,6 +46,15 @@ def device_of(model: nn.Module) -> torch.device:
     if not devices:
         raise ModelError("the model has no parameters")
     return devices.pop()
+
+
+def refuse_lazy(model: nn.Module) -> None:
+    """Raise ModelError if a module has weights that only its first forward will make."""
+    for name, module in model.named_modules():
+        if any(p is not None and is_lazy(p) for p in module._parameters.values()):
+            raise ModelError(
+                f"{name or 'the model'} is lazy and has no weight yet; run the model once on data"
+            )
 
 
 def clean_name(name: str) -> str:

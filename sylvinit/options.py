@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any, Generic, TypeVar
 
+from sylvinit.arguments import (
+    Selection,
+    check_choice,
+    check_count,
+    check_seed,
+    check_used,
+    matches,
+)
 from sylvinit.backends import table
 from sylvinit.batches import ForwardFn
 from sylvinit.codes import Code, get_code
@@ -29,7 +35,7 @@ class ByName(Generic[T]):
     def __call__(self, name: str) -> T:
         """The value for a layer of that name."""
         for pattern, value in self.patterns.items():
-            if fnmatchcase(name, pattern):
+            if matches(name, pattern):
                 return value
         return self.default
 
@@ -53,8 +59,7 @@ class Options:
     head_code: Code | None
     lam: ByName[float]
     patches: int | None
-    include: tuple[str, ...] | None
-    exclude: tuple[str, ...]
+    selection: Selection
     microbatch: int | None
     max_samples: int | None
     recompute: bool
@@ -77,8 +82,7 @@ class Options:
             "head_code": "auto" if self.head_code is None else self.head_code.name,
             "lam": self.lam.plain(lambda lam: lam),
             "patches": self.patches or "all",
-            "include": None if self.include is None else list(self.include),
-            "exclude": list(self.exclude),
+            **self.selection.settings(),
             "microbatch": self.microbatch,
             "max_samples": self.max_samples,
             "storage": "recompute" if self.recompute else "memory",
@@ -95,27 +99,13 @@ class Options:
 
     def selects(self, name: str) -> bool:
         """Whether include and exclude let a module through."""
-        if any(fnmatchcase(name, pattern) for pattern in self.exclude):
-            return False
-        return self.include is None or any(fnmatchcase(name, pattern) for pattern in self.include)
+        return self.selection.takes(name)
 
     def check_patterns(self, layers: list[str], norms: list[str]) -> None:
         """Raise OptionError if a pattern has no effect: it matches no layer or normalisation."""
-        both = [*layers, *norms]
-        given = {
-            "include": (self.include or (), both),
-            "exclude": (self.exclude, both),
-            "code": (tuple(self.code.patterns), layers),
-            "lam": (tuple(self.lam.patterns), layers),
-        }
-        for argument, (patterns, names) in given.items():
-            for pattern in patterns:
-                if not any(fnmatchcase(name, pattern) for name in names):
-                    shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-                    raise OptionError(
-                        f"{argument}: the pattern {pattern!r} matches no layer; names are {shown}; "
-                        "write 'block.*' for all that a module contains"
-                    )
+        self.selection.check([*layers, *norms])
+        check_used("code", self.code.patterns, layers)
+        check_used("lam", self.lam.patterns, layers)
 
 
 def check_options(
@@ -158,16 +148,15 @@ def check_options(
         head_code=_head_code(head_code),
         lam=_by_name("lam", lam, 10.0, _lam),
         patches=None if patches == "all" else check_count("patches", patches, "or 'all'"),
-        include=None if include is None else _patterns("include", include),
-        exclude=() if exclude is None else _patterns("exclude", exclude),
+        selection=Selection.of(include, exclude),
         microbatch=None if microbatch is None else check_count("microbatch", microbatch, "or None"),
         max_samples=None
         if max_samples is None
         else check_count("max_samples", max_samples, "or None"),
-        recompute=_choice("storage", storage, ("memory", "recompute")) == "recompute",
-        split_siblings=_choice("siblings", siblings, ("split", "same")) == "split",
+        recompute=check_choice("storage", storage, ("memory", "recompute")) == "recompute",
+        split_siblings=check_choice("siblings", siblings, ("split", "same")) == "split",
         calibrate_norm=bool(calibrate_norm),
-        rescale=_choice("rescale", rescale, (None, "variance")) is not None,
+        rescale=check_choice("rescale", rescale, (None, "variance")) is not None,
         seed=check_seed(seed),
         backend=_backend(backend),
         progress=progress,
@@ -218,48 +207,3 @@ def _function_name(function: Callable[..., Any] | None) -> str | None:
     if function is None:
         return None
     return getattr(function, "__qualname__", type(function).__qualname__)
-
-
-def check_count(argument: str, value: Any, otherwise: str) -> int:
-    """A whole number of at least 1; ``otherwise`` says what else the argument may be."""
-    try:
-        count = operator.index(value)
-    except TypeError as error:
-        raise OptionTypeError(
-            f"{argument} must be a positive integer {otherwise}, got {value!r}"
-        ) from error
-    if isinstance(value, bool) or count < 1:
-        raise OptionError(f"{argument} must be at least 1 {otherwise}, got {value!r}")
-    return count
-
-
-def check_seed(value: Any) -> int:
-    """A whole number of 64 bits with sign."""
-    try:
-        seed = operator.index(value)
-    except TypeError as error:
-        raise OptionTypeError(f"seed must be an integer, got {value!r}") from error
-    if not -(2**63) <= seed < 2**63:
-        raise OptionError(f"seed must fit into 64 bits, got {value!r}")
-    return seed
-
-
-def _choice(argument: str, value: Any, choices: tuple[Any, ...]) -> Any:
-    if value not in choices:
-        raise OptionError(f"{argument} must be one of {list(choices)}, got {value!r}")
-    return value
-
-
-def _patterns(argument: str, value: Any) -> tuple[str, ...]:
-    if isinstance(value, str):
-        return (value,)
-    try:
-        patterns = tuple(value)
-    except TypeError as error:
-        raise OptionTypeError(
-            f"{argument} must be a pattern or a list of patterns, got {value!r}"
-        ) from error
-    for pattern in patterns:
-        if not isinstance(pattern, str):
-            raise OptionTypeError(f"{argument}: patterns must be strings, got {pattern!r}")
-    return patterns

@@ -242,7 +242,7 @@ def test_correlation_of_a_file(workshop: Path, capsys: pytest.CaptureFixture[str
     ("arguments", "message"),
     [
         (["missing.pt"], "there is no file missing.pt"),
-        (["digits.npz"], "is no file of weights"),
+        (["digits.npz"], "is no file of weights alone"),
         (["model.pt", "--kernel", "7"], "kernel sizes found: 3 x 3"),
         (["model.pt", "--kernel", "3xk"], "--kernel: expected a number, got 'k'"),
         (["model.pt", "--kernel", "0"], "kernel_size must be one to three numbers of at least 1"),

@@ -13,8 +13,9 @@ from torch import Tensor
 from sylvinit import priors
 from sylvinit.codes.base import Latent
 from sylvinit.priors.distance import resample_correlation
-from sylvinit.priors.matrix import factor, kernel_for, scale_correlation
+from sylvinit.priors.matrix import kernel_for
 from sylvinit.priors.spatial import spatial_correlation
+from sylvinit.priors.strength import factor, repaired_correlation
 from sylvinit.statistics import LayerStatistics
 
 
@@ -64,4 +65,7 @@ class CorrelatedFilters:
             given = priors.load(given) if isinstance(given, (str, PathLike)) else given
             source = kernel_for(given, stats.kernel)
             matrix = resample_correlation(given, stats.kernel, source_kernel=source)
-        return scale_correlation(matrix, self.strength)
+        # Rows of unit length do without eq. 17: taps may cancel.
+        matrix, caveats = repaired_correlation(matrix, self.strength)
+        stats.notes.extend(caveats)
+        return matrix

@@ -18,7 +18,8 @@ from sylvinit.priors.distance import (
     fit_distance_model,
     resample_correlation,
 )
-from sylvinit.priors.matrix import FilterCorrelation, check_correlation, scale_correlation
+from sylvinit.priors.matrix import FilterCorrelation, check_correlation
+from sylvinit.priors.strength import scale_correlation
 
 __all__ = [
     "DistanceModel",

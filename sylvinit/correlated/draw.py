@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import math
+from os import PathLike
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
+from sylvinit import priors
+from sylvinit.arguments import check_choice, check_number
 from sylvinit.errors import CorrelationError, ModelError, OptionError, OptionTypeError
-from sylvinit.priors.matrix import (
-    check_correlation,
-    check_number,
-    factor,
-    scale_correlation,
-    shown,
-)
+from sylvinit.priors.matrix import check_correlation, shown
+from sylvinit.priors.strength import factor, scale_correlation
 
 KAIMING_GAIN = math.sqrt(2.0)
 MODES = ("fan_in", "fan_out")
@@ -43,10 +41,12 @@ def correlated_normal_(
 
     Args:
         tensor: floating point, (units, channels / groups, *kernel), one to three spatial axes.
-        corr: R, (taps, taps), taps in row-major order; positive semidefinite.
+        corr: R, (taps, taps), taps in row-major order, positive semidefinite; or the name of a
+            built-in one.
         gain: of the activation, not negative; ``torch.nn.init.calculate_gain`` knows them.
         mode: "fan_in" preserves the variance of activations; "fan_out" takes units instead of
-            channels, and preserves that of gradients.
+            channels, and preserves that of gradients, for a single group (as in torch, all units
+            count for every group).
         generator: of the random numbers; None takes torch's global one. They are drawn on the CPU
             (or the generator's device), so a seed gives the same weights on every device.
 
@@ -62,15 +62,15 @@ def correlated_normal_(
     """
     _check_weight(tensor)
     gain = check_number("gain", gain)
-    if mode not in MODES:
-        raise OptionError(f"mode must be one of {list(MODES)}, got {mode!r}")
+    check_choice("mode", mode, MODES)
     if generator is not None and not isinstance(generator, torch.Generator):
         raise OptionTypeError(
             f"generator must be a torch.Generator or None, got {type(generator).__name__}"
         )
     kernel = tuple(tensor.shape[2:])
+    corr = priors.load(corr) if isinstance(corr, (str, PathLike)) else corr
     matrix = scale_correlation(check_correlation(corr, math.prod(kernel)))
-    if getattr(corr, "kernel_size", kernel) != kernel:
+    if (getattr(corr, "kernel_size", None) or kernel) != kernel:
         raise CorrelationError(
             f"corr belongs to filters of {shown(corr.kernel_size)}, and tensor has filters of "
             f"{shown(kernel)}; see sylvinit.correlated.resample_correlation"

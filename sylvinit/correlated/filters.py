@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from sylvinit.errors import DataError, ModelError, OptionTypeError
-from sylvinit.modules import check_module, clean_name
+from sylvinit.modules import check_module, clean_name, refuse_lazy
 from sylvinit.priors.matrix import shown
 from sylvinit.state import ModelGuard
 
@@ -88,13 +88,11 @@ def _weights(source: Any) -> dict[str, Tensor]:
 
 def _of_module(model: nn.Module) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
-    for name, module in check_module(model).named_modules():
+    model = check_module(model)
+    refuse_lazy(model)
+    for name, module in model.named_modules():
         if not isinstance(module, _CONVOLUTIONS):
             continue
-        if any(is_lazy(parameter) for parameter in module.parameters()):
-            raise ModelError(
-                f"{name or 'the model'} is lazy and has no weight yet; run the model once on data"
-            )
         name = clean_name(name)
         found[f"{name}.weight" if name else "weight"] = _weight_of(module)
     return _once_each(found)
@@ -120,11 +118,37 @@ def _once_each(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _of_mapping(state: Mapping[Any, Any]) -> dict[str, Tensor]:
+    weights = {str(name): value for name, value in state.items() if _may_be_weight(name, value)}
+    if not weights:
+        nested = _nested(state)
+        return {} if nested is None else _of_mapping(nested)
+    if all(name.startswith("module.") for name in weights):  # of DataParallel
+        weights = {name.removeprefix("module."): weight for name, weight in weights.items()}
+    return _once_each({clean_name(name): weight for name, weight in weights.items()})
+
+
+def _may_be_weight(name: Any, value: Any) -> bool:
+    if not isinstance(value, Tensor) or not 3 <= value.ndim <= 5:
+        return False
+    # Masks and counters are no weights; an integer "weight" is one that cannot be used, and said.
+    return value.is_floating_point() or str(name).endswith("weight")
+
+
+def _nested(state: Mapping[Any, Any]) -> Mapping[Any, Any] | None:
+    """The state dict within a checkpoint: under a usual name, or the only one there is."""
     for key in _NESTED:
         if isinstance(state.get(key), Mapping):
-            return _of_mapping(state[key])
-    weights = {str(k): v for k, v in state.items() if isinstance(v, Tensor) and 3 <= v.ndim <= 5}
-    return _once_each({clean_name(name): weight for name, weight in weights.items()})
+            return state[key]
+    inside = {
+        key: value
+        for key, value in state.items()
+        if isinstance(value, Mapping) and any(_may_be_weight(*item) for item in value.items())
+    }
+    if len(inside) > 1:
+        raise ModelError(
+            f"model_or_weights holds several networks: {', '.join(map(str, inside))}; pass one"
+        )
+    return next(iter(inside.values()), None)
 
 
 def _read(path: Path) -> Mapping[Any, Any]:
@@ -135,7 +159,11 @@ def _read(path: Path) -> Mapping[Any, Any]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # parsers raise nearly anything on a damaged file
-        raise DataError(f"model_or_weights: {path} is no file of weights: {error}") from error
+        reason = str(error).strip().split("\n", 1)[0]
+        raise DataError(
+            f"model_or_weights: {path} is no file of weights alone ({reason}); write one with "
+            "torch.save(model.state_dict(), path)"
+        ) from error
     if isinstance(state, Tensor):
         return {"weight": state}
     if not isinstance(state, Mapping):

@@ -10,12 +10,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
+from sylvinit.arguments import Selection, check_choice, check_number
 from sylvinit.correlated.draw import KAIMING_GAIN, MODES, draw_filters
-from sylvinit.correlated.plan import Job, Selection, assign_matrices, plan_layers
-from sylvinit.errors import ModelError, OptionError, OptionTypeError, SylvinitWarning
+from sylvinit.correlated.plan import Job, assign_matrices, plan_layers
+from sylvinit.errors import ModelError, OptionTypeError, SylvinitWarning
 from sylvinit.modules import check_module, device_of
-from sylvinit.priors.matrix import check_number
 from sylvinit.report import Report
 from sylvinit.state import ModelGuard
 
@@ -39,7 +40,8 @@ def correlated_init_(
     Initialization for Correlated Data", algorithm 1 with eq. 17). Layers without spatial filters
     (1x1 convolutions, Linear, attention projections) and convolutions without a matrix get He's
     normal distribution of the same gain and mode, which is the same with R = I. Normalisations,
-    embeddings and transposed convolutions are left alone. The data are not looked at;
+    embeddings, transposed convolutions and weights whose parametrisation allows no drawn value
+    (spectral_norm) are left alone. The data are not looked at;
     :func:`sylvinit.input_correlation` makes matrices from data.
 
     Args:
@@ -61,7 +63,7 @@ def correlated_init_(
         strength: factor on the entries off the diagonal (table 5), see
             :func:`sylvinit.correlated.scale_correlation`; 0 is Kaiming normal.
         gain: of the activation, for all layers; sqrt(2) is that of ReLU.
-        mode: "fan_in" or "fan_out".
+        mode: "fan_in" or "fan_out", see :func:`sylvinit.correlated_normal_`.
         bias: "zero" sets the biases of the layers drawn to zero, "keep" leaves them.
         include, exclude: fnmatch patterns over layer names; other layers are left alone.
         generator: of the random numbers; None takes torch's global one, so ``torch.manual_seed``
@@ -74,8 +76,8 @@ def correlated_init_(
     Raises:
         CorrelationError: a matrix is no correlation matrix, or its entries add up to zero or less
             at this strength.
-        ModelError: there are no spatial filters, the model is lazy or on the meta device, or a
-            parametrised weight cannot be written.
+        ModelError: there are no spatial filters that can be written, or the model is lazy or on
+            the meta device.
         OptionError, OptionTypeError: an argument is out of its domain or of the wrong type.
         Exception: in every case the model and the random state are as they were.
     """
@@ -83,24 +85,25 @@ def correlated_init_(
     model = check_module(model)
     strength = check_number("strength", strength)
     gain = check_number("gain", gain)
-    _check_choice("mode", mode, MODES)
-    _check_choice("bias", bias, ("zero", "keep"))
+    check_choice("mode", mode, MODES)
+    check_choice("bias", bias, ("zero", "keep"))
     if generator is not None and not isinstance(generator, torch.Generator):
         raise OptionTypeError(
             f"generator must be a torch.Generator or None, got {type(generator).__name__}"
         )
-    selection = Selection(_patterns("include", include), _patterns("exclude", exclude) or ())
+    selection = Selection.of(include, exclude)
     device_of(model)  # raises where there is nothing to write to
     with ModelGuard(model):  # a parametrised weight may change buffers when it is computed
-        jobs, skipped = plan_layers(model, selection)
-    caveats = assign_matrices(corr, jobs, strength)
+        plan = plan_layers(model, selection)
+    caveats = assign_matrices(corr, plan, strength)
     for text in caveats:
         warnings.warn(text, SylvinitWarning, stacklevel=2)
-    for job in jobs:
+    for job in plan.jobs:
         job.report.code = "he" if job.matrix is None else "correlated"
     if not dry_run:
-        _draw_all(model, jobs, gain, mode, bias == "zero", generator)
-    report = Report([job.report for job in jobs] + skipped, seconds=time.perf_counter() - begin)
+        _draw_all(model, plan.jobs, gain, mode, bias == "zero", generator)
+    layers = [job.report for job in plan.jobs] + plan.skipped
+    report = Report(layers, seconds=time.perf_counter() - begin)
     report.warnings = caveats
     report.settings = {
         "corr": corr if isinstance(corr, str) else type(corr).__name__,
@@ -108,8 +111,7 @@ def correlated_init_(
         "gain": gain,
         "mode": mode,
         "bias": bias,
-        "include": None if selection.include is None else list(selection.include),
-        "exclude": list(selection.exclude),
+        **selection.settings(),
         "dry_run": bool(dry_run),
     }
     return report
@@ -132,6 +134,9 @@ def _draw_all(
         with ModelGuard(model) as guard:
             for job, weight in zip(jobs, drawn, strict=True):
                 _write(job, weight, zero_bias, guard)
+            if not any(job.spatial and job.report.status == "drawn" for job in jobs):
+                reason = next(job.report.reason for job in jobs if job.spatial)
+                raise ModelError(f"no layer with spatial filters could be drawn: {reason}")
     except BaseException:  # Ctrl-C
         source.set_state(before)
         raise
@@ -149,37 +154,26 @@ def _draw(job: Job, gain: float, mode: str, generator: torch.Generator | None) -
 
 
 def _write(job: Job, weight: Tensor, zero_bias: bool, guard: ModelGuard) -> None:
-    layer = job.layer
-    guard.save(layer.parameters("weight"))
+    layer, report = job.layer, job.report
+    parameters = layer.parameters("weight")
+    guard.save(parameters)
     try:
         layer.set_weight(weight)
     except ModelError as error:
-        name = layer.name or "the model"
-        raise ModelError(f"{name}: {error}; leave it out with exclude=") from error
-    job.report.status = "drawn"
+        # A parametrisation that no drawn weight fits, as orthogonal or of unit spectral norm.
+        guard.restore(layer.owner, parameters)
+        report.status, report.reason, report.code = "skipped", str(error), ""
+        return
+    report.status = "drawn"
     bias = layer.get_bias()
     if not zero_bias or bias is None:
+        return
+    if parametrize.is_parametrized(layer.owner, layer.tensors()["bias"]):
+        report.notes.append("its bias is parametrised and left alone")
         return
     parameters = layer.parameters("bias")
     if all(parameter.requires_grad for parameter in parameters):
         guard.save(parameters)
         layer.set_bias(torch.zeros_like(bias))
     else:
-        job.report.notes.append("its bias is frozen and left alone")
-
-
-def _check_choice(argument: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise OptionError(f"{argument} must be one of {list(choices)}, got {value!r}")
-
-
-def _patterns(argument: str, value: Any) -> tuple[str, ...] | None:
-    if value is None:
-        return None
-    if not isinstance(value, Iterable):
-        raise OptionTypeError(f"{argument} must be patterns of layer names, got {value!r}")
-    patterns = (value,) if isinstance(value, str) else tuple(value)
-    for pattern in patterns:
-        if not isinstance(pattern, str):
-            raise OptionTypeError(f"{argument}: patterns must be strings, got {pattern!r}")
-    return patterns
+        report.notes.append("its bias is frozen and left alone")

@@ -10,12 +10,12 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from sylvinit.arguments import check_count, check_seed
 from sylvinit.batches import Batch, ForwardFn, call_model, read_batches
 from sylvinit.errors import DataError, ModelError, NonFiniteError
 from sylvinit.layers import ConvLayer, layers_of
-from sylvinit.modules import check_module, clean_name, device_of
+from sylvinit.modules import check_module, clean_name, device_of, refuse_lazy
 from sylvinit.moments import PatchMoments
-from sylvinit.options import check_count, check_seed
 from sylvinit.patches.collect import PatchSource, add_all, add_sampled
 from sylvinit.patches.rows import Rows
 from sylvinit.priors.matrix import FilterCorrelation
@@ -42,6 +42,10 @@ def input_correlation(
     as correlated as their inputs, without a trained network. (``initialize_(model, data,
     code="correlated")`` does so layer by layer and solves the Sylvester equation on top.)
 
+    Where neighbouring pixels are opposite rather than alike, as in fast oscillations, the taps of
+    such filters nearly cancel, and eq. 17, which preserves the variance of equal pixels, makes
+    them large: :func:`sylvinit.correlated_init_` warns, and ``strength`` weakens it.
+
     Args:
         model: any module; it runs in evaluation mode and is left as it was.
         data: as for :func:`sylvinit.initialize_`; labels are not used.
@@ -51,15 +55,17 @@ def input_correlation(
 
     Returns:
         A matrix, float64 (taps, taps), for each Conv1d/2d/3d with more than one tap that ran, in
-        the order of the modules. ``filters`` counts the patches.
+        the order of the modules; ``filters`` counts the patches. Subclasses with a forward of their
+        own are left out, since nobody knows which patches that reads.
 
     Raises:
-        ModelError: no such layer ran; or the model has no values.
+        ModelError: no such layer ran; or the model is lazy or on the meta device.
         DataError: the data are empty, inconsistent or not finite.
         NonFiniteError: NaN or Inf appeared in the input of a layer.
         OptionError, OptionTypeError: an argument is out of its domain or of the wrong type.
     """
     model = check_module(model)
+    refuse_lazy(model)
     device = device_of(model)
     count = None if patches == "all" else check_count("patches", patches, "or 'all'")
     for argument, value in (("microbatch", microbatch), ("max_samples", max_samples)):

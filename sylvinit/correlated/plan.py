@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from os import PathLike
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from sylvinit import priors
+from sylvinit.arguments import Selection, check_used, matches
 from sylvinit.errors import ModelError, OptionError, OptionTypeError
-from sylvinit.layers import ConvLayer, ConvTransposeLayer, Layer, layers_of
-from sylvinit.modules import clean_name, parameter_holders
+from sylvinit.layers import ConvLayer, ConvTransposeLayer, Layer, LinearLayer, layers_of
+from sylvinit.modules import clean_name, parameter_holders, refuse_lazy
 from sylvinit.priors.distance import resample_correlation
 from sylvinit.priors.matrix import (
     check_correlation,
     kernel_for,
     kernel_of,
-    scaled_correlation,
     shown,
 )
+from sylvinit.priors.strength import scaled_correlation
 from sylvinit.report import LayerReport
 
 
@@ -59,42 +58,23 @@ class Job:
         return math.prod(self.kernel) > 1
 
 
-@dataclass(frozen=True)
-class Selection:
-    """Name patterns of the layers that may be drawn."""
+@dataclass
+class Plan:
+    """What will be done to a model.
 
-    include: tuple[str, ...] | None
-    exclude: tuple[str, ...]
+    Attributes:
+        jobs: the layers to draw, in the order of the modules.
+        skipped: reports on the layers that are left alone.
+        convolutions: names of all convolutions with spatial filters, drawn or not.
+    """
 
-    def takes(self, name: str) -> bool:
-        """Whether a layer of that name may be drawn."""
-        if any(_matches(name, pattern) for pattern in self.exclude):
-            return False
-        return self.include is None or any(_matches(name, pattern) for pattern in self.include)
-
-    def check(self, names: list[str]) -> None:
-        """Raise OptionError if a pattern matches no name."""
-        for argument, patterns in (("include", self.include or ()), ("exclude", self.exclude)):
-            _check_used(argument, patterns, names)
+    jobs: list[Job] = field(default_factory=list)
+    skipped: list[LayerReport] = field(default_factory=list)
+    convolutions: list[str] = field(default_factory=list)
 
 
-def _matches(name: str, pattern: str) -> bool:
-    # A name may hold the characters of patterns, and then must match itself.
-    return name == pattern or fnmatchcase(name, pattern)
-
-
-def _check_used(argument: str, patterns: Sequence[str], names: list[str]) -> None:
-    for pattern in patterns:
-        if not any(_matches(name, pattern) for name in names):
-            listed = ", ".join(name or "''" for name in names[:8])
-            more = ", ..." if len(names) > 8 else ""
-            raise OptionError(
-                f"{argument}: the pattern {pattern!r} matches no layer; names are {listed}{more}"
-            )
-
-
-def plan_layers(model: nn.Module, selection: Selection) -> tuple[list[Job], list[LayerReport]]:
-    """The layers to draw, in the order of the modules, and reports on what is left alone.
+def plan_layers(model: nn.Module, selection: Selection) -> Plan:
+    """Which layers are drawn, and which are not, with the reason.
 
     Raises:
         ModelError: a weight is lazy; or nothing with spatial filters is left.
@@ -105,8 +85,7 @@ def plan_layers(model: nn.Module, selection: Selection) -> tuple[list[Job], list
     holders = parameter_holders(model.modules())
     owners = {id(module) for layer in layers for module in _owning(layer)}
     names = {id(module): clean_name(name) for name, module in model.named_modules()}
-    jobs: list[Job] = []
-    skipped: list[LayerReport] = []
+    plan = Plan(convolutions=[layer.name for layer in layers if _is_spatial(layer)])
     taken: dict[tuple[tuple[int, str], ...], str] = {}
     reasons = {layer.name: _reason(layer, selection) for layer in layers}
     left_alone = {key: layer for layer in layers if reasons[layer.name] for key in _keys(layer)}
@@ -130,16 +109,16 @@ def plan_layers(model: nn.Module, selection: Selection) -> tuple[list[Job], list
                 reason = f"shares its weight with {taken[keys]}"
             else:
                 taken[keys] = layer.name
-                jobs.append(_job(layer))
+                plan.jobs.append(_job(layer))
         if reason is not None:
-            skipped.append(LayerReport(layer.name, layer.kind, "skipped", reason))
-    if not any(job.spatial for job in jobs):
+            plan.skipped.append(LayerReport(layer.name, layer.kind, "skipped", reason))
+    if not any(job.spatial for job in plan.jobs):
         raise ModelError(
             "the model has no spatial filters to draw: expected a Conv1d, Conv2d or Conv3d with "
             "more than one tap that is selected and not frozen; use "
             "torch.nn.init.kaiming_normal_ for other layers"
         )
-    return jobs, skipped
+    return plan
 
 
 def _keys(layer: Layer) -> tuple[tuple[int, str], ...]:
@@ -151,20 +130,31 @@ def _keys(layer: Layer) -> tuple[tuple[int, str], ...]:
 
 
 def _layers(model: nn.Module) -> list[Layer]:
+    refuse_lazy(model)
     found: list[Layer] = []
     owned: set[int] = set()
     for name, module in model.named_modules():
-        if any(p is not None and is_lazy(p) for p in module._parameters.values()):
-            raise ModelError(
-                f"{name or 'the model'} is lazy and has no weight yet; run the model once on data"
-            )
         if id(module) in owned:
             continue
-        layers = layers_of(module, clean_name(name))
+        layers = layers_of(module, clean_name(name)) or _subclass(module, clean_name(name))
         # The output projection of attention belongs to the attention's own layers.
         owned.update(id(layer.owner) for layer in layers if layer.owner is not module)
         found.extend(layers)
     return found
+
+
+def _subclass(module: nn.Module, name: str) -> list[Layer]:
+    """The layer of a convolution or linear layer with a forward of its own.
+
+    What it computes is unknown, and so are its patches; but its weight means the same.
+    """
+    if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        return [ConvLayer(module, name)]
+    return [LinearLayer(module, name)] if isinstance(module, nn.Linear) else []
+
+
+def _is_spatial(layer: Layer) -> bool:
+    return isinstance(layer, ConvLayer) and layer.geometry is not None and layer.geometry.taps > 1
 
 
 def _owning(layer: Layer) -> list[nn.Module]:
@@ -204,12 +194,12 @@ def _job(layer: Layer) -> Job:
     return Job(layer, shape, report, weight.dtype, weight.device)
 
 
-def assign_matrices(corr: Any, jobs: list[Job], strength: float) -> list[str]:
+def assign_matrices(corr: Any, plan: Plan, strength: float) -> list[str]:
     """Give every job with spatial filters its matrix, and say in its report what was done.
 
     Args:
         corr: as in :func:`sylvinit.correlated_init_`.
-        jobs: in order of depth.
+        plan: its jobs get their matrices.
         strength: checked.
 
     Returns:
@@ -218,9 +208,10 @@ def assign_matrices(corr: Any, jobs: list[Job], strength: float) -> list[str]:
     Raises:
         CorrelationError, OptionError, OptionTypeError: as there.
     """
-    spatial = [job for job in jobs if job.spatial]
-    scaled: dict[tuple[int, tuple[int, ...]], tuple[Tensor, str]] = {}
-    for job, matrix in zip(spatial, _by_job(corr, spatial), strict=True):
+    spatial = [job for job in plan.jobs if job.spatial]
+    scaled: dict[tuple[int, tuple[int, ...]], tuple[Tensor, list[str]]] = {}
+    matrices = _by_job(corr, spatial, plan.convolutions)
+    for job, matrix in zip(spatial, matrices, strict=True):
         if matrix is None:
             job.report.notes.append("no matrix is given for it: He's normal distribution")
             continue
@@ -229,16 +220,17 @@ def assign_matrices(corr: Any, jobs: list[Job], strength: float) -> list[str]:
         if key not in scaled:
             made = resample_correlation(matrix, job.kernel, source_kernel=given)
             scaled[key] = scaled_correlation(made, strength)
-        job.matrix = scaled[key][0]
+        job.matrix, caveats = scaled[key]
+        job.report.notes.extend(caveats)
         if given != job.kernel:
             job.report.notes.append(
                 f"its {shown(job.kernel)} matrix is made from the one of {shown(given)} by a "
                 "model of correlation against distance"
             )
-    return list(dict.fromkeys(warning for _, warning in scaled.values() if warning))
+    return list(dict.fromkeys(text for _, caveats in scaled.values() for text in caveats))
 
 
-def _by_job(corr: Any, jobs: list[Job]) -> list[Tensor | None]:
+def _by_job(corr: Any, jobs: list[Job], convolutions: list[str]) -> list[Tensor | None]:
     """The matrix of every job, one object for each that was given; None where there is none."""
     if isinstance(corr, Mapping):
         if not corr:
@@ -246,10 +238,11 @@ def _by_job(corr: Any, jobs: list[Job]) -> list[Tensor | None]:
         for pattern in corr:
             if not isinstance(pattern, str):
                 raise OptionTypeError(f"corr: patterns must be strings, got {pattern!r}")
-        _check_used("corr", list(corr), [job.layer.name for job in jobs])
+        # Those that are left alone, too: matrices for all layers go with any selection of them.
+        check_used("corr", corr, convolutions)
         matrices = {pattern: _matrix(value) for pattern, value in corr.items()}
         return [
-            next((m for pattern, m in matrices.items() if _matches(job.layer.name, pattern)), None)
+            next((m for pattern, m in matrices.items() if matches(job.layer.name, pattern)), None)
             for job in jobs
         ]
     if _is_list_of_matrices(corr):
@@ -272,7 +265,7 @@ def _matrix(value: Any) -> Tensor:
     if isinstance(value, (str, PathLike)):
         return priors.load(value)
     matrix = check_correlation(value)
-    if hasattr(value, "kernel_size"):
+    if getattr(value, "kernel_size", None) is not None:
         kernel_of(value)  # raises where it does not fit
         return value
     return matrix

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sylvinit.arguments import check_number
 from sylvinit.errors import OptionError, OptionTypeError
-from sylvinit.priors.matrix import check_number
 
 Kind = Literal["equal", "independent"]
 

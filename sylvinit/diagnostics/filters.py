@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sylvinit.correlated.estimate import filter_correlation
-from sylvinit.drawing import require_matplotlib
-from sylvinit.errors import OptionTypeError
+from sylvinit.drawing import require_matplotlib, save
+from sylvinit.errors import OptionError, OptionTypeError
 from sylvinit.priors.distance import DistanceProfile, correlation_by_distance
 
 if TYPE_CHECKING:
@@ -58,6 +57,8 @@ def draw_filter_profiles(
 
     Raises:
         OptionTypeError: ``profiles`` is none of that.
+        OptionError: layers side by side have kernels of different sizes, or matplotlib does not
+            know the format.
         MissingMatplotlibError: matplotlib cannot be imported.
         OSError: the file cannot be written.
     """
@@ -72,12 +73,15 @@ def draw_filter_profiles(
         _draw_panel(axis, layers)
         axis.set_title(label, fontsize="medium")
     axes[0].set_ylabel("correlation of two taps")
-    # Beside the panels: inside one it would hide lines of some network.
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(
-        handles, labels, title="distance (taps)", loc="outside right upper", frameon=False
-    )
-    figure.savefig(Path(path), format=Path(path).suffix.removeprefix(".") or "png")
+    if len({tuple(next(iter(p.values())).distance.tolist()) for p in panels.values()}) == 1:
+        # Beside the panels: inside one it would hide lines of some network.
+        handles, labels = axes[0].get_legend_handles_labels()
+        title = "distance (taps)"
+        figure.legend(handles, labels, title=title, loc="outside right upper", frameon=False)
+    else:
+        for axis in axes:
+            axis.legend(title="distance (taps)", fontsize="small")
+    save(figure, path)
 
 
 def _draw_panel(axis: Axes, layers: Mapping[str, DistanceProfile]) -> None:
@@ -112,18 +116,26 @@ def _draw_panel(axis: Axes, layers: Mapping[str, DistanceProfile]) -> None:
 
 
 def _panels(profiles: Any) -> dict[str, Mapping[str, DistanceProfile]]:
-    if isinstance(profiles, Mapping) and profiles:
-        values = list(profiles.values())
-        if all(isinstance(value, DistanceProfile) for value in values):
-            return {"": profiles}
-        if all(
-            isinstance(value, Mapping)
-            and value
-            and all(isinstance(item, DistanceProfile) for item in value.values())
-            for value in values
-        ):
-            return dict(profiles)
-    raise OptionTypeError(
-        "profiles must be what filter_profiles() returns, or a mapping of labels to that; got "
-        f"{type(profiles).__name__}"
-    )
+    panels = profiles
+    if isinstance(profiles, Mapping) and _all(profiles, DistanceProfile):
+        panels = {"": profiles}
+    if not isinstance(panels, Mapping) or not _all(panels, Mapping):
+        raise OptionTypeError(
+            "profiles must be what filter_profiles() returns, or a mapping of labels to that, and "
+            f"not empty; got {profiles!r}"
+        )
+    for label, layers in panels.items():
+        if not _all(layers, DistanceProfile):
+            raise OptionTypeError(
+                f"profiles must be what filter_profiles() returns; got {layers!r} for {label!r}"
+            )
+        if len({tuple(profile.distance.tolist()) for profile in layers.values()}) > 1:
+            raise OptionError(
+                f"profiles: the layers of {label!r} have kernels of different sizes; draw each "
+                "size in a panel of its own"
+            )
+    return dict(panels)
+
+
+def _all(values: Mapping[Any, Any], kind: type) -> bool:
+    return bool(values) and all(isinstance(value, kind) for value in values.values())

@@ -15,6 +15,7 @@ from sylvinit.diagnostics.probes import FeatureProbe, LayerProbe, find_layers, p
 from sylvinit.diagnostics.record import Record
 from sylvinit.diagnostics.updates import GradientStatistics, UpdateWatch
 from sylvinit.errors import ModelError, OptionError, OptionTypeError, SylvinitWarning
+from sylvinit.modules import check_module
 
 
 def monitor(
@@ -50,8 +51,10 @@ def monitor(
       and position. They pool all forwards with gradients since the update before, and all their
       backward passes, so microbatches give the same as one batch; forwards under ``no_grad``, as
       in evaluation, do not count. The scale of gradients is that of the loss ``backward`` was
-      called on, a loss scale included. Forwards that checkpointing repeats count once. If an
-      update follows another one without a forward, as with two optimizers, both show the same.
+      called on, a loss scale included; a step that a GradScaler skips is no update, and what its
+      backward left, infinities too, is pooled with the next. Forwards that checkpointing repeats
+      count once. If an update follows another one without a forward, as with two optimizers, both
+      show the same.
     - ``effective_rank`` of what the module ``features`` is fed (:func:`effective_rank`, centred),
       in the last forward with gradients before the update. It waits for the device, nothing else
       does.
@@ -62,7 +65,8 @@ def monitor(
     Monitors can be nested.
 
     Args:
-        model: any module with parameters; one made by ``torch.compile`` is looked through.
+        model: any module with parameters. Wrappers (torch.compile, DataParallel) are looked
+            through, in the names of layers, too.
         every: record only the updates 0, every, 2 every, ... of each optimizer. Others cost next to
             nothing, but for the signs of the one before a recorded one, a byte per parameter.
         activations: record the statistics of layers.
@@ -83,12 +87,10 @@ def monitor(
     Source: sign changes and magnitude are those of Schneider, "Correlated Initialization for
     Correlated Data" (2020), section 6.
     """
-    if not isinstance(model, nn.Module):
-        raise OptionTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    model = check_module(model)
     if not isinstance(activations, bool):
         raise OptionTypeError(f"activations must be True or False, got {activations!r}")
     every = _positive("every", every)
-    model = getattr(model, "_orig_mod", model)
     parameters = list(model.parameters())
     if not parameters:
         raise ModelError(

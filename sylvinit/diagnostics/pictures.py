@@ -9,16 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sylvinit.diagnostics.record import Record
-from sylvinit.drawing import require_matplotlib
+from sylvinit.drawing import require_matplotlib, save
 from sylvinit.errors import DataError, OptionError, OptionTypeError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 Records = Record | Mapping[str, "Record | Sequence[Record]"]
 
@@ -93,7 +91,7 @@ def draw_record(records: Records, path: str | PathLike[str]) -> None:
         figure.legend(
             handles, labels, loc="outside lower center", ncols=4, frameon=False, title=note
         )
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_layers(record: Record, path: str | PathLike[str]) -> None:
@@ -144,7 +142,7 @@ def draw_layers(record: Record, path: str | PathLike[str]) -> None:
     panels[0].set_ylim(len(layers) - 0.4, -0.6)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
-    _save(figure, path)
+    save(figure, path)
 
 
 # ------------------------------------------------------------------------------------------ records
@@ -290,11 +288,3 @@ def _draw_ends(axes: Axes, layers: list[list[float]], updates: list[int], log: b
 def _plain(axes: Axes) -> None:
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def _save(figure: Figure, path: str | PathLike[str]) -> None:
-    suffix = Path(path).suffix.lstrip(".").lower() or "png"
-    known = figure.canvas.get_supported_filetypes()
-    if suffix not in known:
-        raise OptionError(f"path: expected a suffix of {sorted(known)}, got {str(path)!r}")
-    figure.savefig(path, format=suffix)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any
 
 import torch
@@ -90,6 +92,14 @@ class _Step:
     optimizer: weakref.ref[Optimizer]
     parameters: list[nn.Parameter]
     counted: bool
+    frame: FrameType
+
+    def runs(self) -> bool:
+        """Whether it has not ended, by an exception, without a word."""
+        frame = sys._getframe()
+        while frame is not None and frame is not self.frame:
+            frame = frame.f_back
+        return frame is not None
 
 
 class UpdateWatch:
@@ -151,6 +161,8 @@ class UpdateWatch:
         parameters = self._own(optimizer)
         if not parameters:
             return
+        if self._step is not None and not self._step.runs():
+            self._step = None
         step = self._step
         if step is not None and step.optimizer() is not optimizer:
             outer = step.optimizer()
@@ -162,7 +174,9 @@ class UpdateWatch:
                 return
         # args[0] is the optimizer. With a closure the gradients are computed within the step.
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
-        self._step = _Step(weakref.ref(optimizer), parameters, counted=closure is None)
+        # The frame that calls this hook is the one of the step.
+        frame = sys._getframe(1)
+        self._step = _Step(weakref.ref(optimizer), parameters, closure is None, frame)
         if closure is None:
             self._count(optimizer, parameters)
 

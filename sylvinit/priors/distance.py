@@ -84,14 +84,15 @@ def correlation_by_distance(
 class DistanceModel:
     """r(t) = floor + scale * exp(-t / length) for taps at distance t > 0, and r(0) = 1.
 
-    With all three not negative and floor + scale <= 1 this is positive definite on every grid of
-    every dimension: a sum of a constant, an exponential and a white part, each of which is.
+    With all three not negative and floor + scale <= 1 this is positive semidefinite on every grid
+    of every dimension: a sum of a constant, an exponential and a white part, each of which is.
 
     Attributes:
         floor: correlation that does not fall with distance.
         scale: of the part that does.
         length: over which that part falls to 1/e, in taps; inf for none that falls.
-        rms: root mean square of the misfit over all pairs it was fitted to.
+        rms: root mean square of the misfit to the mean correlation at each distance, which counts
+            as often as it has pairs.
     """
 
     floor: float

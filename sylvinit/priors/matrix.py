@@ -1,4 +1,4 @@
-"""Correlation matrices of spatial filters: the type, the checks, the strength, the factor.
+"""Correlation matrices of spatial filters: the type, and the checks.
 
 R is indexed by the taps of a kernel in row-major order: for a k x k kernel it is k^2 x k^2 and
 R[i, j] is the correlation of the weights at taps i and j of one spatial filter.
@@ -9,21 +9,18 @@ from __future__ import annotations
 import copy
 import math
 import numbers
-import warnings
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sylvinit.errors import CorrelationError, OptionError, OptionTypeError, SylvinitWarning
+from sylvinit.errors import CorrelationError, OptionError, OptionTypeError
 
 # Entries with four decimals count as exact: up to this off symmetry, 1, and [-1, 1]; and an
 # eigenvalue may be negative by as much times the number of taps, which is what rounding every entry
 # can do to it.
 ROUNDING = 1e-4
-# Filters whose taps nearly cancel (sum of R / taps below this) cannot be scaled by eq. 17.
-_LEAST_SUM = 1e-6
 
 
 class FilterCorrelation(Tensor):
@@ -32,9 +29,10 @@ class FilterCorrelation(Tensor):
     A tensor in every other respect: results of operations on it are plain tensors.
 
     Attributes:
-        kernel_size: of the filters, one number per spatial axis.
-        filters: how many filters it was estimated from.
-        units: how many output units these belong to, the independent ones among them.
+        kernel_size: of the filters, one number per spatial axis; None if it is not known.
+        filters: how many filters (of the input of a layer: patches) it was estimated from.
+        units: how many output units these belong to, the independent ones among them; 0 if they
+            are no filters.
         standard_error: float64 (taps, taps), of every entry; zero on the diagonal.
         distance_error: float64, one for each distance of
             :func:`sylvinit.correlated.correlation_by_distance`, of the mean over the pairs.
@@ -42,13 +40,13 @@ class FilterCorrelation(Tensor):
         source: in words.
     """
 
-    kernel_size: tuple[int, ...]
-    filters: int
-    units: int
-    standard_error: Tensor | None
-    distance_error: Tensor | None
-    layers: tuple[str, ...]
-    source: str
+    kernel_size: tuple[int, ...] | None = None
+    filters: int = 0
+    units: int = 0
+    standard_error: Tensor | None = None
+    distance_error: Tensor | None = None
+    layers: tuple[str, ...] = ()
+    source: str = ""
 
     # What nn.Parameter does: no operation returns this class.
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
@@ -86,11 +84,20 @@ class FilterCorrelation(Tensor):
         return memo[id(self)]
 
     def __repr__(self, *, tensor_contents: object = None) -> str:
-        size = "x".join(str(axis) for axis in self.kernel_size)
-        of = (
-            f"{self.filters} filters of {size}, mean off the diagonal {mean_off_diagonal(self):.3f}"
+        of = self.source
+        if self.units:
+            of = f"{self.filters} filters of {'x'.join(map(str, self.kernel_size or ()))}"
+        numbers = np.array2string(self.detach().cpu().numpy(), precision=3)
+        if self.ndim != 2:
+            return f"FilterCorrelation({numbers})"
+        return (
+            f"FilterCorrelation({of or 'of unknown source'}, mean off the diagonal "
+            f"{mean_off_diagonal(self):.3f},\n{numbers})"
         )
-        return f"FilterCorrelation({of},\n{np.array2string(self.numpy(), precision=3)})"
+
+
+# torch.load with weights_only, its default, reads no class it was not told of.
+torch.serialization.add_safe_globals([FilterCorrelation])
 
 
 def kernel_of(corr: Tensor, kernel_size: int | tuple[int, ...] | None = None) -> tuple[int, ...]:
@@ -128,7 +135,7 @@ def kernel_for(corr: Any, kernel: tuple[int, ...]) -> tuple[int, ...]:
     matrix = check_correlation(corr)
     taps = matrix.shape[0]
     square = len(kernel) == 2 and math.isqrt(taps) ** 2 == taps
-    if hasattr(corr, "kernel_size") or square or math.prod(kernel) != taps:
+    if getattr(corr, "kernel_size", None) is not None or square or math.prod(kernel) != taps:
         return kernel_of(corr if isinstance(corr, Tensor) else matrix)
     return kernel
 
@@ -231,116 +238,7 @@ def check_correlation(corr: Any, taps: int | None = None, argument: str = "corr"
     return matrix
 
 
-def scale_correlation(corr: Any, strength: float = 1.0, *, stacklevel: int = 2) -> Tensor:
-    """Multiply the entries off the diagonal by ``strength`` ("Correlated Initialization", table 5).
-
-    Where the result is not positive semidefinite, its negative eigenvalues are set to zero and its
-    rows and columns are divided by the square roots of the diagonal, so that it is one again; this
-    raises a :class:`sylvinit.SylvinitWarning`.
-
-    Args:
-        corr: R, (taps, taps).
-        strength: not negative; 0 gives the identity, 1 leaves R as it is.
-        stacklevel: of the warning.
-
-    Returns:
-        float64 (taps, taps), a correlation matrix.
-
-    Raises:
-        CorrelationError: R is no correlation matrix (see :func:`check_correlation`), or its entries
-            would add up to zero or less: eq. 17 divides by their sum.
-        OptionError: the strength is negative or not finite.
-        OptionTypeError: it is no number.
-    """
-    scaled, warning = scaled_correlation(corr, strength)
-    if warning:
-        warnings.warn(warning, SylvinitWarning, stacklevel=stacklevel)
-    return scaled
-
-
-def scaled_correlation(corr: Any, strength: float) -> tuple[Tensor, str]:
-    """What :func:`scale_correlation` returns, and the warning, "" where there is none."""
-    matrix = check_correlation(corr)
-    strength = check_number("strength", strength)
-    taps = matrix.shape[0]
-    scaled = (matrix * strength).fill_diagonal_(1)
-    _check_sum(scaled, strength)
-    values, vectors = torch.linalg.eigh(scaled)
-    too_large = float(scaled.abs().max()) > 1 + ROUNDING
-    if not too_large and float(values[0]) >= -ROUNDING * taps:
-        return scaled, ""
-    clipped = _clipped(values, vectors)
-    _check_sum(clipped, strength)
-    return clipped, (
-        f"corr is not positive definite at strength {strength:g} (smallest eigenvalue "
-        f"{float(values[0]):.3g}); negative eigenvalues were set to zero and the unit diagonal "
-        "restored"
-    )
-
-
-def _check_sum(matrix: Tensor, strength: float) -> None:
-    taps = matrix.shape[0]
-    total = float(matrix.sum())
-    if total <= _LEAST_SUM * taps:
-        raise CorrelationError(
-            f"corr: at strength {strength:g} the entries add up to {total:.3g}; the variance of "
-            "the weights is divided by this sum (eq. 17), which must be positive; choose a "
-            f"strength below {_largest_strength(matrix, strength):.3g}"
-        )
-
-
-def _largest_strength(matrix: Tensor, strength: float) -> float:
-    """The strength at which taps + strength * (sum off the diagonal) is zero."""
-    taps = matrix.shape[0]
-    off = float(matrix.sum()) - taps
-    return strength * taps / -off if off < 0 else math.inf
-
-
-def _clipped(values: Tensor, vectors: Tensor) -> Tensor:
-    """The correlation matrix with the negative eigenvalues left out."""
-    matrix = (vectors * values.clamp(min=0)) @ vectors.mT
-    scale = matrix.diagonal().rsqrt()
-    matrix = matrix * scale[:, None] * scale[None, :]
-    return ((matrix + matrix.mT) / 2).clamp(-1, 1).fill_diagonal_(1)
-
-
-def factor(matrix: Tensor) -> Tensor:
-    """C with C C^T = R: the Cholesky factor, or V sqrt(values) where R is singular.
-
-    "Correlated Initialization for Correlated Data", algorithm 1, step 1.
-
-    Args:
-        matrix: float64 (taps, taps), positive semidefinite up to rounding.
-    """
-    lower, info = torch.linalg.cholesky_ex(matrix)
-    if int(info) == 0:
-        return lower
-    values, vectors = torch.linalg.eigh(matrix)
-    root = vectors * values.clamp(min=0).sqrt()
-    # The rows of C carry the diagonal of R, from which clipping may have taken some rounding.
-    return root / torch.linalg.vector_norm(root, dim=1, keepdim=True)
-
-
 def mean_off_diagonal(corr: Tensor) -> float:
     """The mean correlation of two different taps; 0 for a single tap."""
     taps = corr.shape[0]
     return float(corr.sum() - corr.diagonal().sum()) / max(taps * (taps - 1), 1)
-
-
-def check_number(argument: str, value: Any, *, positive: bool = False) -> float:
-    """A finite number of at least zero.
-
-    Raises:
-        OptionError: negative, not finite, or, if ``positive``, zero.
-        OptionTypeError: not a number.
-    """
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise OptionTypeError(f"{argument} must be a number, got {value!r}")
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number) or number < 0 or (positive and number == 0):
-        least = "positive" if positive else "at least 0"
-        raise OptionError(f"{argument} must be finite and {least}, got {value!r}")
-    return number

@@ -250,7 +250,7 @@ NEGATIVE = np.eye(9) * 1.125 - 0.125
         (CONV, np.eye(25), {}, CorrelationError, "9 x 9 for 9 taps, got 25 x 25"),
         (CONV, NEGATIVE, {}, CorrelationError, r"add up to .* \(eq\. 17\)"),
         (CONV, np.full((9, 9), math.nan), {}, CorrelationError, "NaN"),
-        (CONV, "resnet10-cifar10", {}, OptionTypeError, "corr must be a matrix"),
+        (CONV, "no-such-prior", {}, OptionError, "corr: expected one of"),
         (
             torch.zeros(4, 3, 9),
             PRIOR,

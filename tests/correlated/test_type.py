@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from correlation_problems import smooth_correlation
 
 from sylvinit.correlated import FilterCorrelation
+from sylvinit.priors.matrix import kernel_of
 
 
 def corr() -> FilterCorrelation:
@@ -82,5 +84,16 @@ def test_words() -> None:
     start = f"FilterCorrelation(70 filters of 3x3, mean off the diagonal {mean:.3f},\n[[1. "
     assert repr(corr()).startswith(start)
     assert str(corr()) == f"{corr()}" == repr(corr())
-    single = FilterCorrelation.of(torch.ones(1, 1).double(), (1,))
-    assert "0 filters of 1, mean off the diagonal 0.000" in repr(single)
+    single = FilterCorrelation.of(torch.ones(1, 1).double(), (1,), source="a test")
+    assert repr(single) == "FilterCorrelation(a test, mean off the diagonal 0.000,\n[[1.]])"
+    plain = FilterCorrelation(torch.eye(4).double())
+    assert "of unknown source" in repr(plain)
+    assert kernel_of(plain) == (2, 2)
+
+
+def test_torch_load_by_default(tmp_path: Path) -> None:
+    torch.save(corr(), tmp_path / "r.pt")
+    read = torch.load(tmp_path / "r.pt")
+    assert isinstance(read, FilterCorrelation)
+    assert torch.equal(read, corr())
+    assert (read.filters, read.kernel_size) == (70, (3, 3))

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from sylvinit.diagnostics import draw_filter_profiles, filter_profiles
-from sylvinit.errors import ModelError, OptionTypeError
+from sylvinit.errors import ModelError, OptionError, OptionTypeError
 
 
 def network(kernel: int = 3) -> nn.Sequential:
@@ -62,8 +62,22 @@ def test_picture_of_many_distances(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("profiles", [{}, [], {"a": 1}, {"a": {}}, None])
 def test_what_is_no_profile(profiles: object, tmp_path: Path) -> None:
-    with pytest.raises(OptionTypeError, match="profiles must be what filter_profiles"):
+    with pytest.raises(OptionTypeError, match="profiles must be"):
         draw_filter_profiles(profiles, tmp_path / "no.png")  # type: ignore[arg-type]
+
+
+def test_panels_of_different_kernels(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    three, five = filter_profiles(network()), filter_profiles(network(5), 5)
+    draw_filter_profiles({"3": three, "5": five}, tmp_path / "two.svg")
+    text = (tmp_path / "two.svg").read_text()
+    # A legend for each: the farthest taps are 2 sqrt(2) and 4 sqrt(2) apart.
+    assert "2.83" in text
+    assert "5.66" in text
+    with pytest.raises(OptionError, match="kernels of different sizes"):
+        draw_filter_profiles({"0": three["0"], "1": five["1"]}, tmp_path / "mixed.png")
+    with pytest.raises(OptionError, match="path: expected a suffix of"):
+        draw_filter_profiles(three, tmp_path / "x.foo")
 
 
 def test_no_filters() -> None:

@@ -101,3 +101,20 @@ def test_scaled_gradients_of_fused_optimizers_are_unscaled() -> None:
         magnitudes.append(record.history()["gradient_magnitude"])
     # A power of two changes no digit.
     assert magnitudes[0] == magnitudes[1]
+
+
+def test_another_optimizer_after_a_step_that_failed() -> None:
+    model = make_model()
+    first, second = (torch.optim.SGD(model.parameters(), lr=0.1) for _ in range(2))
+
+    def closure() -> None:
+        raise ArithmeticError
+
+    with monitor(model) as record:
+        with pytest.raises(ArithmeticError):
+            first.step(closure)  # type: ignore[arg-type]
+        for x, y in batches(3):
+            second.zero_grad()
+            loss(model, x, y).backward()
+            second.step()
+    assert record.updates == 3
