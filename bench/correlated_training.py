@@ -1,7 +1,7 @@
 """Correlated against Kaiming normal filters in training: the second paper's figures 4 to 6.
 
-    SYLVINIT_DATA=DIR python bench/correlated_training.py --out FILE.json [--seeds 3]
-    python bench/correlated_training.py --out FILE.json --draw docs/correlated_training.png
+    SYLVINIT_DATA=DIR python bench/correlated_training.py --out FILE.json [--seeds 0 1 2]
+    python bench/correlated_training.py --out FILE.json --show docs/correlated_training.png
 
 DIR contains cifar-10-batches-py. As in the paper: SGD with momentum 0.8, no weight decay, no
 augmentation, batch norm, learning rates 0.005 and 0.1, sign changes and magnitude of the gradient
@@ -17,10 +17,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import time
 from pathlib import Path
 from typing import Any
 
+import scipy.stats
 import torch
 import torch.nn.functional as F
 from environment import environment
@@ -95,13 +97,18 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128, help="the paper has 256")
     parser.add_argument("--corr", default="resnet10-cifar10")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--probe", type=int, default=2000, help="test images after every epoch")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--draw", type=Path, help="only draw what --out holds")
+    parser.add_argument("--merge", type=Path, nargs="+", default=[], help="add the runs of these")
+    parser.add_argument("--show", type=Path, help="only summarise and draw what --out holds")
     arguments = parser.parse_args()
-    if arguments.draw is not None:
-        draw(json.loads(arguments.out.read_text()), arguments.draw)
+    if arguments.show is not None:
+        result = json.loads(arguments.out.read_text())
+        merge(result, arguments.merge)
+        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+        summarise(result)
+        draw(result, arguments.show)
         return
     folder = os.environ.get("SYLVINIT_DATA")
     if not folder:
@@ -116,7 +123,7 @@ def main() -> None:
     train, test = load(folder, train=True), load(folder, train=False)
     settings |= {"train_images": len(train.labels), "test_images": len(test.labels)}
     done = {(run["initialisation"], run["rate"], run["seed"]) for run in result["runs"]}
-    for seed in range(arguments.seeds):
+    for seed in arguments.seeds:
         for rate in RATES:
             for name in arguments.arms:
                 if (name, rate, seed) in done:
@@ -130,6 +137,45 @@ def main() -> None:
                     f"{run['seconds']} s",
                     flush=True,
                 )
+
+
+def merge(result: dict[str, Any], paths: list[Path]) -> None:
+    """Add the runs of other files of the same settings, say of processes side by side."""
+
+    def key(run: dict[str, Any]) -> tuple[Any, ...]:
+        return run["seed"], run["rate"], ARMS.index(run["initialisation"])
+
+    runs = {key(run): run for run in result["runs"]}
+    for path in paths:
+        other = json.loads(path.read_text())
+        if other["settings"] != result["settings"]:
+            raise SystemExit(f"{path} has other settings")
+        runs.update((key(run), run) for run in other["runs"])
+    result["runs"] = [runs[place] for place in sorted(runs)]
+
+
+def summarise(result: dict[str, Any]) -> None:
+    """Print accuracies, and their differences seed by seed with 95 % intervals (Student's t)."""
+    for rate in RATES:
+        found = {
+            arm: {
+                run["seed"]: 100 * run["accuracy"]
+                for run in result["runs"]
+                if run["rate"] == rate and run["initialisation"] == arm
+            }
+            for arm in ARMS
+        }
+        print(f"learning rate {rate}: test accuracy in %, mean and standard deviation")
+        for arm, values in found.items():
+            mean, spread = statistics.mean(values.values()), statistics.stdev(values.values())
+            print(f"  {arm:<30}{mean:6.2f} ± {spread:.2f}  ({len(values)} seeds)")
+        for first, second in ((CORRELATED, KAIMING), (SCALED, KAIMING), (CORRELATED, SCALED)):
+            seeds = sorted(found[first].keys() & found[second].keys())
+            gaps = [found[first][seed] - found[second][seed] for seed in seeds]
+            half = float(
+                scipy.stats.t.ppf(0.975, len(gaps) - 1) * statistics.stdev(gaps) / len(gaps) ** 0.5
+            )
+            print(f"  {first} - {second}: {statistics.mean(gaps):+.2f} ± {half:.2f}")
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
@@ -166,7 +212,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
             axis.set_title(f"learning rate {rate}", fontsize="medium")
             axis.grid(alpha=0.25)
             axis.spines[["top", "right"]].set_visible(False)
-    axes[0, 0].legend(frameon=False)
+    axes[0, -1].legend(frameon=False, loc="lower right")
     seeds = len({run["seed"] for run in runs})
     figure.suptitle(
         f"{settings['network']} (width {settings['width']:g}), {settings['train_images']:,} "
