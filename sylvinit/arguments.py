@@ -32,16 +32,17 @@ def check_number(argument: str, value: Any, *, positive: bool = False) -> float:
     return number
 
 
-def check_count(argument: str, value: Any, otherwise: str) -> int:
+def check_count(argument: str, value: Any, otherwise: str = "") -> int:
     """A whole number of at least 1; ``otherwise`` says what else the argument may be."""
+    otherwise = f" {otherwise}" if otherwise else ""
     try:
         count = operator.index(value)
     except TypeError as error:
         raise OptionTypeError(
-            f"{argument} must be a positive integer {otherwise}, got {value!r}"
+            f"{argument} must be a positive integer{otherwise}, got {value!r}"
         ) from error
     if isinstance(value, bool) or count < 1:
-        raise OptionError(f"{argument} must be at least 1 {otherwise}, got {value!r}")
+        raise OptionError(f"{argument} must be at least 1{otherwise}, got {value!r}")
     return count
 
 

@@ -158,15 +158,7 @@ def _reason(layer: Layer, options: Options, head: Layer | None) -> str | None:
         return "not the head"
     if not options.selects(layer.name):
         return "not selected by include and exclude"
-    try:
-        parameters = layer.parameters("weight")
-    except ModelError as error:
-        return str(error)
-    if not parameters[0].is_floating_point():
-        return f"its weight is {parameters[0].dtype}, not a real floating-point tensor"
-    if not all(parameter.requires_grad for parameter in parameters):
-        return "frozen (its weight does not require a gradient)"
-    return None
+    return layer.reason_to_keep()
 
 
 def _shared_reason(

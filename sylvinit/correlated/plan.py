@@ -171,15 +171,7 @@ def _reason(layer: Layer, selection: Selection) -> str | None:
         return "not selected by include and exclude"
     if isinstance(layer, ConvTransposeLayer):
         return "a transposed convolution, whose fan-in depends on the output pixel"
-    try:
-        parameters = layer.parameters("weight")
-    except ModelError as error:
-        return str(error)
-    if not parameters[0].is_floating_point():
-        return f"its weight is {parameters[0].dtype}, not a real floating-point tensor"
-    if not all(parameter.requires_grad for parameter in parameters):
-        return "frozen (its weight does not require a gradient)"
-    return None
+    return layer.reason_to_keep()
 
 
 def _job(layer: Layer) -> Job:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import operator
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -11,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from sylvinit.arguments import check_count
 from sylvinit.diagnostics.probes import FeatureProbe, LayerProbe, find_layers, packed
 from sylvinit.diagnostics.record import Record
 from sylvinit.diagnostics.updates import GradientStatistics, UpdateWatch
@@ -90,7 +90,7 @@ def monitor(
     model = check_module(model)
     if not isinstance(activations, bool):
         raise OptionTypeError(f"activations must be True or False, got {activations!r}")
-    every = _positive("every", every)
+    every = check_count("every", every)
     parameters = list(model.parameters())
     if not parameters:
         raise ModelError(
@@ -206,18 +206,6 @@ class _Session:
         for probe in self._probes.values():
             probe.clear()
         self._feature_probe.clear()
-
-
-def _positive(argument: str, value: Any) -> int:
-    if isinstance(value, bool):
-        raise OptionTypeError(f"{argument} must be a positive integer, got {value!r}")
-    try:
-        number = operator.index(value)
-    except TypeError as error:
-        raise OptionTypeError(f"{argument} must be a positive integer, got {value!r}") from error
-    if number < 1:
-        raise OptionError(f"{argument} must be at least 1, got {value!r}")
-    return number
 
 
 def _module(model: nn.Module, name: Any) -> nn.Module:

@@ -65,6 +65,18 @@ class Layer:
         """The module that holds the parameters; mostly :attr:`module` itself."""
         return self.module
 
+    def reason_to_keep(self) -> str | None:
+        """Why the weight must not be written, or None: it is frozen, an integer, no parameter."""
+        try:
+            parameters = self.parameters("weight")
+        except ModelError as error:
+            return str(error)
+        if not parameters[0].is_floating_point():
+            return f"its weight is {parameters[0].dtype}, not a real floating-point tensor"
+        if not all(parameter.requires_grad for parameter in parameters):
+            return "frozen (its weight does not require a gradient)"
+        return None
+
     def input(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
         """The layer's input, batch first, from the arguments of the module's forward."""
         if args:
