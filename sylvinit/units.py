@@ -301,6 +301,6 @@ class LayerUnit:
         if report.rank < report.d_out and not self.plan.head:
             report.remarks["rank < d_out"] = f"rank {report.rank}, {report.d_out} outputs"
         if report.patches < report.d_in:
-            report.remarks["fewer patches than d_in"] = f"{report.patches} for {report.d_in}"
+            report.remarks["fewer rows than features"] = f"{report.patches} for {report.d_in}"
         if solution.dropped:
             report.remarks["near-singular equation"] = f"{solution.dropped} pairs dropped"

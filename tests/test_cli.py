@@ -78,7 +78,7 @@ def test_init_writes_weights_that_load(workshop: Path, capsys: pytest.CaptureFix
     assert init("--report", "report.json", "--seed", "3") == 0
     out, err = capsys.readouterr()
     assert "layers solved" in out
-    assert "warning: fewer patches than d_in" in out
+    assert "warning: fewer rows than features" in out
     assert "weights: weights.safetensors" in out
     assert err == ""  # warnings are said once, no bar where there is no terminal
     model = factory("net")
@@ -100,7 +100,7 @@ def test_init_is_the_function(workshop: Path) -> None:
     model = factory("net")
     with np.load("digits.npz") as data:
         samples = torch.from_numpy(data["x"]), torch.from_numpy(data["y"])
-    with pytest.warns(sylvinit.SylvinitWarning, match="fewer patches than d_in|dead inputs"):
+    with pytest.warns(sylvinit.SylvinitWarning, match="fewer rows than features|dead inputs"):
         sylvinit.initialize_(
             model,
             samples,

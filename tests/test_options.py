@@ -327,7 +327,7 @@ def test_rank_below_outputs() -> None:
 
 def test_fewer_patches_than_inputs() -> None:
     _, texts = warned(mlp().double(), (ENOUGH[:9], LABELS[:9]))
-    assert "fewer patches than d_in: 0 (9 for 12)" in texts
+    assert "fewer rows than features: 0 (9 for 12)" in texts
 
 
 def test_near_singular_equation() -> None:
