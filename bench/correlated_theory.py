@@ -142,19 +142,25 @@ def main() -> None:
         "table 1": table_1(),
         "theorem 3.1": theorem_3_1(),
     }
+    print(f"E[y^2] / E[x^2] of {DRAWS} filters, by the divisor of step 4: mean, median, largest")
     for row in result["scaling"]:
-        print(f"{row['rule']}: not real {row['not real']:.1%}")
+        print(f"{row['rule']}: no real number {row['not real']:.0%}")
         for label, values in row.items():
-            if isinstance(values, dict):
-                print("   ", label, {k: f"{v:.4g}" for k, v in values.items()})
+            if isinstance(values, dict) and label != "expected":
+                numbers = "  ".join(f"{values[k]:.4g}" for k in ("mean", "median", "largest"))
+                print(f"    {label:<18}{numbers}")
+    print(f"variances of {4 * DRAWS} networks of table 1")
     for row in result["table 1"]:
         print(
-            f"case {row['case']}, {row['layers']} layers: simulated {row['simulated']:.4g} +- "
+            f"    {row['case']}, {row['layers']} layers: simulated {row['simulated']:.4g} ± "
             f"{row['standard_error']:.2g}, derived {row['derived']:.4g}, printed "
             f"{row['printed']:.4g}"
         )
+    print("theorem 3.1")
     for key, value in result["theorem 3.1"].items():
-        print(f"{key}: {value}")
+        values = value if isinstance(value, list) else [value]
+        shown = (f"{v:.4g}" if isinstance(v, float) else str(v) for v in values)
+        print(f"    {key}: {', '.join(shown)}")
     if arguments.out is not None:
         arguments.out.write_text(json.dumps(result, indent=1) + "\n")
 

@@ -158,7 +158,8 @@ def _add_init(parser: argparse.ArgumentParser) -> None:
         "--code",
         action="append",
         metavar="[PATTERN=]CODE",
-        help="pca, lda, ica, kmeans, onehot; may be given for several patterns of layer names",
+        help="pca, lda, ica, kmeans, onehot, correlated; may be given for several patterns of "
+        "layer names",
     )
     add(
         "--lam",
@@ -266,7 +267,10 @@ def _add_correlation(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_correlation)
     parser.add_argument("weights", metavar="FILE", help="a state dict: .safetensors, .pt")
     parser.add_argument(
-        "--kernel", metavar="K", default="3", help="3 or 3x3 (default), 1x3, 3x3x3; 5, for 1-D"
+        "--kernel",
+        metavar="SIZE",
+        default="3x3",
+        help='"3x3" (default) or "3", "1x3", "3x3x3"; a 1-D kernel with a comma: "5,"',
     )
     parser.add_argument("--per-layer", action="store_true", help="show every layer, too")
     parser.add_argument(
@@ -278,16 +282,24 @@ def _add_correlation(parser: argparse.ArgumentParser) -> None:
 def _correlation(arguments: argparse.Namespace) -> None:
     import sylvinit
     from sylvinit import modelfiles
+    from sylvinit.correlated import correlation_by_distance
     from sylvinit.priors.matrix import mean_off_diagonal
 
     if arguments.out is not None:
         modelfiles.check_output("--out", arguments.out, ".txt")
-    text = arguments.kernel
-    sizes = tuple(_number("--kernel", size, int) for size in text.removesuffix(",").split("x"))
-    # As in Python: "5," is a tuple of one number, an axis, where "5" stands for 5x5.
-    kernel = sizes[0] if len(sizes) == 1 and not text.endswith(",") else sizes
+    kernel = _kernel(arguments.kernel)
     corr = sylvinit.filter_correlation(arguments.weights, kernel)
-    _say(repr(corr))
+    taps = len(corr)
+    _say(f"{corr.filters} filters of {corr.units} units in {len(corr.layers)} layers")
+    _say(f"mean correlation of two taps {mean_off_diagonal(corr):.3f}")
+    if taps <= 9:
+        _say("\n".join("  " + "".join(f"{value:7.3f}" for value in row) for row in corr.tolist()))
+    profile = correlation_by_distance(corr)
+    _say("distance (taps)  correlation  standard error")
+    errors = profile.standard_error
+    for index, distance in enumerate(profile.distance.tolist()):
+        error = "" if errors is None else f"{float(errors[index]):.3f}"
+        _say(f"{distance:15.2f}  {float(profile.correlation[index]):11.3f}  {error:>14}")
     if arguments.per_layer:
         layers = sylvinit.filter_correlation(arguments.weights, kernel, per_layer=True)
         width = max(map(len, layers))
@@ -296,7 +308,16 @@ def _correlation(arguments: argparse.Namespace) -> None:
             _say(f"  {name:<{width}}  {mean_off_diagonal(one):+.3f}  of {one.filters} filters")
     if arguments.out is not None:
         sylvinit.priors.save(corr, arguments.out, source=arguments.source)
-        _say(f"matrix: {arguments.out}")
+        _say(f"matrix of all layers together: {arguments.out}")
+
+
+def _kernel(text: str) -> int | tuple[int, ...]:
+    """As in Python: "5," is one axis, where "5" stands for 5x5."""
+    try:
+        sizes = tuple(int(size) for size in text.removesuffix(",").split("x"))
+    except ValueError as error:
+        raise OptionError(f"--kernel: expected a size as 3x3, 3, or 5, got {text!r}") from error
+    return sizes[0] if len(sizes) == 1 and not text.endswith(",") else sizes
 
 
 # ------------------------------------------------------------------------------------------- info

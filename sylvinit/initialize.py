@@ -75,8 +75,9 @@ def initialize_(
             kind in a mapping (those of a language model) are not used, unless a code asks for them.
             "attention_mask" in a mapping drops padding tokens. The first samples decide what is
             solved and how many calls of a layer are waited for.
-        code: "pca", "lda", "ica", "kmeans", "onehot", a :class:`sylvinit.Code`, or a mapping from
-            name patterns to those (the first match decides; layers without one use PCA).
+        code: "pca", "lda", "ica", "kmeans", "onehot", "correlated", a :class:`sylvinit.Code`, or a
+            mapping from name patterns to those (the first match decides; layers without one use
+            PCA).
         head: name of the classifier; None takes the layer whose last call is the last of all.
         head_code: code of the head; "auto" is one-hot if there are labels and the head has an
             output for every class, else ``code``.

@@ -144,7 +144,8 @@ class Report:
         if self._count("drawn"):
             drawn = f"{self._count('drawn')} layers drawn"
             correlated = sum(layer.code == "correlated" for layer in self.layers)
-            return f"{drawn}, {correlated} with correlated filters; {skipped}; {self.seconds:.2f} s"
+            given = f"R: {self.settings.get('corr')}, strength {self.settings.get('strength'):g}"
+            return f"{drawn}, {correlated} with correlated filters, {skipped}; {given}"
         return (
             f"{len(self.solved)} layers solved, {self._count('calibrated')} normalisations "
             f"calibrated, {skipped}; {self.samples} samples, {self.seconds:.2f} s"

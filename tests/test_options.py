@@ -356,5 +356,5 @@ def test_many_layers_make_one_warning() -> None:
     layers = [nn.Linear(12, 12) for _ in range(6)]
     model = nn.Sequential(*layers, nn.Linear(12, CLASSES)).double()
     _, texts = warned(model, (ENOUGH[:9], LABELS[:9]))
-    assert len([text for text in texts if text.startswith("fewer patches")]) == 1
-    assert "and 4 more" in next(text for text in texts if text.startswith("fewer patches"))
+    assert len([text for text in texts if text.startswith("fewer rows")]) == 1
+    assert "and 4 more" in next(text for text in texts if text.startswith("fewer rows"))

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from sylvinit import priors
+from sylvinit.arguments import check_number
 from sylvinit.codes.base import Latent
 from sylvinit.priors.distance import resample_correlation
-from sylvinit.priors.matrix import kernel_for
+from sylvinit.priors.matrix import check_correlation, kernel_for
 from sylvinit.priors.spatial import spatial_correlation
 from sylvinit.priors.strength import factor, repaired_correlation
 from sylvinit.statistics import LayerStatistics
@@ -41,6 +42,13 @@ class CorrelatedFilters:
     needs_labels: bool = False
     reservoir: int = 0
     reducible: bool = False
+
+    def __post_init__(self) -> None:
+        check_number("strength", self.strength)
+        if isinstance(self.corr, (str, PathLike)):
+            priors.load(self.corr)
+        elif self.corr is not None:
+            check_correlation(self.corr)
 
     def fit(self, stats: LayerStatistics, k: int, seed: int) -> Latent:
         """K rows for every group.

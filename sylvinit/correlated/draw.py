@@ -43,7 +43,7 @@ def correlated_normal_(
         tensor: floating point, (units, channels / groups, *kernel), one to three spatial axes.
         corr: R, (taps, taps), taps in row-major order, positive semidefinite; or the name of a
             built-in one.
-        gain: of the activation, not negative; ``torch.nn.init.calculate_gain`` knows them.
+        gain: of the activation, positive; ``torch.nn.init.calculate_gain`` knows them.
         mode: "fan_in" preserves the variance of activations; "fan_out" takes units instead of
             channels, and preserves that of gradients, for a single group (as in torch, all units
             count for every group).
@@ -61,7 +61,7 @@ def correlated_normal_(
         ModelError: ``tensor`` has no values yet (lazy).
     """
     _check_weight(tensor)
-    gain = check_number("gain", gain)
+    gain = check_number("gain", gain, positive=True)
     check_choice("mode", mode, MODES)
     if generator is not None and not isinstance(generator, torch.Generator):
         raise OptionTypeError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import Any, Literal, overload
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sylvinit.correlated.filters import spatial_filters
-from sylvinit.errors import DataError, ModelError, OptionError
+from sylvinit.errors import DataError, ModelError, OptionError, SylvinitWarning
 from sylvinit.priors.distance import distance_classes
 from sylvinit.priors.matrix import FilterCorrelation, check_kernel, shown
 
@@ -136,6 +137,13 @@ def _correlation(
         )
     matrix = covariance / spread / spread[:, None]
     matrix = (matrix + matrix.mT) / 2
+    if count <= len(mean):
+        warnings.warn(
+            f"{count} filters of {len(mean)} taps give a singular correlation matrix with large "
+            "standard errors; pool more layers, or resample the matrix of a smaller kernel",
+            SylvinitWarning,
+            stacklevel=3,
+        )
     errors = _standard_errors(prepared(), mean, spread, matrix, kernel, count)
     return FilterCorrelation.of(
         matrix.clamp(-1, 1).fill_diagonal_(1),

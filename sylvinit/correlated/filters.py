@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -46,13 +47,19 @@ def spatial_filters(source: Any, kernel: tuple[int, ...]) -> dict[str, Tensor]:
         if tuple(weight.shape[2:]) == kernel and weight.numel() > 0
     }
     if not chosen:
-        sizes = sorted({tuple(w.shape[2:]) for w in found.values() if w.ndim > 2})
-        there = ", ".join(shown(size) for size in sizes) or "none at all"
         raise ModelError(
-            f"model_or_weights has no spatial filters of {shown(kernel)}; kernel sizes found: "
-            f"{there}; choose one with kernel_size="
+            f"model_or_weights has no spatial filters of {shown(kernel)}; {_remedy(found)}"
         )
     return {name: _checked(name, weight) for name, weight in chosen.items()}
+
+
+def _remedy(weights: dict[str, Tensor]) -> str:
+    sizes = sorted({tuple(weight.shape[2:]) for weight in weights.values()})
+    if not sizes:
+        return "found no weights of three to five axes; expected those of convolutions"
+    # A single number would stand for a square kernel.
+    there = ", ".join(shown(size) if len(size) != 1 else str(size) for size in sizes)
+    return f"kernel sizes found: {there}; choose one with kernel_size="
 
 
 def _checked(name: str, weight: Tensor) -> Tensor:
@@ -159,7 +166,11 @@ def _read(path: Path) -> Mapping[Any, Any]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # parsers raise nearly anything on a damaged file
-        reason = str(error).strip().split("\n", 1)[0]
+        # torch's own text is a screenful of advice that does not apply here.
+        damaged = path.suffix == ".safetensors" or not isinstance(error, pickle.UnpicklingError)
+        reason = (
+            str(error).split("\n", 1)[0] if damaged else "it holds other objects, or no tensors"
+        )
         raise DataError(
             f"model_or_weights: {path} is no file of weights alone ({reason}); write one with "
             "torch.save(model.state_dict(), path)"

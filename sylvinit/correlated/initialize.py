@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from os import PathLike
 from typing import Any, Literal
 
 import torch
@@ -17,6 +18,7 @@ from sylvinit.correlated.draw import KAIMING_GAIN, MODES, draw_filters
 from sylvinit.correlated.plan import Job, assign_matrices, plan_layers
 from sylvinit.errors import ModelError, OptionTypeError, SylvinitWarning
 from sylvinit.modules import check_module, device_of
+from sylvinit.priors.matrix import FilterCorrelation
 from sylvinit.report import Report
 from sylvinit.state import ModelGuard
 
@@ -84,7 +86,7 @@ def correlated_init_(
     begin = time.perf_counter()
     model = check_module(model)
     strength = check_number("strength", strength)
-    gain = check_number("gain", gain)
+    gain = check_number("gain", gain, positive=True)
     check_choice("mode", mode, MODES)
     check_choice("bias", bias, ("zero", "keep"))
     if generator is not None and not isinstance(generator, torch.Generator):
@@ -106,7 +108,7 @@ def correlated_init_(
     report = Report(layers, seconds=time.perf_counter() - begin)
     report.warnings = caveats
     report.settings = {
-        "corr": corr if isinstance(corr, str) else type(corr).__name__,
+        "corr": _described(corr),
         "strength": strength,
         "gain": gain,
         "mode": mode,
@@ -115,6 +117,17 @@ def correlated_init_(
         "dry_run": bool(dry_run),
     }
     return report
+
+
+def _described(corr: Any) -> str:
+    """Where the matrices come from, for the report."""
+    if isinstance(corr, (str, PathLike)):
+        return str(corr)
+    if isinstance(corr, Mapping):
+        return f"{len(corr)} matrices by name"
+    if isinstance(corr, FilterCorrelation):
+        return f"a matrix of {corr.filters} filters"
+    return f"a {type(corr).__name__}"
 
 
 def _draw_all(

@@ -22,6 +22,7 @@ from sylvinit.priors.matrix import (
     check_correlation,
     kernel_for,
     kernel_of,
+    mean_off_diagonal,
     shown,
 )
 from sylvinit.priors.strength import scaled_correlation
@@ -212,14 +213,20 @@ def assign_matrices(corr: Any, plan: Plan, strength: float) -> list[str]:
         if key not in scaled:
             made = resample_correlation(matrix, job.kernel, source_kernel=given)
             scaled[key] = scaled_correlation(made, strength)
-        job.matrix, caveats = scaled[key]
-        job.report.notes.extend(caveats)
+        job.matrix, texts = scaled[key]
+        job.report.notes.extend(texts)
         if given != job.kernel:
             job.report.notes.append(
-                f"its {shown(job.kernel)} matrix is made from the one of {shown(given)} by a "
-                "model of correlation against distance"
+                f"its matrix for {shown(job.kernel)} taps is made from the one for {shown(given)} "
+                "by a model of correlation against distance"
             )
-    return list(dict.fromkeys(text for _, caveats in scaled.values() for text in caveats))
+        if len({id(matrix) for matrix in matrices}) > 1:
+            mean = mean_off_diagonal(job.matrix)
+            job.report.notes.append(f"mean correlation of its taps {mean:.3f}")
+    caveats = list(dict.fromkeys(text for _, texts in scaled.values() for text in texts))
+    if len(caveats) > 1:
+        caveats = [f"{caveats[0]}; and {len(caveats) - 1} more like this, see the report's notes"]
+    return caveats
 
 
 def _by_job(corr: Any, jobs: list[Job], convolutions: list[str]) -> list[Tensor | None]:
@@ -230,8 +237,14 @@ def _by_job(corr: Any, jobs: list[Job], convolutions: list[str]) -> list[Tensor 
         for pattern in corr:
             if not isinstance(pattern, str):
                 raise OptionTypeError(f"corr: patterns must be strings, got {pattern!r}")
-        # Those that are left alone, too: matrices for all layers go with any selection of them.
-        check_used("corr", corr, convolutions)
+        try:
+            # Those that are left alone, too: matrices for all layers go with any selection.
+            check_used("corr", corr, convolutions)
+        except OptionError as error:
+            raise OptionError(
+                f"{error}. Matrices of a network with other names can be given in their order, as "
+                "list(corr.values())"
+            ) from error
         matrices = {pattern: _matrix(value) for pattern, value in corr.items()}
         return [
             next((m for pattern, m in matrices.items() if matches(job.layer.name, pattern)), None)

@@ -1,6 +1,6 @@
 """How gradients change from one update to the next, and how large they are.
 
-Source: Schneider, "Correlated Initialization for Correlated Data" (2020), section 6.
+Source: Schneider, "Correlated Initialization for Correlated Data", section 6.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def gradient_sign_changes(
         OptionTypeError: an argument is not a tensor or an iterable of tensors.
         DataError: the shapes differ, there are no entries, or a dtype is not floating or complex.
 
-    Source: Schneider, "Correlated Initialization for Correlated Data" (2020), section 6, the
+    Source: Schneider, "Correlated Initialization for Correlated Data", section 6, the
     equation of GradientSignChanges.
     """
     first, second = _gradients("before", before), _gradients("after", after)
@@ -72,7 +72,7 @@ def gradient_magnitude(grads: Tensor | Iterable[Tensor]) -> float:
         DataError: there are no entries, or a dtype is not floating or complex.
 
     Source: the "gradient magnitude" of Schneider, "Correlated Initialization for Correlated Data"
-    (2020), Figures 4 to 6.
+    figures 4 to 6.
     """
     parts = [entries(grad) for grad in _gradients("grads", grads)]
     count = _entry_count("grads", parts)

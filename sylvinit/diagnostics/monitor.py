@@ -85,7 +85,7 @@ def monitor(
             layer (as with ``torch.compile``), forwards without an update, or no features.
 
     Source: sign changes and magnitude are those of Schneider, "Correlated Initialization for
-    Correlated Data" (2020), section 6.
+    Correlated Data", section 6.
     """
     model = check_module(model)
     if not isinstance(activations, bool):

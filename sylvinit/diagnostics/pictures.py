@@ -253,10 +253,13 @@ def _label(axes: Axes, name: str, x_label: str) -> None:
 
 def _draw_ends(axes: Axes, layers: list[list[float]], updates: list[int], log: bool) -> None:
     """A row for each layer: its first and its last value, joined by a line."""
+    from matplotlib.ticker import NullFormatter
+
     known = [[value for value in layer if math.isfinite(value)] for layer in layers]
     ends = [(values[0], values[-1]) if values else (math.nan, math.nan) for values in known]
     if log:
         axes.set_xscale("log")
+        axes.xaxis.set_minor_formatter(NullFormatter())  # its labels would overlap
     for row, (first, last) in enumerate(ends):
         if not log or (first > 0 and last > 0):
             axes.plot([first, last], [row, row], color="#bbbbbb", lw=1.2, zorder=1)

@@ -20,6 +20,7 @@ _RESERVED = {
     *("sign_changes", "gradient_magnitude", "effective_rank"),
 }
 _KEPT_ON_DEVICE = 512  # rows, before they are read: rare enough that nobody waits for it
+_SHOWN_EPOCHS = 10
 
 
 class Record:
@@ -162,15 +163,23 @@ class Record:
                 for row in cells
             ]
             lines.insert(1, "-" * len(lines[0]))
-        last = [f"update {history['update'][-1]}"]
-        last += [
+        last = [
             f"{column.replace('_', ' ')} {_shown(history[column][-1]) or '-'}"
             for column in self._columns
         ]
-        lines.append(", ".join(last))
-        for row in self.epochs[-1:]:
-            lines.append(", ".join(f"{key} {_shown(value) or '-'}" for key, value in row.items()))
+        number = history["update"][-1]
+        lines.append(f"above and here: update {number} (the first is 0): {', '.join(last)}")
+        for row in self.epochs[-_SHOWN_EPOCHS:]:
+            means = ", ".join(
+                f"{key.replace('_', ' ')} {_shown(value) or '-'}"
+                for key, value in row.items()
+                if key not in ("epoch", "updates")
+            )
+            lines.append(f"epoch {row['epoch']}, means of {row['updates']} updates: {means}")
         return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return f"Record({self.updates} updates, {len(self.epochs)} epochs)"
 
     # ------------------------------------------------------------------------------- by the monitor
 

@@ -34,7 +34,7 @@ Assumption 1 of the theorem, samples with positive coordinates, contradicts assu
 a_i = -d_i for i > 0. Nothing here needs it: what counts is that all samples are active, see
 :func:`all_active`.
 
-Source: Schneider, "Correlated Initialization for Correlated Data" (2020), section 3.2.
+Source: Schneider, "Correlated Initialization for Correlated Data", section 3.2.
 """
 
 from __future__ import annotations

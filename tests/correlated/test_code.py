@@ -256,20 +256,25 @@ def test_more_rows_than_features() -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "error", "message"),
+    ("arguments", "error", "message"),
     [
-        (CorrelatedFilters(np.eye(8)), CorrelationError, "8 taps belongs to no square kernel"),
-        (CorrelatedFilters(2 * np.eye(9)), CorrelationError, "ones on the diagonal"),
-        (CorrelatedFilters(3), CorrelationError, "square matrix"),
-        (CorrelatedFilters(object()), OptionTypeError, "corr must be a matrix"),
-        (CorrelatedFilters("resnet11"), OptionError, "expected one of"),
-        (CorrelatedFilters("missing.txt"), DataError, "cannot read"),
-        (CorrelatedFilters(PRIOR, -1.0), OptionError, "strength must be finite and at least 0"),
-        (CorrelatedFilters(PRIOR, np.nan), OptionError, "strength must be finite"),
-        (CorrelatedFilters(None, "1"), OptionTypeError, "strength must be a number"),
+        ((2 * np.eye(9),), CorrelationError, "ones on the diagonal"),
+        ((3,), CorrelationError, "square matrix"),
+        ((object(),), OptionTypeError, "corr must be a matrix"),
+        (("resnet11",), OptionError, "expected one of"),
+        (("missing.txt",), DataError, "cannot read"),
+        ((PRIOR, -1.0), OptionError, "strength must be finite and at least 0"),
+        ((PRIOR, np.nan), OptionError, "strength must be finite"),
+        ((None, "1"), OptionTypeError, "strength must be a number"),
     ],
 )
-def test_bad_input(code: Any, error: type[Exception], message: str) -> None:
+def test_bad_input(arguments: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        CorrelatedFilters(*arguments)
+
+
+def test_a_matrix_that_fits_no_kernel() -> None:
     model = small_net()
-    with unchanged(model), pytest.raises(error, match=message):
-        sylvinit.initialize_(model, images(20), code={"conv2": code})
+    code = {"conv2": CorrelatedFilters(np.eye(8))}
+    with unchanged(model), pytest.raises(CorrelationError, match="8 taps belongs to no square"):
+        sylvinit.initialize_(model, images(20), code=code)

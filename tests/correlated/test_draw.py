@@ -71,7 +71,7 @@ def test_filters_are_independent_of_each_other() -> None:
     channels=st.integers(1, 4),
     kernel=st.sampled_from([(3,), (1, 3), (2, 2), (3, 3), (2, 2, 2)]),
     rank=st.integers(1, 9),
-    gain=st.floats(0, 3),
+    gain=st.floats(1e-3, 3),
     mode=st.sampled_from(["fan_in", "fan_out"]),
     seed=st.integers(0, 1000),
 )
@@ -267,7 +267,7 @@ NEGATIVE = np.eye(9) * 1.125 - 0.125
         (torch.zeros(2, 2, 1, 1, 1, 1), np.eye(1), {}, OptionError, "one to three spatial axes"),
         (torch.zeros(()), np.eye(1), {}, OptionError, "one to three spatial axes"),
         (nn.LazyConv2d(4, 3).weight, PRIOR, {}, ModelError, "lazy"),
-        (CONV, PRIOR, {"gain": -1.0}, OptionError, "gain must be finite and at least 0"),
+        (CONV, PRIOR, {"gain": -1.0}, OptionError, "gain must be finite and positive"),
         (CONV, PRIOR, {"gain": math.nan}, OptionError, "gain must be finite"),
         (CONV, PRIOR, {"gain": "relu"}, OptionTypeError, "gain must be a number"),
         (CONV, PRIOR, {"gain": True}, OptionTypeError, "gain must be a number"),

@@ -276,7 +276,12 @@ CONSTANT = {"pruned.weight": torch.full((4, 4, 3, 3), 0.1), "b.weight": weight(4
 @pytest.mark.parametrize(
     ("source", "options", "error", "message"),
     [
-        (nn.Linear(3, 3), {}, ModelError, "no spatial filters of 3 x 3; kernel sizes found: none"),
+        (
+            nn.Linear(3, 3),
+            {},
+            ModelError,
+            "no spatial filters of 3 x 3; found no weights of three to",
+        ),
         (NET, {"kernel_size": 7}, ModelError, "found: 1 x 1, 3 x 3, 5 x 5; choose one with"),
         (nn.Conv2d(1, 1, 3), {}, ModelError, "at least two filters, got 1"),
         (nn.Conv2d(1, 1, 3), {"per_layer": True}, ModelError, "no layer has two filters of 3 x 3"),

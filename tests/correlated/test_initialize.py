@@ -74,9 +74,9 @@ def test_every_layer_and_nothing_else() -> None:
     }
     assert [layer.status for layer in report.layers] == ["drawn"] * 3 + ["skipped"]
     assert (report["conv2"].groups, report["conv2"].d_in, report["conv2"].d_out) == (2, 36, 4)
-    assert "3 layers drawn, 2 with correlated filters; 1 left alone" in str(report)
+    assert "3 layers drawn, 2 with correlated filters, 1 left alone; R: a matrix of" in str(report)
     assert report.to_json()
-    assert report.settings["corr"] == "FilterCorrelation"
+    assert report.settings["corr"].startswith("a matrix of ")
     assert report.warnings == []
 
 
@@ -109,7 +109,7 @@ def test_kinds_of_layers() -> None:
     resampled = "a model of correlation against distance"
     for name, note in (("line", "7"), ("cube", "3 x 3 x 3"), ("wide", "1 x 5")):
         (text,) = report[name].notes
-        assert f"its {note} matrix is made from the one of 3 x 3" in text
+        assert f"its matrix for {note} taps is made from the one for 3 x 3" in text
         assert text.endswith(resampled)
     assert not report["square"].notes
     assert codes(report) == {

@@ -249,7 +249,7 @@ NEGATIVE = np.eye(9) * 1.12 - 0.12
         (PRIOR, {"strength": -1}, OptionError, "strength must be finite and at least 0"),
         (PRIOR, {"strength": math.nan}, OptionError, "strength must be finite"),
         (PRIOR, {"strength": "1"}, OptionTypeError, "strength must be a number"),
-        (PRIOR, {"gain": -1}, OptionError, "gain must be finite and at least 0"),
+        (PRIOR, {"gain": -1}, OptionError, "gain must be finite and positive"),
         (PRIOR, {"mode": "fan_avg"}, OptionError, "mode must be one of"),
         (PRIOR, {"bias": "he"}, OptionError, r"bias must be one of \['zero', 'keep'\]"),
         (PRIOR, {"generator": 0}, OptionTypeError, "generator must be a torch.Generator"),

@@ -84,8 +84,8 @@ def test_table() -> None:
     variance = record.history()["layers"]["0"]["activation_variance"][-1]
     assert f"{variance:.4g}" in lines[2]
     assert lines[2].endswith(" of 6")
-    assert lines[4].startswith("update 2, sign changes ")
-    assert lines[5].startswith("epoch 2, updates 1, sign_changes ")
+    assert lines[4].startswith("above and here: update 2 (the first is 0): sign changes ")
+    assert lines[5].startswith("epoch 1, means of ")
     with monitor(make_model()) as empty:
         assert str(empty) == "no update recorded"
 
