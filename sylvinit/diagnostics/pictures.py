@@ -253,13 +253,11 @@ def _label(axes: Axes, name: str, x_label: str) -> None:
 
 def _draw_ends(axes: Axes, layers: list[list[float]], updates: list[int], log: bool) -> None:
     """A row for each layer: its first and its last value, joined by a line."""
-    from matplotlib.ticker import NullFormatter
-
     known = [[value for value in layer if math.isfinite(value)] for layer in layers]
     ends = [(values[0], values[-1]) if values else (math.nan, math.nan) for values in known]
     if log:
         axes.set_xscale("log")
-        axes.xaxis.set_minor_formatter(NullFormatter())  # its labels would overlap
+        _log_ticks(axes, [value for end in ends for value in end if value > 0])
     for row, (first, last) in enumerate(ends):
         if not log or (first > 0 and last > 0):
             axes.plot([first, last], [row, row], color="#bbbbbb", lw=1.2, zorder=1)
@@ -286,6 +284,16 @@ def _draw_ends(axes: Axes, layers: list[list[float]], updates: list[int], log: b
                     va="center",
                 )
     _plain(axes)
+
+
+def _log_ticks(axes: Axes, values: list[float]) -> None:
+    """Labels that neither overlap nor are too few, whatever the range."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    if values and max(values) < 50 * min(values):
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def _plain(axes: Axes) -> None:
