@@ -2,47 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import scipy.linalg
 import torch
-from fake_cuda import FakeCuda, FakeModule, install
+from fake_cuda import FakeModule
 from torch import Tensor
 
-import sylvinit
-from sylvinit.backends import Backend, cusolver, kernels, spectral
-from sylvinit.backends.spectral import Thresholds, solve_positive
-from sylvinit.codes import get_code
-from sylvinit.equation import solve_layer
+from sylvinit.backends import Backend, cusolver, kernels
+from sylvinit.backends.spectral import Thresholds
 from sylvinit.errors import BackendError, DeviceMemoryError, SolverError
-from sylvinit.statistics import layer_statistics
-from sylvinit.sylvester import lapack
-from sylvinit.sylvester import spectral as users
 
 CLOSE = 1e-12  # backward stable decompositions of matrices of unit size, up to 60
 CUDA = Backend(
     "cuda", ("cuda",), "", lambda _: "", cusolver.eigh, cusolver.eigh_pair, kernels.divide
 )
 CPU = Backend("cpu", ("cpu",), "")
-
-
-@pytest.fixture
-def fakes(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[FakeModule, FakeCuda]]:
-    yield install(monkeypatch)
-    cusolver.library.cache_clear()
-    cusolver._side_stream.cache_clear()
-
-
-@pytest.fixture
-def module(fakes: tuple[FakeModule, FakeCuda]) -> FakeModule:
-    return fakes[0]
-
-
-@pytest.fixture
-def cuda(fakes: tuple[FakeModule, FakeCuda]) -> FakeCuda:
-    return fakes[1]
 
 
 def symmetric(*shape: int, seed: int = 0) -> Tensor:
@@ -396,72 +371,3 @@ def test_a_pair_with_nothing_to_do(module) -> None:
     (values, _), (none, _) = cusolver.eigh_pair(symmetric(3, 3), torch.zeros(0, 5, 5).double())
     assert values.shape == (3,)
     assert none.shape == (0, 5)
-
-
-# ------------------------------------------------------------------------------ layers and users
-
-
-def positive(batch: int, n: int, rank: int, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(batch, n, rank, generator=generator, dtype=torch.float64)
-    return x @ x.mT / n
-
-
-@pytest.mark.parametrize(("k", "d"), [(1, 1), (6, 20), (20, 6), (9, 9)])
-@pytest.mark.parametrize("rank", [1, 4, 30])
-def test_equations_agree_with_the_cpu(module, k, d, rank) -> None:
-    a, b = positive(3, k, rank, 0), positive(3, d, rank, 1)
-    q = torch.randn(3, k, d, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    thresholds = Thresholds(*(torch.full((3,), 1e-13).double() for _ in range(2)))
-    expected = solve_positive(a, b, q, thresholds, CPU)
-    found = solve_positive(a, b, q, thresholds, CUDA)
-    assert module.calls
-    assert found.dropped == expected.dropped == 3 * max(k - rank, 0) * max(d - rank, 0)
-    assert found.separation == pytest.approx(expected.separation, rel=1e-9)
-    assert found.residual < 1e-14
-    assert float((found.w - expected.w).norm() / expected.w.norm()) < 1e-9
-
-
-@pytest.mark.parametrize("code", ["pca", "lda", "kmeans", "onehot"])
-def test_layers_agree_with_the_cpu(module, code) -> None:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, 300, 12, generator=generator, dtype=torch.float64)
-    x[..., 8:] = x[..., :4]  # rank 8
-    x = x * torch.linspace(1, 3, 12) + 1
-    moments = sylvinit.PatchMoments(12, groups=2, classes=5, reservoir=300)
-    moments.update(x, torch.arange(300) % 5)
-    found, expected = (
-        solve_layer(layer_statistics(moments, row), get_code(code), 5, 10.0, seed=0)
-        for row in (CUDA, CPU)
-    )
-    assert module.calls
-    assert float((found.weight - expected.weight).norm() / expected.weight.norm()) < 1e-9
-    assert found.rank == expected.rank == 8
-    assert found.notes == expected.notes
-
-
-def test_the_division_of_the_row_is_the_kernels(module) -> None:
-    c, a, b = symmetric(2, 5, 5), symmetric(2, 5, 5)[..., 0], symmetric(2, 5, 5, seed=3)[..., 0]
-    thresholds = Thresholds(torch.full((2,), 0.5).double(), torch.full((2,), 0.3).double())
-    expected = spectral.divide(c, a, b, thresholds)
-    found = CUDA.divide(c.clone(), a, b, thresholds)
-    assert torch.equal(found.y, expected.y)
-    assert torch.equal(found.keep, expected.keep)
-    assert torch.equal(found.least, expected.least)
-    assert found.dropped == expected.dropped > 0
-
-
-@pytest.mark.parametrize("assume", ["sym", "pos"])
-@pytest.mark.parametrize(("k", "d"), [(8, 8), (5, 14)])
-def test_users_equations_agree_with_the_cpu(module, monkeypatch, assume, k, d) -> None:
-    a, b = positive(4, k, 20, 0), positive(4, d, 20, 1)
-    q = torch.randn(4, k, d, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    expected = sylvinit.solve_sylvester(a, b, q, assume_a=assume)
-    assert module.calls == []
-    monkeypatch.setattr(lapack, "AVAILABLE", False)
-    monkeypatch.setattr(users, "choose", lambda name, device: CUDA)
-    found = sylvinit.solve_sylvester(a, b, q, assume_a=assume)
-    assert len(module.calls) == (1 if k == d else 2)
-    assert float((found - expected).norm() / expected.norm()) < 1e-12
-    none = sylvinit.solve_sylvester(a[:0], b[:0], q[:0], assume_a=assume)
-    assert none.shape == (0, k, d)
