@@ -9,15 +9,11 @@ import torch
 from fake_cuda import FakeModule
 from torch import Tensor
 
-from sylvinit.backends import Backend, cusolver, kernels
+from sylvinit.backends import cusolver, kernels
 from sylvinit.backends.spectral import Thresholds
 from sylvinit.errors import BackendError, DeviceMemoryError, SolverError
 
 CLOSE = 1e-12  # backward stable decompositions of matrices of unit size, up to 60
-CUDA = Backend(
-    "cuda", ("cuda",), "", lambda _: "", cusolver.eigh, cusolver.eigh_pair, kernels.divide
-)
-CPU = Backend("cpu", ("cpu",), "")
 
 
 def symmetric(*shape: int, seed: int = 0) -> Tensor:
