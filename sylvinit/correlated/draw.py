@@ -69,7 +69,7 @@ def correlated_normal_(
         )
     kernel = tuple(tensor.shape[2:])
     corr = priors.load(corr) if isinstance(corr, (str, PathLike)) else corr
-    matrix = scale_correlation(check_correlation(corr, math.prod(kernel)))
+    matrix = scale_correlation(check_correlation(corr, math.prod(kernel)), stacklevel=3)
     if (getattr(corr, "kernel_size", None) or kernel) != kernel:
         raise CorrelationError(
             f"corr belongs to filters of {shown(corr.kernel_size)}, and tensor has filters of "

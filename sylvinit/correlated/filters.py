@@ -98,7 +98,11 @@ def _of_module(model: nn.Module) -> dict[str, Tensor]:
     model = check_module(model)
     refuse_lazy(model)
     for name, module in model.named_modules():
-        if not isinstance(module, _CONVOLUTIONS):
+        # Not getattr: computing a parametrised weight may change buffers and random states.
+        own = module._parameters.get("weight") is not None
+        if not isinstance(module, _CONVOLUTIONS) or not (
+            own or parametrize.is_parametrized(module)
+        ):
             continue
         name = clean_name(name)
         found[f"{name}.weight" if name else "weight"] = _weight_of(module)
@@ -125,10 +129,10 @@ def _once_each(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _of_mapping(state: Mapping[Any, Any]) -> dict[str, Tensor]:
+    nested = _nested(state)
+    if nested is not None:
+        return _of_mapping(nested)
     weights = {str(name): value for name, value in state.items() if _may_be_weight(name, value)}
-    if not weights:
-        nested = _nested(state)
-        return {} if nested is None else _of_mapping(nested)
     if all(name.startswith("module.") for name in weights):  # of DataParallel
         weights = {name.removeprefix("module."): weight for name, weight in weights.items()}
     return _once_each({clean_name(name): weight for name, weight in weights.items()})
@@ -143,19 +147,27 @@ def _may_be_weight(name: Any, value: Any) -> bool:
 
 def _nested(state: Mapping[Any, Any]) -> Mapping[Any, Any] | None:
     """The state dict within a checkpoint: under a usual name, or the only one there is."""
-    for key in _NESTED:
-        if isinstance(state.get(key), Mapping):
-            return state[key]
     inside = {
         key: value
         for key, value in state.items()
-        if isinstance(value, Mapping) and any(_may_be_weight(*item) for item in value.items())
+        if isinstance(value, Mapping) and _holds_weights(value)
     }
+    for key in _NESTED:
+        if key in inside:
+            return inside[key]
     if len(inside) > 1:
         raise ModelError(
             f"model_or_weights holds several networks: {', '.join(map(str, inside))}; pass one"
         )
     return next(iter(inside.values()), None)
+
+
+def _holds_weights(state: Mapping[Any, Any]) -> bool:
+    """Here or under a usual name; not anywhere else, as in the state of an optimizer."""
+    if any(_may_be_weight(*item) for item in state.items()):
+        return True
+    nested = (state.get(key) for key in _NESTED)
+    return any(isinstance(value, Mapping) and _holds_weights(value) for value in nested)
 
 
 def _read(path: Path) -> Mapping[Any, Any]:

@@ -149,9 +149,17 @@ def _subclass(module: nn.Module, name: str) -> list[Layer]:
 
     What it computes is unknown, and so are its patches; but its weight means the same.
     """
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor):
+        return []
+    shape = tuple(weight.shape)
     if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-        return [ConvLayer(module, name)]
-    return [LinearLayer(module, name)] if isinstance(module, nn.Linear) else []
+        channels = module.in_channels // module.groups
+        usual = shape == (module.out_channels, channels, *module.kernel_size)
+        return [ConvLayer(module, name)] if usual else []
+    if isinstance(module, nn.Linear) and shape == (module.out_features, module.in_features):
+        return [LinearLayer(module, name)]
+    return []
 
 
 def _is_spatial(layer: Layer) -> bool:
@@ -252,8 +260,10 @@ def _by_job(corr: Any, jobs: list[Job], convolutions: list[str]) -> list[Tensor 
         ]
     if _is_list_of_matrices(corr):
         several = [_matrix(value) for value in corr]
-        last = max(len(jobs) - 1, 1)
-        return [several[round(i * (len(several) - 1) / last)] for i in range(len(jobs))]
+        # The depth among all convolutions, whichever of them are drawn.
+        last = max(len(convolutions) - 1, 1)
+        depth = {name: index for index, name in enumerate(convolutions)}
+        return [several[round(depth[j.layer.name] * (len(several) - 1) / last)] for j in jobs]
     return [_matrix(corr)] * len(jobs)
 
 

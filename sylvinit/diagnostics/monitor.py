@@ -153,6 +153,7 @@ class _Session:
     def close(self) -> None:
         """Forget the model and everything on its device."""
         self._active = False
+        self._watch.close()
         self._clear()
         self.record.close()
 

@@ -131,6 +131,10 @@ class UpdateWatch:
             register_optimizer_step_post_hook(self._after),
         ]
 
+    def close(self) -> None:
+        """Let go of a step that has failed, and of everything on its stack."""
+        self._step = None
+
     @property
     def due(self) -> bool:
         """Whether the next update may be one to be recorded."""

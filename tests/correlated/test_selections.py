@@ -53,6 +53,39 @@ def test_matrices_of_all_layers_go_with_a_selection_of_them(how: str) -> None:
     ]
 
 
+def test_a_list_goes_by_the_depth_among_all_convolutions() -> None:
+    model = nn.Sequential(*(nn.Conv2d(4, 4, 3) for _ in range(4)))
+    model[0].weight.requires_grad_(False)
+    means = [0.1, 0.2, 0.3, 0.4]
+    matrices = [torch.full((9, 9), mean).double().fill_diagonal_(1) for mean in means]
+    report = correlated_init_(model, matrices)
+    notes = [report[str(index)].notes for index in (1, 2, 3)]
+    assert notes == [[f"mean correlation of its taps {mean:.3f}"] for mean in means[1:]]
+
+
+class Factorised(nn.Conv2d):
+    """A convolution without a weight of its own, or with one of another shape."""
+
+    def __init__(self, gone: bool) -> None:
+        super().__init__(4, 4, 3)
+        if gone:
+            del self.weight
+        else:
+            self.weight = nn.Parameter(torch.zeros(2, 4, 4, 3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_subclasses_with_other_weights_are_left_alone(gone: bool) -> None:
+    model = nn.Sequential(Factorised(gone), nn.Conv2d(4, 4, 3))
+    report = correlated_init_(model)
+    assert [layer.name for layer in report.layers] == ["1"]
+    assert gone or not bool(model[0].weight.any())
+    assert filter_correlation(model).layers[-1] == "1"
+
+
 def test_a_matrix_for_a_layer_without_spatial_filters() -> None:
     model = net().append(nn.Linear(4, 2))
     with pytest.raises(OptionError, match="the pattern '4' matches no layer; names are 0, 2, 3"):
@@ -129,6 +162,7 @@ def test_state_dicts_within_checkpoints(key: str) -> None:
     wrapped = {f"module.{name}": value for name, value in model.state_dict().items()}
     mask = torch.ones(1, 1, 3, 3, dtype=torch.bool)
     checkpoint = {"epoch": 3, "optimizer": {"lr": 0.1}, key: {**wrapped, "mask": mask}}
+    checkpoint["mean"] = torch.zeros(1, 3, 1, 1)
     found = filter_correlation(checkpoint)
     assert found.layers == ("0", "2", "3")
     assert torch.equal(found, filter_correlation(model))
