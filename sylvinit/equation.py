@@ -23,9 +23,10 @@ from sylvinit.backends.spectral import (
     solve_positive,
     solve_rank_one,
 )
-from sylvinit.codes.base import Code, Latent
+from sylvinit.codes.base import Code, Latent, is_mirrored
+from sylvinit.codes.rest import append_components
 from sylvinit.errors import SolverError
-from sylvinit.filling import append_components, choose_entries, fill_with_mixtures
+from sylvinit.filling import choose_entries, fill_with_mixtures
 from sylvinit.statistics import LayerStatistics
 
 # Bound on the relative residual of a float64 solve; the worst seen in the tests is 3e-15.
@@ -88,24 +89,30 @@ def solve_layer(
     Raises:
         SolverError: no route gave a solution within :data:`RESIDUAL_BOUND`.
     """
+    outputs, copies = k, 2 if is_mirrored(code) else 1
+    k, skip = -(-k // copies), -(-skip // copies)
     latent = code.fit(stats, k + skip, seed)
     if fill:
         choice = choose_entries(append_components(stats, latent, k + skip), k, skip)
         components = int((choice.fresh & (choice.index >= latent.rows)).sum(dim=1).max())
         # A code may have entries where the input never varies: its own offset, or the mean.
         empty = ~choice.solved.any(dim=1) | ~stats.covariance.flatten(1).any(dim=1)
-        solution, bias = _solve(stats, choice.latent, lam, constant)
+        solution, bias = _solve(stats, choice.latent, lam, constant, copies)
         weight = stats.in_input_coordinates(solution.w)
         weight, bias, mixed = fill_with_mixtures(weight, bias, choice.solved, choice.fresh, k, seed)
         taken_up = bool(skip) and not bool(choice.fresh.any())
     else:
-        solution, bias = _solve(stats, latent, lam, constant)
+        solution, bias = _solve(stats, latent, lam, constant, copies)
         missing = k - latent.rows
         weight = torch.nn.functional.pad(stats.in_input_coordinates(solution.w), (0, 0, 0, missing))
         bias = torch.nn.functional.pad(bias, (0, missing))
         mixed = torch.zeros(weight.shape[:2], dtype=torch.bool, device=weight.device)
         empty = torch.zeros(stats.groups, dtype=torch.bool, device=weight.device)
         components, taken_up = 0, False
+    if copies > 1:
+        weight, bias = _mirrored(weight)[:, :outputs], _mirrored(bias)[:, :outputs]
+        mixed = mixed.repeat_interleave(copies, dim=1)[:, :outputs]
+        components *= copies
     mixtures = int(mixed.sum(dim=1).max())
     notes = list(stats.notes)
     if components:
@@ -132,10 +139,22 @@ def solve_layer(
     )
 
 
+def _mirrored(x: Tensor) -> Tensor:
+    """(groups, k, ...) to (groups, 2 k, ...), every entry followed by its negative."""
+    return torch.stack((x, -x), dim=2).flatten(1, 2)
+
+
 def _solve(
-    stats: LayerStatistics, latent: Latent, lam: float, constant: bool
+    stats: LayerStatistics,
+    latent: Latent,
+    lam: float,
+    constant: bool,
+    copies: int,
 ) -> tuple[Solution, Tensor]:
-    """W and the bias in the coordinates of ``stats``; rows of entries that are zero are zero."""
+    """W and the bias in the coordinates of ``stats``; rows of entries that are zero are zero.
+
+    ``copies`` entries stand for each: the decoder adds up as many equal terms.
+    """
     values, vectors = stats.spectrum()
     mean, moment, cross = stats.mean, stats.second_moment(), latent.cross
     if constant:
@@ -151,7 +170,7 @@ def _solve(
         mean, values = torch.cat((mean, one), dim=1), torch.cat((values, 0 * one), dim=1)
         vectors = torch.nn.functional.pad(vectors, (0, 1, 0, 1))
         vectors[:, -1, -1] = 1
-    a, b, q = _without_empty_rows(latent.second_moment), lam * moment, (1 + lam) * cross
+    a, b, q = copies * _without_empty_rows(latent.second_moment), lam * moment, (1 + lam) * cross
     backend = stats.backend
     thresholds = _thresholds(stats, latent, lam)
     rank_one = RankOne(lam * values, vectors, lam**0.5 * mean)

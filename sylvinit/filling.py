@@ -1,4 +1,4 @@
-"""Outputs beyond a code's entries: components of the rest, orthogonal mixtures; siblings."""
+"""Outputs beyond a code's entries: orthogonal mixtures; siblings."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 
 from sylvinit.codes.base import Latent
-from sylvinit.codes.components import top_eigenvectors
-from sylvinit.statistics import LayerStatistics
 
 
 @dataclass(frozen=True)
@@ -31,41 +29,13 @@ class Choice:
     index: Tensor
 
 
-def append_components(stats: LayerStatistics, latent: Latent, k: int) -> Latent:
-    """Append principal components of what the code leaves of x, as far as the rank goes.
-
-    For an affine code, what is left is x - mu - C^T A_c^+ E (x - mu) with C = E Sigma and
-    A_c = C E^T: the part of x that the code does not predict, with which it is uncorrelated. For
-    other codes the residual covariance is Sigma - C^T A_c^+ C with C = cov(s, x), and its
-    components are applied to x.
-
-    Args:
-        stats: of the layer's input.
-        latent: the code.
-        k: how many entries there should be.
-    """
-    available = _available(latent)
-    missing = k - int(available.sum(dim=1).min())
-    if missing <= 0:
-        return latent
-    cross = latent.cross - latent.mean[:, :, None] * stats.mean[:, None, :]
-    inverse = torch.linalg.pinv(latent.covariance(), hermitian=True, rtol=stats.d * stats.eps)
-    predicted = cross.mT @ inverse
-    left = stats.covariance - predicted @ cross
-    spectrum = stats.backend.eigh((left + left.mT) / 2, stats.notes)
-    encoder = top_eigenvectors(stats, spectrum, missing, stats.threshold())
-    if latent.encoder is not None:
-        encoder = encoder - (encoder @ predicted) @ latent.encoder
-    return latent.joined(Latent.affine(stats, encoder, stats.mean), stats)
-
-
 def choose_entries(latent: Latent, k: int, skip: int) -> Choice:
     """The next ``k`` entries of every group after the ``skip`` that siblings have taken.
 
     Where fewer than k are left, all entries are solved for, so that the rest can be filled with
     mixtures of all of them; only those that no sibling has taken are fresh.
     """
-    available = _available(latent)
+    available = latent.available()
     counts = available.sum(dim=1)
     begin = torch.where(skip + k <= counts, skip, 0)
     lengths = torch.where(begin > 0, k, counts) if skip else counts.clamp(max=k)
@@ -119,11 +89,6 @@ def fill_with_mixtures(
             out_bias[group, step] = mixture @ bias[group, base]
             position += len(mixture)
     return out_weight, out_bias, mixed
-
-
-def _available(latent: Latent) -> Tensor:
-    """Entries that are not identically zero, bool (groups, k)."""
-    return latent.second_moment.diagonal(dim1=1, dim2=2) > 0
 
 
 def _orthogonal(n: int, generator: np.random.Generator) -> Tensor:

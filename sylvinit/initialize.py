@@ -26,6 +26,7 @@ from sylvinit.modules import check_module, device_of
 from sylvinit.options import Options, check_options
 from sylvinit.patches.rows import RowToSample
 from sylvinit.planning import Work, make_work
+from sylvinit.presets import PresetName
 from sylvinit.report import LayerReport, Report
 from sylvinit.solving import solve_in_order
 from sylvinit.state import Ambient, ModelGuard
@@ -40,11 +41,12 @@ def initialize_(
     model: nn.Module,
     data: Any,
     *,
-    code: str | Code | Mapping[str, str | Code] = "pca",
+    preset: PresetName = "paper",
+    code: str | Code | Mapping[str, str | Code] | None = None,
     head: str | None = None,
     head_code: str | Code = "auto",
-    lam: float | Mapping[str, float] = 10.0,
-    patches: int | Literal["all"] = 10,
+    lam: float | Mapping[str, float] | None = None,
+    patches: int | Literal["all"] | None = None,
     include: str | list[str] | tuple[str, ...] | None = None,
     exclude: str | list[str] | tuple[str, ...] | None = None,
     microbatch: int | None = None,
@@ -75,14 +77,20 @@ def initialize_(
             kind in a mapping (those of a language model) are not used, unless a code asks for them.
             "attention_mask" in a mapping drops padding tokens. The first samples decide what is
             solved and how many calls of a layer are waited for.
-        code: "pca", "lda", "ica", "kmeans", "onehot", "correlated", a :class:`sylvinit.Code`, or a
-            mapping from name patterns to those (the first match decides; layers without one use
-            PCA).
+        preset: what code, head_code, lam and patches are where they are not given. "paper": PCA
+            codes, one-hot for the head, lam 10, 10 patches. "best": entries in pairs of opposite
+            sign where a rectifier follows, discriminant directions of the samples' mean patches
+            before principal components (in the first layer, and without labels, components
+            alone), one-hot for the head, lam 10, 30 patches; see docs/results.md.
+        code: "pca", "lda", "ica", "kmeans", "onehot", "correlated", "discriminant", a
+            :class:`sylvinit.Code`, or a mapping from name patterns to those (the first match
+            decides; layers without one use the preset's). None: the preset's.
         head: name of the classifier; None takes the layer whose last call is the last of all.
         head_code: code of the head; "auto" is one-hot if there are labels and the head has an
             output for every class, else ``code``.
-        lam: weight of the encoding loss, positive, or a mapping from name patterns.
-        patches: random patches (for Linear layers: rows) per sample and layer, or "all".
+        lam: weight of the encoding loss, positive, or a mapping from name patterns. None: 10.
+        patches: random patches (for Linear layers: rows) per sample and layer, or "all". None: the
+            preset's, 10 or 30.
         include, exclude: fnmatch patterns over module names, of layers and normalisations alike.
         microbatch: samples that pass through the network together; by default the batches of the
             iterable, or about 3 MiB of inputs (16 to 256 samples) where the data come in one piece.
@@ -117,6 +125,7 @@ def initialize_(
             the model is left bit for bit as it was (lazy modules stay materialised).
     """
     options = check_options(
+        preset=preset,
         code=code,
         head=head,
         head_code=head_code,
@@ -159,12 +168,17 @@ def initialize_head_(
 ) -> Report:
     """Solve only the classifier, from the features that the rest of the network already provides.
 
+    ``head_code="logistic"`` is the more accurate one (docs/results.md): linear discriminant
+    analysis with the ridge of least leave-one-out error, and a few steps of logistic regression
+    from there.
+
     Everything else is left alone, running statistics included. Arguments, result and errors are
     those of :func:`initialize_`; ``data`` needs labels unless ``head_code`` does without, and a
     head that cannot be solved (frozen, tied to an embedding) is a ``ModelError``.
     """
     options = check_options(
-        code="pca",
+        preset="paper",
+        code=None,
         head=head,
         head_code=head_code,
         lam=lam,
@@ -242,13 +256,12 @@ def _classes(batches: list[Batch], options: Options) -> Classes | str:
     Labels that nothing asks for need not be class labels; they are ignored. So are targets of other
     kinds that were found by name, unless a code was asked for that needs labels.
     """
-    codes = [*options.code.values()]
-    if options.head_code is not None:
-        codes.append(options.head_code)
-    needed = any(code.needs_labels for code in codes)
+    codes = [*options.code.values(), options.head_code]
+    needed = any(code is not None and code.needs_labels for code in codes)
+    wanted = needed or options.head_code is None or options.preset.supervised
     if batches[0].labels is None:
         return "data has no labels"
-    if not needed and options.head_code is not None:
+    if not wanted:
         return "no code uses labels"
     problem = label_problem(batches)
     if problem is not None and batches[0].named and not needed:

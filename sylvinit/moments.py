@@ -152,7 +152,7 @@ class PatchMoments:
         if self.classes:
             checked = labels if labels_checked else self._checked(labels, x.shape[1])
         if self._reservoir.capacity:
-            self._reservoir.offer(x.to(self.precision), self.n, priority)
+            self._reservoir.offer(x.to(self.precision), self.n, priority, checked)
         step = self._chunk_rows()
         for begin in range(0, x.shape[1], step):
             part = x[:, begin : begin + step]
@@ -164,9 +164,9 @@ class PatchMoments:
                 self._flush()
         return self
 
-    def offer(self, x: Tensor, priority: Tensor) -> None:
+    def offer(self, x: Tensor, priority: Tensor, labels: Tensor | None = None) -> None:
         """Offer rows (groups, n, d_in) to the reservoir alone, not to the moments."""
-        self._reservoir.offer(x.to(self.precision or x.dtype), 0, priority)
+        self._reservoir.offer(x.to(self.precision or x.dtype), 0, priority, labels)
 
     @property
     def device(self) -> torch.device:
@@ -261,6 +261,10 @@ class PatchMoments:
     def reservoir(self) -> Tensor | None:
         """A uniform random sample of the rows, (groups, rows, d_in), or None."""
         return self._reservoir.rows
+
+    def reservoir_labels(self) -> Tensor | None:
+        """Labels of the rows of :meth:`reservoir`, int64 (rows,), or None without classes."""
+        return self._reservoir.labels
 
     def transposed(self, rows: int) -> PatchMoments:
         """The moments with features (rows, columns), row-major, read column by column.

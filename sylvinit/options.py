@@ -20,6 +20,7 @@ from sylvinit.batches import ForwardFn
 from sylvinit.codes import Code, get_code
 from sylvinit.errors import OptionError, OptionTypeError
 from sylvinit.patches.rows import RowToSample
+from sylvinit.presets import Preset, available_presets, get_preset
 
 T = TypeVar("T")
 
@@ -54,7 +55,8 @@ class ByName(Generic[T]):
 class Options:
     """Checked arguments of :func:`sylvinit.initialize_`."""
 
-    code: ByName[Code]
+    preset: Preset
+    code: ByName[Code | None]
     head: str | None
     head_code: Code | None
     lam: ByName[float]
@@ -77,7 +79,8 @@ class Options:
     def settings(self) -> dict[str, Any]:
         """The arguments as plain values: codes and functions by their names."""
         return {
-            "code": self.code.plain(lambda code: code.name),
+            "preset": self.preset.name,
+            "code": self.code.plain(lambda code: None if code is None else code.name),
             "head": self.head,
             "head_code": "auto" if self.head_code is None else self.head_code.name,
             "lam": self.lam.plain(lambda lam: lam),
@@ -110,6 +113,7 @@ class Options:
 
 def check_options(
     *,
+    preset: Any,
     code: Any,
     head: Any,
     head_code: Any,
@@ -142,11 +146,14 @@ def check_options(
     for argument, function in (("forward_fn", forward_fn), ("row_to_sample", row_to_sample)):
         if function is not None and not callable(function):
             raise OptionTypeError(f"{argument} must be callable, got {type(function).__name__}")
+    chosen = get_preset(check_choice("preset", preset, available_presets()))
+    patches = chosen.patches if patches is None else patches
     return Options(
-        code=_by_name("code", code, "pca", get_code),
+        preset=chosen,
+        code=_by_name("code", code, None, lambda given: None if given is None else get_code(given)),
         head=head,
         head_code=_head_code(head_code),
-        lam=_by_name("lam", lam, 10.0, _lam),
+        lam=_by_name("lam", chosen.lam if lam is None else lam, chosen.lam, _lam),
         patches=None if patches == "all" else check_count("patches", patches, "or 'all'"),
         selection=Selection.of(include, exclude),
         microbatch=None if microbatch is None else check_count("microbatch", microbatch, "or None"),

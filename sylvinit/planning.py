@@ -9,7 +9,7 @@ from torch.nn.utils import parametrize
 
 from sylvinit.backends import choose
 from sylvinit.batches import Classes
-from sylvinit.codes import Code, OneHot
+from sylvinit.codes import Code, Logistic, OneHot
 from sylvinit.errors import LabelError, ModelError
 from sylvinit.layers import Layer
 from sylvinit.modules import parameter_holders
@@ -21,6 +21,8 @@ from sylvinit.units import LayerUnit, Plan
 
 # Sums are kept for every class up to the largest label, so labels that are hashes must not get by.
 MAX_CLASSES = 2**20
+# A preset uses class means in every layer only where they are few beside the moments.
+_MOST_DISCRIMINANT_CLASSES = 2**12
 
 
 @dataclass
@@ -193,7 +195,11 @@ def _unit(
     first = layers[0]
     weight = first.get_weight()
     is_head = head is not None and head in layers
-    code = _head_code(options, first, classes, work) if is_head else options.code(first.name)
+    code = (
+        _head_code(options, first, survey, classes, work)
+        if is_head
+        else _hidden_code(options, first, survey, classes)
+    )
     outputs = weight.shape[1]
     all_outputs = outputs * weight.shape[0]
     if code.needs_labels:
@@ -212,9 +218,10 @@ def _unit(
         taken[key] = skip + outputs
     count = 0 if isinstance(classes, str) else classes.count
     if solves_head and not isinstance(classes, str) and classes.present < all_outputs:
+        rest = "never win" if isinstance(code, Logistic) else "are zero"
         work.warnings.append(
             f"fewer classes in the data than outputs of the head: {classes.present} of "
-            f"{all_outputs}; the other outputs of {first.name or '(model)'} are zero"
+            f"{all_outputs}; the other outputs of {first.name or '(model)'} {rest}"
         )
     plan = Plan(
         code=code,
@@ -244,8 +251,22 @@ def _check_classes(count: int, code: Code, layer: Layer, outputs: int) -> None:
         )
 
 
-def _head_code(options: Options, head: Layer, classes: Classes | str, work: Work) -> Code:
-    """The head's code: as asked; else one-hot if the labels allow it, else as hidden layers."""
+def _hidden_code(options: Options, layer: Layer, survey: Survey, classes: Classes | str) -> Code:
+    """The code that was asked for, else that of the preset."""
+    code = options.code(layer.name)
+    if code is not None:
+        return code
+    return options.preset.hidden(
+        first=layer is survey.layers[0],
+        labelled=not isinstance(classes, str) and classes.count <= _MOST_DISCRIMINANT_CLASSES,
+        rectified=layer.module in survey.rectified,
+    )
+
+
+def _head_code(
+    options: Options, head: Layer, survey: Survey, classes: Classes | str, work: Work
+) -> Code:
+    """The head's code: as asked; else the preset's if the labels allow it, else a hidden one."""
     if options.head_code is not None:
         return options.head_code
     weight = head.get_weight()
@@ -253,10 +274,10 @@ def _head_code(options: Options, head: Layer, classes: Classes | str, work: Work
     if isinstance(classes, str):
         cause = classes
     elif outputs >= classes.count:
-        return OneHot()
+        return options.preset.head
     else:
         cause = f"{classes.count} classes, {outputs} outputs"
-    code = options.code(head.name)
+    code = _hidden_code(options, head, survey, classes)
     work.warnings.append(
         f"the head {head.name or '(model)'} is solved with code {code.name!r} and not one-hot: "
         f"{cause}"

@@ -21,10 +21,20 @@ class Reservoir:
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.rows: Tensor | None = None
+        self.labels: Tensor | None = None
         self._priority: Tensor | None = None
 
-    def offer(self, x: Tensor, first: int, priority: Tensor | None = None) -> None:
-        """Offer rows (groups, n, d); ``first`` is the running index of the first one."""
+    def offer(
+        self,
+        x: Tensor,
+        first: int,
+        priority: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> None:
+        """Offer rows (groups, n, d); ``first`` is the running index of the first one.
+
+        Labels (n,) are kept beside the rows if every call brings some.
+        """
         if priority is None:
             counter = np.zeros((x.shape[1], 4), dtype=np.uint32)
             counter[:, 0] = np.arange(first, first + x.shape[1], dtype=np.uint64) & 0xFFFFFFFF
@@ -34,20 +44,24 @@ class Reservoir:
             if len(self._priority) == self.capacity:
                 better = priority < self._priority[-1]
                 x, priority = x[:, better], priority[better]
+                labels = None if labels is None else labels[better]
             x = torch.cat((self.rows, x), dim=1)
             priority = torch.cat((self._priority, priority))
+            both = self.labels is not None and labels is not None
+            labels = torch.cat((self.labels, labels)) if both else None  # type: ignore[arg-type]
         kept = torch.argsort(priority, stable=True)[: self.capacity]
         self.rows, self._priority = x[:, kept], priority[kept]
+        self.labels = None if labels is None else labels[kept]
 
     def merge(self, other: Reservoir) -> None:
         """Offer the rows of another reservoir."""
         if other.rows is not None and other._priority is not None:
-            self.offer(other.rows, 0, other._priority)
+            self.offer(other.rows, 0, other._priority, other.labels)
 
     def mapped(self, function: Callable[[Tensor], Tensor]) -> Reservoir:
         """The same rows with a function applied to their features."""
         other = Reservoir(self.capacity)
-        other._priority = self._priority
+        other._priority, other.labels = self._priority, self.labels
         if self.rows is not None:
             other.rows = function(self.rows)
         return other

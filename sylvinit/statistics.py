@@ -12,6 +12,52 @@ from sylvinit.backends import Backend
 from sylvinit.moments import PatchMoments
 
 
+@dataclass(frozen=True)
+class SampleStatistics:
+    """Moments of the mean row of every sample; every tensor has a leading axis of groups.
+
+    Attributes:
+        n: number of samples.
+        rows: rows that a mean is taken of, on average.
+        mean: float64 (groups, d).
+        covariance: float64 (groups, d, d), divided by n.
+        class_counts: float64 (classes,), samples of every class.
+        class_means: float64 (groups, classes, d).
+    """
+
+    n: int
+    rows: float
+    mean: Tensor
+    covariance: Tensor
+    class_counts: Tensor
+    class_means: Tensor
+
+    @staticmethod
+    def of(means: PatchMoments, rows: int, basis: Tensor | None) -> SampleStatistics:
+        """From the moments of the means of ``rows`` rows, in the coordinates of ``basis``."""
+        counts, class_means = means.class_counts(), means.class_means()
+        if counts is None or class_means is None:
+            raise ValueError("statistics of sample means need classes")
+        mean, covariance = means.mean(), means.covariance()
+        if basis is not None:
+            mean = (mean[:, None, :] @ basis.mT)[:, 0]
+            covariance = basis @ covariance @ basis.mT
+            class_means = class_means @ basis.mT
+        return SampleStatistics(means.n, rows / means.n, mean, covariance, counts, class_means)
+
+    def group(self, index: int) -> SampleStatistics:
+        """Those of one group, still with a leading axis of length 1."""
+        pick = slice(index, index + 1)
+        return SampleStatistics(
+            self.n,
+            self.rows,
+            self.mean[pick],
+            self.covariance[pick],
+            self.class_counts,
+            self.class_means[pick],
+        )
+
+
 @dataclass
 class LayerStatistics:
     """Moments of the input rows of a layer; every tensor has a leading axis of groups.
@@ -32,6 +78,8 @@ class LayerStatistics:
         class_counts: float64 (classes,), or None.
         class_means: float64 (groups, classes, d), or None.
         reservoir: (groups, rows, d), a random sample of the rows, or None.
+        reservoir_labels: int64 (rows,), the labels of those rows, or None.
+        samples: moments of the mean row of every sample, or None.
         notes: on how things were computed, for the report.
     """
 
@@ -46,6 +94,8 @@ class LayerStatistics:
     class_counts: Tensor | None = None
     class_means: Tensor | None = None
     reservoir: Tensor | None = None
+    reservoir_labels: Tensor | None = None
+    samples: SampleStatistics | None = None
     notes: list[str] = field(default_factory=list)
     _spectrum: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
 
@@ -110,6 +160,8 @@ class LayerStatistics:
             class_counts=self.class_counts,
             class_means=pick(self.class_means),
             reservoir=pick(self.reservoir),
+            reservoir_labels=self.reservoir_labels,
+            samples=None if self.samples is None else self.samples.group(index),
             _spectrum=spectrum,
         )
 
@@ -143,6 +195,7 @@ def layer_statistics(
             class_counts=moments.class_counts(),
             class_means=moments.class_means(),
             reservoir=reservoir,
+            reservoir_labels=moments.reservoir_labels(),
         )
     # Not from the n x n Gram matrix, whose eigenvectors lose half the digits of the small
     # directions. The factor is orthonormal whatever the rank of the rows.
@@ -166,4 +219,5 @@ def layer_statistics(
         class_counts=counts,
         class_means=None if means is None else means @ basis.mT,
         reservoir=None if reservoir is None else reservoir.double() @ basis.mT,
+        reservoir_labels=moments.reservoir_labels(),
     )

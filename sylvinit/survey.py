@@ -18,6 +18,7 @@ from sylvinit.batches import Batch
 from sylvinit.layers import Layer, layers_of
 from sylvinit.modules import clean_name
 from sylvinit.norms import NORM_TYPES, Norm
+from sylvinit.rectifiers import RectifierWatch
 from sylvinit.state import Ambient, forward_modes
 
 # Samples that the survey runs: more than one, so that batch and other axes are told apart.
@@ -38,6 +39,7 @@ class Survey:
         inputs: identity of the input of every layer's first call, by layer.
         last: the layer whose last call was the last of all.
         most_calls: how often every module ran on a microbatch later on, at most.
+        rectified: modules whose output passes through a rectifier before the next layer.
     """
 
     names: dict[nn.Module, str]
@@ -47,6 +49,7 @@ class Survey:
     inputs: dict[int, InputKey] = field(default_factory=dict)
     last: Layer | None = None
     most_calls: Counter[nn.Module] = field(default_factory=Counter)
+    rectified: set[nn.Module] = field(default_factory=set)
 
     @property
     def layers(self) -> list[Layer]:
@@ -121,12 +124,21 @@ def run_survey(
             kept.append(x)
             survey.inputs[id(point)] = _identity(point, x)
 
+    watch = RectifierWatch()
+
+    def follow(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        points = survey.points[module]
+        if len(points) == 1 and isinstance(points[0], Layer):
+            watch.begin(module, output)
+
     handles = [
         module.register_forward_pre_hook(observe, with_kwargs=True) for module in survey.points
     ]
+    handles += [module.register_forward_hook(follow) for module in survey.points]
     try:
-        with forward_modes(ambient):
+        with forward_modes(ambient), watch:
             call(batch.head(SURVEY_SAMPLES))
+        survey.rectified = watch.rectified
     finally:
         for handle in handles:
             handle.remove()

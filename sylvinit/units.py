@@ -11,7 +11,8 @@ from torch import Tensor
 
 from sylvinit.backends import Backend
 from sylvinit.batches import Batch
-from sylvinit.codes import Code
+from sylvinit.classifier.layer import solve_classifier
+from sylvinit.codes import Code, Logistic, needs_sample_means
 from sylvinit.equation import LayerSolution, solve_layer
 from sylvinit.errors import ModelError
 from sylvinit.finite import InputWatch, non_finite_input
@@ -22,10 +23,11 @@ from sylvinit.moments import PatchMoments
 from sylvinit.patches.collect import PatchSource, add_all, add_rows, add_sampled
 from sylvinit.patches.geometry import PatchGeometry
 from sylvinit.patches.rows import RowToSample, assign_rows
+from sylvinit.patches.sample_means import add_sample_means
 from sylvinit.report import LayerReport
 from sylvinit.sampling import Key, stream_key
 from sylvinit.state import ModelGuard
-from sylvinit.statistics import LayerStatistics, layer_statistics
+from sylvinit.statistics import LayerStatistics, SampleStatistics, layer_statistics
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,8 @@ class LayerUnit:
     def reset(self) -> None:
         """Forget what was collected."""
         self._moments: PatchMoments | None = None
+        self._means: PatchMoments | None = None
+        self._rows_of_means = 0
         self._channels: int | None = None
         self._inputs = InputWatch()
 
@@ -133,6 +137,7 @@ class LayerUnit:
         source = PatchSource(x.reshape(-1, x.shape[-1]), None, 1, (), rows, labels)
         moments = self._accumulator(x.shape[-1], 1, x.dtype)
         add_rows(moments, source, key, batch.start, self.plan.patches, self._arithmetic)
+        self._collect_means(moments, source, key, batch.start)
 
     def _collect_patches(
         self,
@@ -159,6 +164,22 @@ class LayerUnit:
             add_all(moments, source, key, batch.start, self._arithmetic)
         else:
             add_sampled(moments, source, key, batch.start, self.plan.patches, self._arithmetic)
+        self._collect_means(moments, source, key, batch.start)
+
+    def _collect_means(
+        self, moments: PatchMoments, source: PatchSource, key: Key, start: int
+    ) -> None:
+        """Add the mean row of every sample, if the code wants them."""
+        if not needs_sample_means(self.plan.code):
+            return
+        if self._means is None:
+            self._means = PatchMoments(
+                moments.d_in,
+                groups=moments.groups,
+                classes=moments.classes,
+                precision=moments.precision,
+            )
+        self._rows_of_means += add_sample_means(self._means, source, key, start, self.plan.patches)
 
     def finish(self, guard: ModelGuard) -> LayerReport:
         """Solve from everything collected, write the weights, and report.
@@ -172,22 +193,27 @@ class LayerUnit:
         self._inputs.check(first.name, first.kind)
         plan = self.plan
         with memory_for(f"the moments of {self.name}", self._moment_bytes()):
-            moments = self._canonical()
+            moments = self._canonical(self._moments)
             stats, dead = self._statistics(moments)
         old_weight, old_bias = first.get_weight().double(), first.get_bias()
         groups, outputs, _ = old_weight.shape
         seed = stream_key(plan.seed, self.name, -1)[0]
+        classifier = plan.head and isinstance(plan.code, Logistic) and groups == 1
         what = f"the equation of {self.name} ({outputs} x {stats.d}, {stats.groups} groups)"
         with memory_for(what, stats.groups * (outputs + stats.d) ** 2 * 8):
-            solution = solve_layer(
-                stats,
-                plan.code,
-                outputs,
-                plan.lam,
-                seed=seed,
-                skip=plan.skip,
-                constant=plan.head and bool(self._biased()),
-                fill=not plan.head,
+            solution = (
+                solve_classifier(stats, outputs)
+                if classifier and self._biased()
+                else solve_layer(
+                    stats,
+                    plan.code,
+                    outputs,
+                    plan.lam,
+                    seed=seed,
+                    skip=plan.skip,
+                    constant=plan.head and bool(self._biased()),
+                    fill=not plan.head,
+                )
             )
 
         def row_std(weight: Tensor) -> Tensor:
@@ -251,19 +277,22 @@ class LayerUnit:
                 reduce=self.plan.code.reducible,
                 kernel=() if geometry is None else geometry.kernel,
             )
+            if needs_sample_means(self.plan.code):
+                means = self._canonical(self._means)
+                stats.samples = SampleStatistics.of(means, self._rows_of_means, stats.basis)
             if bool(stats.covariance.isfinite().all()):
                 if columns is None:
                     return stats, int((stats.covariance.diagonal(dim1=1, dim2=2) <= 0).sum())
                 return stats, int((columns == columns[:, :1]).all(dim=1).sum())
         raise non_finite_input(self.name, self.layers[0].kind)
 
-    def _canonical(self) -> PatchMoments:
+    def _canonical(self, moments: PatchMoments | None) -> PatchMoments:
         """The moments with features in the order of the weight: channels first, then taps."""
-        if self._moments is None:
+        if moments is None:
             raise ModelError(f"layer {self.name} received no rows from the data")
         if self._channels is None:
-            return self._moments
-        return self._moments.transposed(self._moments.d_in // self._channels)
+            return moments
+        return moments.transposed(moments.d_in // self._channels)
 
     def _write(
         self,

@@ -225,7 +225,16 @@ def test_sign_rule_holds_in_the_coordinates_of_the_input() -> None:
 
 
 def test_registry() -> None:
-    assert sylvinit.available_codes() == ["correlated", "ica", "kmeans", "lda", "onehot", "pca"]
+    assert sylvinit.available_codes() == [
+        "correlated",
+        "discriminant",
+        "ica",
+        "kmeans",
+        "lda",
+        "logistic",
+        "onehot",
+        "pca",
+    ]
     for name in sylvinit.available_codes():
         assert isinstance(get_code(name), Code)
         assert get_code(name).name == name

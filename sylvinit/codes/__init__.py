@@ -1,14 +1,18 @@
 """Latent codes: what a layer's outputs are asked to be.
 
-A code is an object with three attributes and a method (see :class:`Code`); the built-in ones are
-``pca``, ``lda``, ``ica``, ``kmeans``, ``onehot`` and ``correlated``.
+A code is an object with a few attributes and a method (see :class:`Code`); the built-in ones are
+``pca``, ``lda``, ``ica``, ``kmeans``, ``onehot``, ``correlated``, ``discriminant`` and
+``logistic``, and :class:`SignPairs` of any of them.
 """
 
 from __future__ import annotations
 
-from sylvinit.codes.base import Code, Latent, fix_signs
+from sylvinit.codes.base import Code, Latent, fix_signs, needs_sample_means
 from sylvinit.codes.components import ICA, LDA, PCA
 from sylvinit.codes.correlated import CorrelatedFilters
+from sylvinit.codes.discriminant import Discriminant
+from sylvinit.codes.logistic import Logistic
+from sylvinit.codes.pairs import SignPairs
 from sylvinit.codes.registry import available_codes, get_code, register_code
 from sylvinit.codes.targets import KMeans, OneHot
 
@@ -18,11 +22,15 @@ __all__ = [
     "PCA",
     "Code",
     "CorrelatedFilters",
+    "Discriminant",
     "KMeans",
     "Latent",
+    "Logistic",
     "OneHot",
+    "SignPairs",
     "available_codes",
     "fix_signs",
     "get_code",
+    "needs_sample_means",
     "register_code",
 ]

@@ -58,6 +58,10 @@ class Latent:
         """Covariance of the code, (groups, k, k)."""
         return self.second_moment - self.mean[:, :, None] * self.mean[:, None, :]
 
+    def available(self) -> Tensor:
+        """Entries that are not identically zero, bool (groups, k)."""
+        return self.second_moment.diagonal(dim1=1, dim2=2) > 0
+
     def gather(self, index: Tensor, keep: Tensor) -> Latent:
         """The code entries with the indices (groups, rows); zero where not ``keep``."""
         rows = index.shape[1]
@@ -106,6 +110,10 @@ class Code(Protocol):
         reducible: whether ``fit`` works in any orthonormal coordinates of the rows' span. If false,
             ``stats`` always comes in the coordinates of the layer's input (features in the order of
             the weight: channels, then taps).
+        needs_sample_means: optional, whether ``stats.samples`` must be there; such a code needs
+            labels as well.
+        mirrored: optional, whether every entry s stands for the two outputs s and -s; ``fit`` is
+            then asked for half as many.
     """
 
     @property
@@ -135,6 +143,16 @@ class Code(Protocol):
         them up. ``seed`` is the only source of randomness.
         """
         ...
+
+
+def needs_sample_means(code: Code) -> bool:
+    """Whether the moments of the mean row of every sample are wanted."""
+    return bool(getattr(code, "needs_sample_means", False))
+
+
+def is_mirrored(code: Code) -> bool:
+    """Whether every entry stands for itself and its negative."""
+    return bool(getattr(code, "mirrored", False))
 
 
 def fix_signs(stats: LayerStatistics, encoder: Tensor) -> Tensor:

@@ -7,6 +7,9 @@ from collections.abc import Callable
 from sylvinit.codes.base import Code
 from sylvinit.codes.components import ICA, LDA, PCA
 from sylvinit.codes.correlated import CorrelatedFilters
+from sylvinit.codes.discriminant import Discriminant
+from sylvinit.codes.logistic import Logistic
+from sylvinit.codes.pairs import SignPairs
 from sylvinit.codes.targets import KMeans, OneHot
 from sylvinit.errors import OptionError, OptionTypeError
 
@@ -17,7 +20,12 @@ _CODES: dict[str, Callable[[], Code]] = {
     "kmeans": KMeans,
     "onehot": OneHot,
     "correlated": CorrelatedFilters,
+    "discriminant": Discriminant,
+    "logistic": Logistic,
 }
+
+
+_PAIRS = "-pairs"
 
 
 def register_code(name: str, factory: Callable[[], Code]) -> None:
@@ -44,9 +52,14 @@ def get_code(code: str | Code) -> Code:
         OptionTypeError: neither a name nor a :class:`Code`.
     """
     if isinstance(code, str):
-        if code not in _CODES:
-            raise OptionError(f"code must be one of {available_codes()} or a Code, got {code!r}")
-        return _CODES[code]()
+        base = code.removesuffix(_PAIRS)
+        if base not in _CODES:
+            raise OptionError(
+                f"code must be one of {available_codes()}, one of them with {_PAIRS!r} added, or a "
+                f"Code, got {code!r}"
+            )
+        found = _CODES[base]()
+        return SignPairs(found) if base != code else found
     if isinstance(code, Code):
         return code
     raise OptionTypeError(

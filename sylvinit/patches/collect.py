@@ -138,8 +138,9 @@ def add_all(
         return
     _correlate(moments, source, geometry, arithmetic)
     if moments.reservoir_size:
-        _, entry, position, priority = rows.draw(key, start, _RESERVOIR_DRAWS)
-        moments.offer(source.gather(entry, position), to_device(priority, x.device))
+        sample, entry, position, priority = rows.draw(key, start, _RESERVOIR_DRAWS)
+        gathered = source.gather(entry, position)
+        moments.offer(gathered, to_device(priority, x.device), source.labels_of(sample))
 
 
 def _add_fused(

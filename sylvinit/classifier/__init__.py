@@ -1,0 +1,8 @@
+"""Linear classifiers in closed form and by a few solved equations, without a line search."""
+
+from __future__ import annotations
+
+from sylvinit.classifier.discriminant import GaussianClassifier, fit_gaussian
+from sylvinit.classifier.logistic import refine_logistic
+
+__all__ = ["GaussianClassifier", "fit_gaussian", "refine_logistic"]

@@ -1,0 +1,112 @@
+"""The classifier of Gaussian classes with one covariance, its ridge by leave-one-out error.
+
+With class means m_c, frequencies p_c, pooled within-class covariance S = sum r_i r_i^T / nu of the
+rows x_i about their class means, nu = n - C, and K = S + r t I with t = tr(S) / d, the scores are
+
+    f_c(x) = (1 + r) [ m_c^T K^-1 x - m_c^T K^-1 m_c / 2 ] + log p_c
+
+(linear discriminant analysis).
+
+Leaving row i out moves its own class mean to m - r_i / (n_c - 1) and takes beta r_i r_i^T from S,
+beta = n_c / ((n_c - 1) nu) with nu kept. By Sherman and Morrison's formula
+
+    K_-i^-1 = K^-1 + beta K^-1 r_i r_i^T K^-1 / (1 - beta r_i^T K^-1 r_i),
+
+so that the scores of rows, each by the classifier that has not seen it, cost d C operations a row
+and ridge r, in the basis where S is diagonal. (Friedman, "Regularized discriminant analysis",
+1989, section 4.2, updates in the same way.) r is the one of least cross-entropy of these scores.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Ridges relative to the mean variance; half a decade apart the error changes little.
+RIDGES = tuple(10.0 ** (0.5 * step) for step in range(-7, 4))
+
+
+@dataclass(frozen=True)
+class GaussianClassifier:
+    """Scores ``x @ weight.T + bias``.
+
+    Attributes:
+        weight: float64 (classes, d); rows of classes that no row belongs to are zero.
+        bias: float64 (classes,), very low for such classes.
+        ridge: the chosen r.
+        loss: leave-one-out cross-entropy at r, in nats a row.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    ridge: float
+    loss: float
+
+
+# Rows that are left out, one at a time, to choose the ridge: enough to tell half decades apart.
+_LEFT_OUT = 1000
+# Log of the frequency that an absent class is given.
+_ABSENT = -30.0
+
+
+def fit_gaussian(
+    x: Tensor, labels: Tensor, classes: int, ridges: tuple[float, ...] = RIDGES
+) -> GaussianClassifier:
+    """The classifier of rows x (n, d) with ``labels`` (n,) in [0, classes).
+
+    A row that is alone in its class says nothing about leaving it out and is not counted; if all
+    are, the largest ridge is taken.
+
+    Args:
+        x: float64 (n, d), n >= 1.
+        labels: int64 (n,).
+        classes: how many.
+        ridges: to choose from. The leave-one-out error is that of the first 1,000 rows.
+
+    Returns:
+        The classifier of least leave-one-out cross-entropy.
+    """
+    n, d = x.shape
+    counts = torch.bincount(labels, minlength=classes).to(x)
+    present = counts > 0
+    sums = x.new_zeros((classes, d)).index_add_(0, labels, x)
+    means = sums / counts.clamp(min=1)[:, None]
+    residual = x - means[labels]
+    freedom = max(n - int(present.sum()), 1)
+    values, basis = torch.linalg.eigh(residual.mT @ residual / freedom)
+    values = values.clamp(min=0)
+    level = values.mean()
+    if level <= 0:  # every class is a single point
+        level = torch.ones_like(level)
+    means = means @ basis
+    x, residual, labels = (item[:_LEFT_OUT] for item in (x, residual, labels))
+    x, residual = x @ basis, residual @ basis
+    log_share = torch.where(present, (counts.clamp(min=1) / n).log(), _ABSENT)
+    own = counts[labels]
+    counted = own > 1
+    own = own.clamp(min=2)
+    downdate, rise = own / (own - 1) / freedom, own / (own - 1)
+    index = torch.arange(len(x), device=x.device)
+    best = (float("inf"), ridges[-1])
+    for ridge in ridges if bool(counted.any()) else ():
+        inverse = 1 / (values + ridge * level)
+        scaled = residual * inverse
+        leverage = (scaled * residual).sum(dim=1)
+        # Squared distances to the class means, and r_i^T K^-1 (x_i - m_c).
+        weighted = means * inverse
+        distance = (x * x) @ inverse[:, None] - 2 * x @ weighted.mT + (means * weighted).sum(dim=1)
+        aligned = (scaled * x).sum(dim=1, keepdim=True) - scaled @ means.mT
+        distance[index, labels] = leverage * rise**2
+        aligned[index, labels] = leverage * rise
+        rest = (1 - downdate * leverage).clamp(min=torch.finfo(x.dtype).eps)
+        distance = distance + (downdate / rest)[:, None] * aligned**2
+        scores = log_share - (1 + ridge) / 2 * distance
+        loss = torch.nn.functional.cross_entropy(scores[counted], labels[counted])
+        best = min(best, (float(loss), ridge))
+    loss, ridge = best
+    weighted = (1 + ridge) * means / (values + ridge * level)
+    bias = log_share - (means * weighted).sum(dim=1) / 2
+    weighted = torch.where(present[:, None], weighted, 0.0)
+    return GaussianClassifier(weighted @ basis.mT, torch.where(present, bias, _ABSENT), ridge, loss)

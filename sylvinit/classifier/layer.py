@@ -1,0 +1,55 @@
+"""A classifier as the solution of the last layer."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from sylvinit.classifier.discriminant import fit_gaussian
+from sylvinit.classifier.logistic import STEPS, refine_logistic
+from sylvinit.equation import LayerSolution
+from sylvinit.statistics import LayerStatistics
+
+
+def solve_classifier(stats: LayerStatistics, k: int) -> LayerSolution:
+    """Weight and bias of a last layer with ``k`` outputs, one for each class.
+
+    An output whose class has no rows gets the mean of the other scores, less log(n + 1): it never
+    has the highest score, and starts from there in training.
+
+    Args:
+        stats: of the layer's input, one group, with a reservoir of rows and their labels.
+        k: outputs, at least the classes.
+    """
+    counts, rows, labels = stats.class_counts, stats.reservoir, stats.reservoir_labels
+    if counts is None or rows is None or labels is None:
+        raise ValueError("a classifier needs labelled rows")
+    present = (counts > 0).nonzero().flatten()
+    # In the numbering of the classes that are there, so that absent ones take no part.
+    number = torch.full((len(counts),), -1, dtype=torch.int64, device=labels.device)
+    number[present] = torch.arange(len(present), device=labels.device)
+    x, y = rows[0].double(), number[labels]
+    gaussian = fit_gaussian(x, y, len(present))
+    found_weight, found_bias = refine_logistic(x, y, gaussian.weight, gaussian.bias)
+    weight = found_weight.mean(dim=0).repeat(k, 1)
+    bias = (found_bias.mean() - math.log(len(x) + 1)).repeat(k)
+    weight[present], bias[present] = found_weight, found_bias
+    notes = [
+        *stats.notes,
+        f"Gaussian classes, ridge {gaussian.ridge:.2g} by leave-one-out, {STEPS} logistic steps",
+    ]
+    if len(x) < stats.n:
+        notes.append(f"fitted to a random sample of {len(x)} of {stats.n} rows")
+    return LayerSolution(
+        weight=stats.in_input_coordinates(weight[None]),
+        bias=bias[None],
+        rank=stats.rank(),
+        residual=math.nan,
+        separation=math.nan,
+        dropped=0,
+        filled_components=0,
+        mixed=torch.zeros((1, k), dtype=torch.bool, device=x.device),
+        empty=~stats.covariance.flatten(1).any(dim=1),
+        notes=notes,
+    )

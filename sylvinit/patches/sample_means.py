@@ -1,0 +1,63 @@
+"""The mean patch (or row) of every sample."""
+
+from __future__ import annotations
+
+from math import prod
+
+import torch
+from torch import Tensor
+
+from sylvinit.moments import PatchMoments
+from sylvinit.patches.collect import PatchSource
+from sylvinit.patches.correlate import pad_channels_last, window_sums
+from sylvinit.patches.geometry import PatchGeometry
+from sylvinit.sampling import Key
+
+
+def add_sample_means(
+    means: PatchMoments, source: PatchSource, key: Key, start: int, patches: int | None
+) -> int:
+    """Add the mean of the rows that are drawn from every sample, as one row with its label.
+
+    The rows are those that :func:`sylvinit.patches.collect.add_sampled` draws for the same key.
+    Samples without rows (all of them padding) add nothing.
+
+    Args:
+        means: what to add to; its features are tap-major.
+        source: the activation.
+        key, start: of the random positions.
+        patches: draws per sample; None takes every position once.
+
+    Returns:
+        How many rows the means are taken of.
+    """
+    geometry, rows = source.geometry, source.rows
+    each = rows.entries_of_each()
+    if patches is None and geometry is not None and each is not None and _plain(geometry):
+        average = _window_means(source, geometry, each)
+        means.update(average, source.labels, labels_checked=True)
+        return average.shape[1] * each * rows.width
+    sample, entry, position = (
+        rows.all_positions() if patches is None else rows.draw(key, start, patches)[:3]
+    )
+    present, lengths = sample.unique_consecutive(return_counts=True)
+    gathered = source.gather(entry, position)
+    gathered = gathered.to(torch.promote_types(gathered.dtype, torch.float32))
+    # Samples come one after the other, so this adds in a fixed order.
+    average = torch.segment_reduce(
+        gathered.movedim(1, 0).contiguous(), "mean", lengths=lengths.to(gathered.device)
+    ).movedim(0, 1)
+    means.update(average, source.labels_of(present), labels_checked=True)
+    return len(sample)
+
+
+def _plain(geometry: PatchGeometry) -> bool:
+    return not geometry.transposed and all(stride == 1 for stride in geometry.stride)
+
+
+def _window_means(source: PatchSource, geometry: PatchGeometry, each: int) -> Tensor:
+    """Mean over all patches of ``each`` entries a sample, (groups, samples, taps * channels)."""
+    x = source.x.to(torch.promote_types(source.x.dtype, torch.float32))
+    sums = window_sums(pad_channels_last(x, geometry), geometry, source.out_size)
+    sums = sums.unflatten(0, (-1, each)).mean(dim=1) / prod(source.out_size)
+    return sums.unflatten(-1, (source.groups, -1)).movedim(-2, 0).flatten(-2)

@@ -1,0 +1,63 @@
+"""What the arguments of :func:`sylvinit.initialize_` are where the user does not give them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from sylvinit.codes import PCA, Code, Discriminant, OneHot, SignPairs
+
+PresetName = Literal["paper", "best"]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Settings that belong together.
+
+    Attributes:
+        name: for reports.
+        patches: per sample and layer.
+        lam: weight of the encoding loss.
+        head: code of a head that has an output for every class.
+        supervised: whether hidden layers behind the first one use labels, if there are some.
+        pairs: whether layers whose output is rectified have entries in pairs of opposite sign.
+    """
+
+    name: PresetName
+    patches: int
+    lam: float
+    head: Code
+    supervised: bool
+    pairs: bool
+
+    def hidden(self, *, first: bool, labelled: bool, rectified: bool) -> Code:
+        """Code of a hidden layer.
+
+        Args:
+            first: whether it is the first layer of the network. What it does not pass on is lost to
+                all others, and single patches of the input tell little of the class: so it keeps
+                the principal components.
+            labelled: whether there are class labels.
+            rectified: whether its output passes through a rectifier before the next layer.
+        """
+        code = Discriminant() if self.supervised and labelled and not first else PCA()
+        return SignPairs(code) if self.pairs and rectified else code
+
+
+# One-hot heads in both: their scores stay near 0 and 1. Those of a logistic head grow with how easy
+# the training samples are, and features that were made with labels make them very easy: training
+# from there went wrong at the learning rates of residual networks (docs/results.md).
+_PRESETS: dict[str, Preset] = {
+    "paper": Preset("paper", 10, 10.0, OneHot(), supervised=False, pairs=False),
+    "best": Preset("best", 30, 10.0, OneHot(), supervised=True, pairs=True),
+}
+
+
+def available_presets() -> tuple[str, ...]:
+    """Names that ``preset=`` takes."""
+    return tuple(_PRESETS)
+
+
+def get_preset(name: str) -> Preset:
+    """The preset of that name, one of :func:`available_presets`."""
+    return _PRESETS[name]

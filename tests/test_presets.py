@@ -1,0 +1,120 @@
+"""What the presets choose, and that arguments of the user come before them."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from driver_helpers import Snapshot
+from torch import nn
+
+import sylvinit
+from sylvinit.codes import PCA, Discriminant, SignPairs
+from sylvinit.datasets import load_digits
+from sylvinit.demo.networks import digits_net
+from sylvinit.errors import NonFiniteError, OptionError
+
+
+def net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(2, 8, 3, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 6, 3),
+        nn.Tanh(),
+        nn.Conv2d(6, 6, 1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(6 * 16, 4),
+    )
+
+
+def data() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(60, 2, 8, 8, generator=generator), torch.arange(60) % 4
+
+
+def codes(**settings: object) -> list[str]:
+    x, y = data()
+    inputs = x if settings.pop("unlabelled", False) else (x, y)
+    report = sylvinit.initialize_(net(), inputs, dry_run=True, **settings)  # type: ignore[arg-type]
+    return [layer.code for layer in report.layers if layer.kind != "BatchNorm2d"]
+
+
+def test_paper_is_the_default() -> None:
+    assert codes() == codes(preset="paper") == ["pca", "pca", "pca", "onehot"]
+    first, second = net(), net()
+    sylvinit.initialize_(first, data())
+    sylvinit.initialize_(
+        second, data(), preset="paper", code="pca", head_code="onehot", lam=10.0, patches=10
+    )
+    for a, b in zip(first.parameters(), second.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_best() -> None:
+    assert codes(preset="best") == ["pca-pairs", "discriminant", "discriminant-pairs", "onehot"]
+    assert codes(preset="best", head_code="logistic")[-1] == "logistic"
+    assert codes(preset="best", code={"3": "ica"})[:2] == ["pca-pairs", "ica"]
+    assert codes(preset="best", code="lda")[:3] == ["lda", "lda", "lda"]
+    with pytest.warns(sylvinit.SylvinitWarning, match="not one-hot"):
+        assert codes(preset="best", unlabelled=True) == ["pca-pairs", "pca", "pca-pairs", "pca"]
+
+
+def test_best_is_what_it_says() -> None:
+    first, second = net(), net()
+    report = sylvinit.initialize_(first, data(), preset="best")
+    assert report.settings["preset"] == "best"
+    assert report.settings["patches"] == 30
+    given = {"0": SignPairs(PCA()), "3": Discriminant(), "5": SignPairs(Discriminant())}
+    sylvinit.initialize_(second, data(), code=given, patches=30)
+    for a, b in zip(first.parameters(), second.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_unknown_preset() -> None:
+    with pytest.raises(OptionError, match="preset must be one of"):
+        sylvinit.initialize_(net(), data(), preset="good")  # type: ignore[arg-type]
+
+
+def test_a_failure_leaves_the_model_alone() -> None:
+    model = net()
+    before = Snapshot.of(model)
+    x, y = data()
+    x[-1] = 1e30  # its square overflows in the second layer's moments
+    with pytest.raises(NonFiniteError):
+        sylvinit.initialize_(model, (x, y), preset="best")
+    assert before.differences(Snapshot.of(model)) == []
+
+
+@pytest.mark.parametrize("microbatch", [7, 60])
+def test_best_does_not_depend_on_the_microbatch(microbatch: int) -> None:
+    one, other = net().double(), net().double()
+    x, y = data()
+    sylvinit.initialize_(one, (x.double(), y), preset="best", microbatch=16)
+    sylvinit.initialize_(other, (x.double(), y), preset="best", microbatch=microbatch)
+    for a, b in zip(one.parameters(), other.parameters(), strict=True):
+        # Sums in another order; worst seen 4e-12.
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-8)
+
+
+def test_best_on_digits() -> None:
+    """Real data: above the paper's settings, and far above chance, before any training."""
+    digits = load_digits()
+    accuracy: dict[str, list[float]] = {"paper": [], "best": []}
+    for seed in range(3):
+        torch.manual_seed(seed)
+        start = digits_net()
+        index = np.random.default_rng(seed).permutation(len(digits.train.labels))[:200]
+        x, y = digits.train.inputs[index], digits.train.labels[index]
+        for preset, values in accuracy.items():
+            model = copy.deepcopy(start)
+            sylvinit.initialize_(model, (x, y), preset=preset, seed=seed)  # type: ignore[arg-type]
+            with torch.no_grad():
+                predicted = model.eval()(digits.test.inputs).argmax(dim=1)
+            values.append(float((predicted == digits.test.labels).double().mean()))
+    assert np.mean(accuracy["best"]) > np.mean(accuracy["paper"])
+    assert np.mean(accuracy["best"]) > 0.8
