@@ -1,0 +1,117 @@
+"""The initialisations that are compared, by name."""
+
+from __future__ import annotations
+
+import copy
+import time
+import warnings
+from typing import Any
+
+import torch
+from architectures import to_channels_last, to_layout
+from config import Arm, ConfigError
+from data import limit
+from initialisers.table import BASELINES
+from torch import nn
+
+import sylvinit
+from sylvinit.datasets import Samples
+from sylvinit.demo.experiment import he_init_
+from sylvinit.demo.training import calibrate_norm
+
+# Settings that choose the samples, and are no argument of an initialiser.
+_OF_SAMPLES = ("augmented", "per_class")
+_WARM: set[str] = set()
+
+
+def initialise(model: nn.Module, arm: Arm, samples: Samples, seed: int) -> float:
+    """Initialise ``model`` in place.
+
+    PyTorch's own random weights are first replaced with He's, normal: what an initialiser leaves
+    alone is the same in all arms of a seed. "...+head" then solves the last layer.
+
+    Args:
+        model: the network.
+        arm: a name of ``initialisers.table.BASELINES``, "sylvinit" or "correlated", any of them
+            with "+head". ``settings`` are arguments of the initialiser, "head" those of the solved
+            head, "augmented": true adds the mirror images, "per_class" takes fewer images.
+        samples: on the device of ``model``.
+        seed: of everything random.
+
+    Returns:
+        The seconds that it took.
+    """
+    he_init_on_cpu(model, seed)
+    settings = {key: value for key, value in arm.settings.items() if key not in _OF_SAMPLES}
+    samples = limit(samples, arm.settings.get("per_class"), seed)
+    begin = now(samples)
+    if arm.settings.get("augmented"):
+        samples = with_mirror_images(samples)
+    base, _, rest = arm.initialiser.partition("+")
+    if rest not in ("", "head"):
+        raise ConfigError(f"initialiser {arm.initialiser!r}: only +head can be added")
+    head_settings = settings.pop("head", {}) if rest else {}
+    with warnings.catch_warnings():
+        # That there are few samples is the point of these experiments.
+        warnings.simplefilter("ignore", sylvinit.SylvinitWarning)
+        _apply(model, base, samples, seed, settings)
+        if rest:
+            calibrate_norm(model, samples.inputs)
+            sylvinit.initialize_head_(
+                model, (samples.inputs, samples.labels), seed=seed, progress=False, **head_settings
+            )
+    return now(samples) - begin
+
+
+def warm_up(model: nn.Module, arm: Arm, samples: Samples) -> None:
+    """Initialise a copy with two images a class, so that no time includes that of first calls.
+
+    Nothing is done a second time in a process, nor for baselines that are torch alone or take so
+    long that first calls are nothing beside them.
+    """
+    name = f"{arm.initialiser} {arm.settings} {type(model).__name__}"
+    if name in _WARM or (arm.initialiser in BASELINES and arm.initialiser != "lsuv"):
+        return
+    _WARM.add(name)
+    initialise(copy.deepcopy(model), arm, limit(samples, 2, 0), 0)
+
+
+def he_init_on_cpu(model: nn.Module, seed: int) -> None:
+    """He's weights, the same on every device: the random numbers come from the CPU."""
+    device = next(model.parameters()).device
+    he_init_(model.cpu(), seed)
+    model.to(device)
+
+
+def with_mirror_images(samples: Samples) -> Samples:
+    """Images (N, C, H, W) and their mirror images, 2 N in all."""
+    inputs = torch.cat([samples.inputs, samples.inputs.flip(3)])
+    inputs = inputs.contiguous(memory_format=torch.channels_last)
+    return Samples(inputs, torch.cat([samples.labels, samples.labels]))
+
+
+def now(samples: Samples) -> float:
+    """Seconds, once the device has done everything that it was given."""
+    if samples.inputs.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def _apply(
+    model: nn.Module, name: str, samples: Samples, seed: int, settings: dict[str, Any]
+) -> None:
+    data = (samples.inputs, samples.labels)
+    if name == "sylvinit":
+        sylvinit.initialize_(model, data, seed=seed, progress=False, **settings)
+    elif name == "correlated":
+        generator = torch.Generator().manual_seed(seed)
+        sylvinit.correlated_init_(model, generator=generator, **settings)
+    elif settings:
+        raise ConfigError(f"initialiser {name!r} takes no settings, got {sorted(settings)}")
+    elif name not in BASELINES:
+        raise ConfigError(f"initialiser {name!r}: expected one of {sorted(BASELINES)}")
+    else:
+        # Packages of others expect filters in PyTorch's own layout.
+        to_layout(model, torch.contiguous_format)
+        BASELINES[name](model, data, seed)
+        to_channels_last(model)

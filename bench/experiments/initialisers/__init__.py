@@ -1,0 +1,1 @@
+"""Initialisers that experiments compare sylvinit against."""

@@ -1,0 +1,202 @@
+"""Tables and figures in Markdown, from the stored results alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from analysis import Comparison, compare, estimate, holm
+from config import Arm, Config, cell_label
+from data import NEEDS
+from figures import draw_curves, draw_maps, draw_over_x
+from measures import Measured, measured
+
+_HEADER = """# Results
+
+Written by `python bench/experiments report` from
+[bench/results/experiments](../bench/results/experiments): do not edit. How to repeat any of it
+is in [bench/experiments](../bench/experiments/__main__.py), and each section is one file of
+[configurations](../bench/experiments/configs).
+
+Mean ± half the width of the 95 % interval over seeds (Student's t), accuracies in per cent. All
+arms of a seed have the same images in the same order. Comparisons are paired t tests over the
+seeds, and their p values are adjusted by Holm's method for all comparisons of a table. "-" is a
+cell whose seeds are not all there yet.
+"""
+
+
+def write_report(configs: Sequence[Config], folder: Path, out: Path, partial: bool = False) -> None:
+    """Write the report, and its figures beside it.
+
+    Args:
+        configs: one section each, in this order.
+        folder: of the results.
+        out: the Markdown file.
+        partial: whether cells with some of their seeds are shown, too.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    sections = [_HEADER, *(_section(measured(config, folder), out, partial) for config in configs)]
+    out.write_text("\n".join(sections), encoding="utf-8")
+
+
+def _section(results: Measured, out: Path, partial: bool) -> str:
+    config = results.config
+    lines = [f"## {config.title}", "", _origin(config), ""]
+    lines += [f"- {text}" for text in config.deviations]
+    lines += [""] if config.deviations else []
+    if not results.environments:
+        needs = [NEEDS.get(config.dataset, config.dataset)]
+        if config.checkpoint:
+            needs.append(f"{config.checkpoint} in the folder that SYLVINIT_CHECKPOINTS names")
+        return "\n".join([*lines, f"**Not run yet.** It needs {' and '.join(needs)}.", ""])
+    lines += [_accuracies(results, partial), _comparisons(results, partial)]
+    lines += [_seconds(results, partial), *_figures(results, out)]
+    lines += [_environment(item) for item in results.environments]
+    return "\n".join([*lines, ""])
+
+
+def _origin(config: Config) -> str:
+    training = ", ".join(f"{key} {_plain(value)}" for key, value in config.training.items())
+    measured_on = "the test set" if config.split == "test" else "training images left over"
+    place = f"{', '.join(config.networks)} on {config.dataset}, measured on {measured_on}"
+    seeds = "one seed" if len(config.seeds) == 1 else f"{len(config.seeds)} seeds"
+    parts = [f"`{config.name}`: {config.paper}.", f"{place}, {seeds}."]
+    if training:
+        parts.append(f"Training: {training}.")
+    return " ".join(parts)
+
+
+def _accuracies(results: Measured, partial: bool) -> str:
+    config = results.config
+    published = config.reference.get("values", {})
+
+    def cell(place: int, arm: Arm) -> str:
+        text = f"{_estimate(results, place, arm, results.final, 1)}"
+        if results.final == "accuracy_after":
+            before = list(results.values(place, arm, "accuracy_before").values())
+            text += f" ({sum(before) / len(before):.1f})"
+        return text
+
+    def full(place: int, arm: Arm) -> str:
+        text = _or_dash(results, place, arm, partial, cell)
+        number = published.get(arm.name, {}).get(cell_label(config.cells[place]))
+        return text if number is None else f"{text} [{_published(number)}]"
+
+    when = "after training (before it)" if results.final == "accuracy_after" else "before training"
+    caption = f"Accuracy {when}, %"
+    if published:
+        caption += f"; in brackets the published numbers ({config.reference['source']})"
+    return _table(results, caption, full)
+
+
+def _comparisons(results: Measured, partial: bool) -> str:
+    config = results.config
+    first = next((arm for arm in config.arms if arm.name == config.compare_with), None)
+    if first is None:
+        return ""
+    found: dict[tuple[int, str], Comparison] = {}
+    for place in range(len(config.cells)):
+        for arm in config.arms:
+            whole = results.finished(place, arm) and results.finished(place, first)
+            result = compare(
+                results.values(place, first, results.final),
+                results.values(place, arm, results.final),
+            )
+            if arm is not first and result is not None and (whole or partial):
+                found[place, arm.name] = result
+    if not found:
+        return ""
+    adjusted = dict(zip(found, holm([item.p for item in found.values()]), strict=True))
+
+    def cell(place: int, arm: Arm) -> str:
+        if (place, arm.name) not in found:
+            return "" if arm is first else "-"
+        gap = found[place, arm.name].gap
+        return f"{gap.mean:+.1f} ± {_number(gap.half, 1)}, p {_p(adjusted[place, arm.name])}"
+
+    caption = f"{first.name} minus each other arm, in points, with adjusted p values"
+    return _table(results, caption, cell)
+
+
+def _seconds(results: Measured, partial: bool) -> str:
+    def cell(place: int, arm: Arm) -> str:
+        values = list(results.values(place, arm, "init_seconds").values())
+        return f"{sum(values) / len(values):.2g}"
+
+    return _table(
+        results,
+        "Seconds of initialisation, mean",
+        lambda place, arm: _or_dash(results, place, arm, partial, cell),
+    )
+
+
+def _figures(results: Measured, out: Path) -> list[str]:
+    lines: list[str] = []
+    for suffix, draw in (("", draw_over_x), ("_curves", draw_curves), ("_tsne", draw_maps)):
+        if draw is draw_over_x and not results.config.plot:
+            continue
+        path = out.with_name(f"{out.stem}_{results.config.name}{suffix}.png")
+        if draw(results, path):
+            lines += [f"![{results.config.title}]({path.name})", ""]
+    return lines
+
+
+def _table(results: Measured, caption: str, cell: Callable[[int, Arm], str]) -> str:
+    config = results.config
+    lines = [f"{caption}:", "", f"| | {' | '.join(map(cell_label, config.cells))} |"]
+    lines.append("|---" * (len(config.cells) + 1) + "|")
+    for arm in config.arms:
+        texts = [cell(place, arm) for place in range(len(config.cells))]
+        lines.append(f"| {arm.name} | {' | '.join(texts)} |")
+    return "\n".join([*lines, ""])
+
+
+def _or_dash(
+    results: Measured, place: int, arm: Arm, partial: bool, cell: Callable[[int, Arm], str]
+) -> str:
+    """The cell if its seeds are all there, else how many are."""
+    count = len(results.records[place, arm.name])
+    planned = len(results.config.cell_seeds(results.config.cells[place]))
+    if count == planned:
+        return cell(place, arm)
+    if partial and count:
+        return f"{cell(place, arm)} {{{count} of {planned} seeds}}"
+    return f"- ({count} of {planned} seeds)"
+
+
+def _estimate(results: Measured, place: int, arm: Arm, name: str, digits: int) -> str:
+    found = estimate(list(results.values(place, arm, name).values()))
+    return f"{found.mean:.{digits}f} ± {_number(found.half, digits)}"
+
+
+def _number(value: float, digits: int) -> str:
+    return "?" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _p(value: float) -> str:
+    if math.isnan(value):
+        return "?"
+    return "< 0.001" if value < 0.001 else f"= {value:.2g}" if value < 0.1 else f"= {value:.2f}"
+
+
+def _published(value: Any) -> str:
+    if isinstance(value, list):
+        after, before = value
+        return f"{after:g} ({before:g})"
+    return f"{value:g}"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, list):
+        return " and ".join(map(str, value))
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
+
+
+def _environment(item: dict[str, Any]) -> str:
+    device = item["gpu"] or f"{item['cpu']}, {item['threads']} thread(s) a run"
+    return (
+        f"Environment: sylvinit {item['sylvinit']} (csrc {item['csrc']}), torch {item['torch']}, "
+        f"Python {item['python']}, {device}."
+    )

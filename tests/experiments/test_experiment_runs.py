@@ -1,0 +1,193 @@
+"""Configurations, stored results, and the command from its runs to its report."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cli import main
+from config import Config, ConfigError, cell_label, load_config, names, parse
+from data import load
+from store import Results
+from work import Settings, Shard, grouped, missing, planned, work
+
+COMMAND = Path(__file__).resolve().parents[2] / "bench" / "experiments"
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    """Workers set the number of threads of their process, which here is that of the tests."""
+    count = torch.get_num_threads()
+    yield
+    torch.set_num_threads(count)
+
+
+def content(**changes: Any) -> dict[str, Any]:
+    return {
+        "title": "Digits",
+        "paper": "none",
+        "runner": "train",
+        "dataset": "digits",
+        "network": "digits_net",
+        "cells": [{"shots": 2}, {"shots": 3, "curve": True}],
+        "arms": {
+            "He": {"initialiser": "he-normal"},
+            "sylvinit": {"initialiser": "sylvinit", "settings": {"augmented": True}},
+        },
+        "seeds": [0, 1],
+        "training": {"epochs": 1, "rate": 0.05, "batch": 16},
+        "split": "validation",
+        "compare_with": "sylvinit",
+        "reference": {"source": "nobody", "values": {"He": {"2 shots": [12.5, 9]}}},
+    } | changes
+
+
+def config(**changes: Any) -> Config:
+    return parse("tiny", content(**changes))
+
+
+def test_the_stored_configurations_are_valid() -> None:
+    for name in names():
+        loaded = load_config(name)
+        keys = [run.key for run in planned([loaded])]
+        assert len(set(keys)) == len(keys) > 0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"runner": "walk"},
+        {"colour": "red"},
+        {"compare_with": "nobody"},
+        {"cells": [{"shots": 2}, {"shots": 2}]},
+        {"reference": {"values": {"He": {"9 shots": 1}}}},
+        {"training": {}},
+        {"arms": {"He": {}}},
+    ],
+)
+def test_wrong_configurations_are_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="tiny"):
+        config(**changes)
+
+
+def test_the_hash_covers_what_decides_on_a_result() -> None:
+    first = planned([config()])[0]
+    for changes in (
+        {"split": "test"},
+        {"network_settings": {"num": 1}},
+        {"training": {"epochs": 2, "rate": 0.05, "batch": 16}},
+        {"arms": {"He": {"initialiser": "he-uniform"}}, "compare_with": None},
+    ):
+        assert planned([config(**changes)])[0].key != first.key
+    for changes in ({"title": "other"}, {"seeds": [0]}, {"curve": True}, {"deviations": ["a"]}):
+        assert planned([config(**changes)])[0].key == first.key
+
+
+def test_seeds_are_completed_evenly_and_shards_share_the_work() -> None:
+    runs = planned([config(), parse("other", content())])
+    assert [run.seed for run in runs] == [0] * 8 + [1] * 8
+    assert [run.config.name for run in runs[:8]] == ["tiny"] * 4 + ["other"] * 4
+    shards = [planned([config()], shard=Shard(index, 3)) for index in (1, 2, 3)]
+    assert sorted(run.key for shard in shards for run in shard) == sorted(
+        run.key for run in planned([config()])
+    )
+    few = config(cells=[{"shots": 2}, {"shots": 3, "seeds": [1]}])
+    assert [cell_label(run.cell) for run in planned([few], seeds=[0])] == ["2 shots"] * 2
+
+
+def test_stacks_hold_one_cell() -> None:
+    groups = grouped(planned([config()]), 3)
+    assert sorted(map(len, groups)) == [1, 1, 3, 3]
+    assert all(len({cell_label(run.cell) for run in group}) == 1 for group in groups)
+
+
+def test_many_writers_lose_nothing(tmp_path: Path) -> None:
+    results = Results("tiny", tmp_path)
+    runs = planned([config(seeds=list(range(10)))])
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda run: results.append([run.fields | {"accuracy_before": 1 / 3}]), runs))
+    assert results.records().keys() == {run.key for run in runs}
+    assert len(results.environments()) == 1
+    assert {item["accuracy_before"] for item in results.records().values()} == {0.333333}
+
+
+def test_a_truncated_line_is_ignored_and_replaced(tmp_path: Path) -> None:
+    results = Results("tiny", tmp_path)
+    runs = planned([config()])
+    results.append([run.fields for run in runs[:2]])
+    whole = results.path.read_bytes()
+    results.path.write_bytes(whole[:-10])
+    assert missing(runs, tmp_path) == runs[1:]
+    results.append([runs[1].fields])
+    assert results.path.read_bytes() == whole
+
+
+def test_a_failing_run_costs_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arms = {"no": {"initialiser": "unheard-of"}, "He": {"initialiser": "he-normal"}}
+    wrong = config(arms=arms, cells=[{"shots": 2}], compare_with=None, reference={})
+    runs = planned([wrong], seeds=[0])
+    assert work(runs, Settings(tmp_path, stack=2)) == 1
+    assert [run.arm.name for run in missing(runs, tmp_path)] == ["no"]
+    assert "unheard-of" in capsys.readouterr().err
+
+
+def test_the_command_with_two_workers(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.json"
+    path.write_text(json.dumps(content(cells=[{"shots": 2}], reference={})))
+    arguments = [sys.executable, COMMAND, "run", path, "--results", tmp_path, "--workers", "2"]
+    done = subprocess.run(
+        list(map(str, [*arguments, "--seeds", "0"])), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(Results("tiny", tmp_path).records()) == 2
+
+
+def test_from_run_to_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "tiny.json"
+    path.write_text(json.dumps(content()))
+    out = tmp_path / "docs" / "results.md"
+
+    def command(*arguments: object) -> str:
+        assert main([*map(str, arguments), "--results", str(tmp_path)]) == 0
+        return capsys.readouterr().out
+
+    assert "0 of 8 runs" in command("status", path)
+    assert "8 of 8 runs to do" in command("run", path, "--minutes", 0)
+    assert "8 of 8 runs to do" in command(
+        "run", path, "--seeds", 0, 1, "--shard", "1/1", "--minutes", 0
+    )
+    assert "4 of 4 runs to do" in command("run", path, "--seeds", 0)
+    command("report", path, "--out", out)
+    assert "- (1 of 2 seeds) [12.5 (9)]" in out.read_text()
+    second = command("run", path)
+    assert "4 of 8 runs to do" in second
+    assert "0 runs remain, 0 failed" in second
+    assert "tiny: 8 of 8 runs" in command("status", path)
+    command("report", path, "--out", out)
+    text, picture = out.read_text(), (out.parent / "results_tiny_curves.png").read_bytes()
+    assert "| He | " in text
+    assert "seeds)" not in text
+    assert "p = " in text or "p < " in text
+    command("report", path, "--out", out)
+    assert out.read_text() == text
+    assert (out.parent / "results_tiny_curves.png").read_bytes() == picture
+
+
+def test_missing_data_are_code_2_and_a_note(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SYLVINIT_DATA", str(tmp_path))
+    load.cache_clear()
+    assert main(["run", "few_shot_cifar100", "--results", str(tmp_path)]) == 2
+    assert "cifar-100-python" in capsys.readouterr().err
+    out = tmp_path / "results.md"
+    arguments = ["few_shot_cifar100", "--results", str(tmp_path), "--out", str(out)]
+    assert main(["report", *arguments]) == 0
+    assert "Not run yet.** It needs cifar-100-python" in out.read_text()
