@@ -30,7 +30,7 @@ class Discriminant:
 
     The other entries of s = E (x - mu) are the principal components of the covariance that these
     directions do not explain, applied to x as they are. (Made uncorrelated with the directions,
-    they would take on the directions' noise: 2 points of accuracy less, docs/results.md.)
+    they would take on the directions' noise.)
 
     Attributes:
         prior: how many samples Sigma_w counts for.
