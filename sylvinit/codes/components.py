@@ -37,6 +37,37 @@ def top_eigenvectors(
     return torch.where(significant[:, :, None], fix_signs(stats, rows), 0.0)
 
 
+def fisher_directions(
+    stats: LayerStatistics,
+    spread: Tensor,
+    spectrum: tuple[Tensor, Tensor],
+    threshold: Tensor,
+    k: int,
+) -> Tensor:
+    """Leading solutions e of B e = gamma M e within the range of M, of unit length, signs fixed.
+
+    Args:
+        stats: of the layer's input.
+        spread: a factor of the between-class covariance B = spread^T spread, (groups, classes, d).
+        spectrum: of M, as from ``stats.backend.eigh``.
+        threshold: (groups, 1), up to which an eigenvalue of M counts as zero.
+        k: how many, at most.
+
+    Returns:
+        float64 (groups, at most k, d); rows without a share gamma of the variance are zero.
+    """
+    values, vectors = spectrum
+    keep = values > threshold
+    scale = torch.where(keep, values.clamp(min=0), 1.0).rsqrt() * keep
+    whitener = vectors * scale[:, None, :]
+    # B has rank < classes: a thin SVD of its factor is enough.
+    factor = torch.linalg.svd(spread @ whitener, full_matrices=False)
+    ratio, rows = factor.S[:, :k], factor.Vh[:, :k] @ whitener.mT
+    rows = rows / torch.linalg.vector_norm(rows, dim=-1, keepdim=True).clamp(min=1e-300)
+    significant = ratio**2 > stats.d * stats.eps
+    return torch.where(significant[:, :, None], fix_signs(stats, rows), 0.0)
+
+
 @dataclass(frozen=True)
 class PCA:
     """Principal components, s = P (x - mu): the paper's code for hidden layers.
@@ -87,20 +118,10 @@ class LDA:
         """The min(k, classes - 1) directions."""
         if stats.class_counts is None or stats.class_means is None:
             raise ValueError("LDA needs class statistics")
-        values, vectors = stats.spectrum()
-        keep = values > stats.threshold()
-        scale = torch.where(keep, values.clamp(min=0), 1.0).rsqrt() * keep
-        whitener = vectors * scale[:, None, :]
         weight = (stats.class_counts / stats.n).sqrt()[None, :, None]
         spread = weight * (stats.class_means - stats.mean[:, None, :])
-        # The between-class covariance has rank < classes: a thin SVD of its factor is enough.
-        factor = torch.linalg.svd(spread @ whitener, full_matrices=False)
-        k = min(k, factor.S.shape[-1], int((stats.class_counts > 0).sum()) - 1)
-        ratio, rows = factor.S[:, :k], factor.Vh[:, :k] @ whitener.mT
-        rows = rows / torch.linalg.vector_norm(rows, dim=-1, keepdim=True).clamp(min=1e-300)
-        # ratio**2 is the share of a direction's variance that lies between the classes.
-        significant = ratio**2 > stats.d * stats.eps
-        encoder = torch.where(significant[:, :, None], fix_signs(stats, rows), 0.0)
+        k = min(k, int((stats.class_counts > 0).sum()) - 1)
+        encoder = fisher_directions(stats, spread, stats.spectrum(), stats.threshold(), k)
         return Latent.affine(stats, encoder, stats.mean)
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from sylvinit.arguments import check_number
-from sylvinit.codes.base import Latent, fix_signs
+from sylvinit.codes.base import Latent
+from sylvinit.codes.components import fisher_directions
 from sylvinit.codes.rest import components_of_rest
 from sylvinit.statistics import LayerStatistics, SampleStatistics
 
@@ -54,20 +55,13 @@ class Discriminant:
         samples = stats.samples
         if samples is None:
             raise ValueError("discriminant codes need statistics of the samples' means")
-        values, vectors = stats.backend.eigh(self._metric(stats, samples), stats.notes)
-        floor = stats.d * torch.finfo(torch.float64).eps * values[:, -1:].clamp(min=0)
-        keep = values > floor
-        scale = torch.where(keep, values.clamp(min=0), 1.0).rsqrt() * keep
-        whitener = vectors * scale[:, None, :]
+        spectrum = stats.backend.eigh(self._metric(stats, samples), stats.notes)
+        threshold = stats.d * torch.finfo(torch.float64).eps * spectrum[0][:, -1:].clamp(min=0)
         weight = (samples.class_counts / samples.n).sqrt()[None, :, None]
         spread = weight * (samples.class_means - samples.mean[:, None, :])
-        # The between-class covariance has rank < classes: a thin SVD of its factor is enough.
-        factor = torch.linalg.svd(spread @ whitener, full_matrices=False)
-        count = min(k, factor.S.shape[-1], int((samples.class_counts > 0).sum()) - 1)
-        ratio, rows = factor.S[:, :count], factor.Vh[:, :count] @ whitener.mT
-        rows = rows / torch.linalg.vector_norm(rows, dim=-1, keepdim=True).clamp(min=1e-300)
-        significant = ratio**2 > stats.d * stats.eps
-        encoder = torch.where(significant[:, :, None], fix_signs(stats, rows), 0.0)
+        count = min(k, int((samples.class_counts > 0).sum()) - 1)
+        encoder = fisher_directions(stats, spread, spectrum, threshold, count)
+        count = encoder.shape[1]
         latent = Latent.affine(stats, encoder, stats.mean)
         if count < k:
             rest, _ = components_of_rest(stats, latent, k - count)
