@@ -56,7 +56,12 @@ def _run(arguments: argparse.Namespace) -> int:
     check_all(left)
     deadline = None if arguments.minutes is None else time.time() + 60 * arguments.minutes
     settings = Settings(
-        arguments.results, arguments.device, arguments.workers, arguments.stack, deadline
+        arguments.results,
+        arguments.device,
+        arguments.workers,
+        arguments.stack,
+        deadline,
+        timed=not arguments.untimed,
     )
     failures = work(left, settings)
     remaining = len(missing(runs, arguments.results))
@@ -133,6 +138,9 @@ def _parser(description: str | None) -> argparse.ArgumentParser:
             sub.add_argument("--shard", type=_shard, metavar="i/n", help="only every n-th run")
             sub.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
             sub.add_argument("--minutes", type=float, help="begin no run after this time")
+            sub.add_argument(
+                "--untimed", action="store_true", help="store no times: others use this machine"
+            )
             sub.add_argument("--seeds", type=int, nargs="+", help="only these")
             sub.add_argument("--arms", nargs="+", metavar="NAME", help="only these")
             sub.add_argument("--cells", nargs="+", metavar="LABEL", help='only these: "10 shots"')

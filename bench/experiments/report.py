@@ -123,7 +123,7 @@ def _comparisons(results: Measured, partial: bool) -> str:
 def _seconds(results: Measured, partial: bool) -> str:
     def cell(place: int, arm: Arm) -> str:
         values = list(results.values(place, arm, "init_seconds").values())
-        return f"{sum(values) / len(values):.2g}"
+        return f"{sum(values) / len(values):.2g}" if values else "-"
 
     return _table(
         results,

@@ -37,6 +37,7 @@ class Settings:
         workers: processes; each has one thread on the CPU.
         stack: networks that are trained at once.
         deadline: time.time() after which no run is begun, None for never.
+        timed: whether to store the seconds that things took.
     """
 
     folder: Path
@@ -44,6 +45,7 @@ class Settings:
     workers: int = 1
     stack: int = 1
     deadline: float | None = None
+    timed: bool = True
 
 
 def planned(
@@ -140,9 +142,12 @@ def _worker(
     failures: Synchronized[int],
     settings: Settings,
 ) -> None:
-    """Take the next group until there is none, or no time."""
+    """Take the next group until there is none, no time, or nobody who waits for it."""
     torch.set_num_threads(1)
+    parent = multiprocessing.parent_process()
     while settings.deadline is None or time.time() < settings.deadline:
+        if parent is not None and not parent.is_alive():
+            return
         with counter.get_lock():
             index = counter.value
             counter.value += 1
@@ -167,6 +172,8 @@ def _attempt(group: Sequence[Run], settings: Settings) -> int:
         print(f"failed: {runs[0]}", file=sys.stderr, flush=True)
         traceback.print_exc()
         return 1
+    if not settings.timed:
+        records = [record | {"init_seconds": None, "train_seconds": None} for record in records]
     Results(runs[0].config.name, settings.folder).append(records)
     for run, record in zip(runs, records, strict=True):
         print(f"{run}: {_line(record)}", flush=True)
@@ -177,7 +184,8 @@ def _line(record: dict[str, Any]) -> str:
     parts = [f"{record['accuracy_before']:.2f} % before"]
     if record["accuracy_after"] is not None:
         parts.append(f"{record['accuracy_after']:.2f} % after")
-    parts.append(f"initialised in {record['init_seconds']:.3g} s")
+    if record["init_seconds"] is not None:
+        parts.append(f"initialised in {record['init_seconds']:.3g} s")
     if record["train_seconds"] is not None:
         parts.append(f"trained in {record['train_seconds']:.0f} s")
     return ", ".join(parts)
