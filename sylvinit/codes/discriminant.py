@@ -18,7 +18,8 @@ class Discriminant:
     """Regularised Fisher directions of the samples' mean rows, and principal components after.
 
     A single patch says little about the class of its image, and :class:`LDA` compares patches. Here
-    the mean x_i over the rows of sample i stands for the sample. The directions are the leading eigenvectors, at most classes - 1, of
+    the mean x_i over the rows of sample i stands for the sample. The directions are the leading
+    eigenvectors, at most classes - 1, of
 
         Sigma_c e = gamma (Sigma_s + (prior / n) (Sigma_w + shrink * t * I)) e,
 

@@ -86,9 +86,13 @@ def window_sums(padded: Tensor, geometry: PatchGeometry, outputs: tuple[int, ...
     axes = tuple(range(padded.ndim - 1 - dims, padded.ndim - 1))
     sums: list[Tensor] = []
     for tap in product(*(range(k) for k in geometry.kernel)):
-        view = padded
-        for axis, index, size, dilation in zip(axes, tap, outputs, geometry.dilation, strict=True):
-            view = view.narrow(axis, index * dilation, size)
+        window = [slice(None)] * padded.ndim
+        for axis, index, size, dilation, stride in zip(
+            axes, tap, outputs, geometry.dilation, geometry.stride, strict=True
+        ):
+            begin = index * dilation
+            window[axis] = slice(begin, begin + (size - 1) * stride + 1, stride)
+        view = padded[tuple(window)]
         sums.append(view.sum(dim=axes))
     return torch.stack(sums, dim=-2)
 

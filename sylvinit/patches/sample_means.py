@@ -33,7 +33,7 @@ def add_sample_means(
     """
     geometry, rows = source.geometry, source.rows
     each = rows.entries_of_each()
-    if patches is None and geometry is not None and each is not None and _plain(geometry):
+    if patches is None and geometry is not None and each is not None and not geometry.transposed:
         average = _window_means(source, geometry, each)
         means.update(average, source.labels, labels_checked=True)
         return average.shape[1] * each * rows.width
@@ -49,10 +49,6 @@ def add_sample_means(
     ).movedim(0, 1)
     means.update(average, source.labels_of(present), labels_checked=True)
     return len(sample)
-
-
-def _plain(geometry: PatchGeometry) -> bool:
-    return not geometry.transposed and all(stride == 1 for stride in geometry.stride)
 
 
 def _window_means(source: PatchSource, geometry: PatchGeometry, each: int) -> Tensor:
