@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import subprocess
 import sys
 from datetime import datetime, timezone
 from pathlib import Path
@@ -31,11 +32,26 @@ def _cpu() -> str:
     return platform.processor()
 
 
+def commit() -> str | None:
+    """The commit of this checkout, with "+" where sources differ from it; None outside of git."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(ROOT), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--", "sylvinit", "csrc", "bench/*.py")
+        return git("rev-parse", "--short=10", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
 def environment() -> dict[str, Any]:
-    """Versions, processor, threads, date, and the hash of csrc/."""
+    """Versions, commit, processor, threads, date, and the hash of csrc/."""
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "sylvinit": sylvinit.__version__,
+        "commit": commit(),
         "csrc": csrc_hash(ROOT),
         "python": platform.python_version(),
         "torch": torch.__version__,

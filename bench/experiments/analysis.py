@@ -72,19 +72,24 @@ def compare(first: Mapping[int, float], second: Mapping[int, float]) -> Comparis
     return Comparison(gap, 2 * float(stdtr(gap.count - 1, -abs(gap.mean) / error)))
 
 
-def holm(values: Sequence[float]) -> list[float]:
+def holm(values: Sequence[float], family: int | None = None) -> list[float]:
     """p values adjusted for all of them being looked at (Holm 1979), in the same order.
 
     The k-th smallest of m, from k = 0, becomes (m - k) times itself, at least the adjusted value
-    before it and at most 1. NaN stays NaN and does not count.
+    before it and at most 1.
+
+    Args:
+        values: p values; NaN, one that is not known yet, stays NaN.
+        family: m, by default the values that are known. With the number of all planned
+            comparisons an adjusted value can only fall as the others come in.
     """
     adjusted = [math.nan] * len(values)
     places = sorted(
         (place for place, value in enumerate(values) if not math.isnan(value)),
         key=lambda place: values[place],
     )
-    largest = 0.0
+    largest, family = 0.0, len(places) if family is None else family
     for rank, place in enumerate(places):
-        largest = max(largest, min(1.0, (len(places) - rank) * values[place]))
+        largest = max(largest, min(1.0, (family - rank) * values[place]))
         adjusted[place] = largest
     return adjusted

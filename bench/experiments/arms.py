@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 from architectures import to_channels_last, to_layout
-from config import Arm, ConfigError
+from config import Arm
 from data import limit
 from initialisers.table import BASELINES
+from meaning import CORRELATED, HEAD, SYLVINIT, arguments_from
 from torch import nn
 
 import sylvinit
@@ -19,8 +20,6 @@ from sylvinit.datasets import Samples
 from sylvinit.demo.experiment import he_init_
 from sylvinit.demo.training import calibrate_norm
 
-# Settings that choose the samples, and are no argument of an initialiser.
-_OF_SAMPLES = ("augmented", "per_class")
 _WARM: set[str] = set()
 
 
@@ -42,20 +41,18 @@ def initialise(model: nn.Module, arm: Arm, samples: Samples, seed: int) -> float
         The seconds that it took.
     """
     he_init_on_cpu(model, seed)
-    settings = {key: value for key, value in arm.settings.items() if key not in _OF_SAMPLES}
+    settings = arguments_from(arm.settings)
     samples = limit(samples, arm.settings.get("per_class"), seed)
     begin = now(samples)
     if arm.settings.get("augmented"):
         samples = with_mirror_images(samples)
-    base, _, rest = arm.initialiser.partition("+")
-    if rest not in ("", "head"):
-        raise ConfigError(f"initialiser {arm.initialiser!r}: only +head can be added")
-    head_settings = settings.pop("head", {}) if rest else {}
+    base, plus, _ = arm.initialiser.partition("+")
+    head_settings = arguments_from(settings.pop(HEAD, {})) if plus else {}
     with warnings.catch_warnings():
         # That there are few samples is the point of these experiments.
         warnings.simplefilter("ignore", sylvinit.SylvinitWarning)
         _apply(model, base, samples, seed, settings)
-        if rest:
+        if plus:
             calibrate_norm(model, samples.inputs)
             sylvinit.initialize_head_(
                 model, (samples.inputs, samples.labels), seed=seed, progress=False, **head_settings
@@ -101,15 +98,11 @@ def _apply(
     model: nn.Module, name: str, samples: Samples, seed: int, settings: dict[str, Any]
 ) -> None:
     data = (samples.inputs, samples.labels)
-    if name == "sylvinit":
+    if name == SYLVINIT:
         sylvinit.initialize_(model, data, seed=seed, progress=False, **settings)
-    elif name == "correlated":
+    elif name == CORRELATED:
         generator = torch.Generator().manual_seed(seed)
         sylvinit.correlated_init_(model, generator=generator, **settings)
-    elif settings:
-        raise ConfigError(f"initialiser {name!r} takes no settings, got {sorted(settings)}")
-    elif name not in BASELINES:
-        raise ConfigError(f"initialiser {name!r}: expected one of {sorted(BASELINES)}")
     else:
         # Packages of others expect filters in PyTorch's own layout.
         to_layout(model, torch.contiguous_format)

@@ -38,6 +38,12 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise MissingDataError("--device cuda: torch finds no GPU here")
     configs = [load_config(name) for name in arguments.configs]
+    every = {
+        seed for config in configs for cell in config.cells for seed in config.cell_seeds(cell)
+    }
+    unknown = sorted(set(arguments.seeds or ()) - every)
+    if unknown:
+        raise ConfigError(f"--seeds: expected some of {sorted(every)}, got {unknown}")
     runs = planned(configs, arguments.seeds, arguments.shard)
     if arguments.cells:
         labels = {cell_label(cell) for config in configs for cell in config.cells}
@@ -135,7 +141,7 @@ def _parser(description: str | None) -> argparse.ArgumentParser:
             sub.add_argument("--partial", action="store_true", help="show unfinished cells, too")
         if name == "run":
             sub.add_argument("--workers", type=_positive, default=1, help="processes")
-            sub.add_argument("--shard", type=_shard, metavar="i/n", help="only every n-th run")
+            sub.add_argument("--shard", type=_shard, metavar="i/n", help="only every n-th seed")
             sub.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
             sub.add_argument("--minutes", type=float, help="begin no run after this time")
             sub.add_argument(

@@ -10,12 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from meaning import meaning, wrong_with
+
 FOLDER = Path(__file__).resolve().parent / "configs"
 RUNNERS = ("train", "before", "head", "finetune", "tsne")
 TRAINED = ("train", "finetune")
 PRETRAINED = ("head", "finetune")
 # What a cell says about how it is shown or watched, and not about its result.
-_PRESENTATION = ("label", "curve", "seeds")
+_PRESENTATION = ("label", "curve", "seeds", "same_images")
+_IN_CELLS = {"shots", "training", "network", "network_settings", *_PRESENTATION}
 
 
 class ConfigError(Exception):
@@ -56,14 +59,16 @@ class Config:
         network: a key of ``architectures.NETWORKS``.
         network_settings: arguments of that network.
         cells: what differs between the columns: "shots" (None: all images) and, where they differ,
-            parts of "training" and of "network_settings", and "network". "label", "seeds" and
-            "curve" change no result.
+            parts of "training" and of "network_settings", and "network". "label", "seeds",
+            "curve" and "same_images" change no result; the last says that there are no more images
+            than all seeds have, so that no interval over seeds says anything of other images.
         arms: the rows.
         seeds: of the choice of images, of the initial weights and of the order of training.
         training: fields of ``training.Recipe``.
         curve: whether accuracy is measured during training.
         checkpoint: file of a pretrained network, for "head" and "finetune".
-        compare_with: name of the arm that all others are compared with.
+        compare_with: name of the arm that others are compared with.
+        compared: names of those others, empty for all.
         reference: published numbers: "source", and "values" by arm and cell label.
         plot: for a figure of accuracy over ``Arm.x``: "x" (its label) and "log".
     """
@@ -84,6 +89,7 @@ class Config:
     curve: bool = False
     checkpoint: str | None = None
     compare_with: str | None = None
+    compared: tuple[str, ...] = ()
     reference: dict[str, Any] = field(default_factory=dict)
     plot: dict[str, Any] = field(default_factory=dict)
 
@@ -130,9 +136,13 @@ class Run:
 
     @property
     def digest(self) -> str:
-        """A hash of everything beside cell and seed that determines the result."""
+        """A hash of everything beside cell and seed that decides on the result.
+
+        Constants of presets, codes and initialisers are in it, code and data are not: the commit
+        is stored with the results, and data sets are taken to be the official ones.
+        """
         config = self.config
-        content = {
+        content: dict[str, Any] = {
             "runner": config.runner,
             "dataset": config.dataset,
             "split": config.split,
@@ -143,6 +153,9 @@ class Run:
             "initialiser": self.arm.initialiser,
             "settings": self.arm.settings,
         }
+        stands_for = meaning(self.arm.initialiser, self.arm.settings)
+        if stands_for:
+            content["meaning"] = stands_for
         return hashlib.sha256(_canonical(content).encode()).hexdigest()[:10]
 
     @property
@@ -216,6 +229,7 @@ def parse(name: str, content: Any) -> Config:
     unknown = content.keys() - known.keys()
     if unknown:
         raise ConfigError(f"{name}: unknown fields {sorted(unknown)}")
+    _check_types(name, content)
     required = {
         key
         for key, item in known.items()
@@ -231,6 +245,28 @@ def parse(name: str, content: Any) -> Config:
     config = Config(name=name, **values)
     _check(config)
     return config
+
+
+def _check_types(name: str, content: dict[str, Any]) -> None:
+    """Raise ConfigError where a field has another type than the code takes for granted."""
+
+    def expect(condition: bool, message: str) -> None:
+        if not condition:
+            raise ConfigError(f"{name}: {message}")
+
+    arms, cells, seeds = content.get("arms", {}), content.get("cells", []), content.get("seeds", [])
+    expect(isinstance(arms, dict), "arms: expected an object of arms by name")
+    expect(all(isinstance(arm, dict) for arm in arms.values()), "arms: expected objects")
+    expect(isinstance(cells, list), "cells: expected a list")
+    expect(all(isinstance(cell, dict) for cell in cells), "cells: expected objects")
+    for cell in cells:
+        unknown = sorted(cell.keys() - _IN_CELLS)
+        expect(
+            not unknown, f"cells: unknown fields {unknown}, expected some of {sorted(_IN_CELLS)}"
+        )
+    for numbers in (seeds, *(cell["seeds"] for cell in cells if "seeds" in cell)):
+        whole = isinstance(numbers, list) and all(type(seed) is int for seed in numbers)
+        expect(whole and len(set(numbers)) == len(numbers), "seeds: expected different integers")
 
 
 def _arm(config: str, name: str, content: dict[str, Any]) -> Arm:
@@ -252,6 +288,10 @@ def _check(config: Config) -> None:
     expect(not pretrained or config.checkpoint is not None, "checkpoint: missing")
     arms = {arm.name for arm in config.arms}
     expect(config.compare_with is None or config.compare_with in arms, "compare_with: no such arm")
+    expect(arms >= set(config.compared), f"compared: expected some of {sorted(arms)}")
+    for arm in config.arms:
+        wrong = wrong_with(arm.initialiser, arm.settings, of_head=pretrained)
+        expect(wrong is None, f"arm {arm.name!r}: {wrong}")
     labels = [cell_label(cell) for cell in config.cells]
     expect(len(set(labels)) == len(labels), "cells: two have the same label")
     for arm, values in config.reference.get("values", {}).items():

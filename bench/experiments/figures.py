@@ -24,6 +24,8 @@ _COLOURS = (
 def draw_curves(results: Measured, path: Path) -> bool:
     """Accuracy over wall clock time, a panel for each cell that has curves.
 
+    Cells of which some times were not stored are drawn over epochs.
+
     Args:
         results: seconds and accuracies are means over the seeds, at the same epochs.
         path: of the PNG file.
@@ -41,21 +43,31 @@ def draw_curves(results: Measured, path: Path) -> bool:
         return False
     axes = _panels(len(cells), path)
     for axis, place in zip(axes, cells, strict=True):
+        timed = not any(
+            point[1] is None
+            for arm in config.arms
+            for curve in _curves(results, place, arm)
+            for point in curve
+        )
         for index, arm in enumerate(config.arms):
             curves = _curves(results, place, arm)
             if not curves:
                 continue
-            points = [_mean(point) for point in zip(*curves, strict=True)]
+            column = 1 if timed else 0
+            points = [
+                _mean([(point[column], point[2]) for point in same_epoch])
+                for same_epoch in zip(*curves, strict=True)
+            ]
             axis.plot(
+                [point[0] for point in points],
                 [point[1] for point in points],
-                [point[2] for point in points],
                 color=_COLOURS[index % len(_COLOURS)],
                 linestyle="-" if index < len(_COLOURS) else "--",
                 label=arm.name,
                 lw=1.4,
             )
         axis.set_title(cell_label(config.cells[place]), fontsize="medium")
-        axis.set_xlabel("seconds since the start of the initialisation")
+        axis.set_xlabel("seconds since the start of the initialisation" if timed else "epochs")
         axis.set_ylabel("accuracy on a fixed 1,000 images at most (%)")
     axes[-1].legend(frameon=False, fontsize="small", loc="lower right")
     _save(axes, path)
@@ -73,7 +85,7 @@ def draw_over_x(results: Measured, path: Path) -> bool:
     (axis,) = _panels(1, path)
     drawn = False
     for place, cell in enumerate(config.cells):
-        present = [arm for arm in arms if len(results.records[place, arm.name]) > 1]
+        present = [arm for arm in arms if results.finished(place, arm)]
         if not present:
             continue
         drawn = True
@@ -96,7 +108,9 @@ def draw_over_x(results: Measured, path: Path) -> bool:
         axis.set_xscale("log")
     axis.set_xlabel(config.plot.get("x", ""))
     when = "after" if results.final == "accuracy_after" else "before any"
-    axis.set_ylabel(f"test accuracy {when} training (%)")
+    axis.set_ylabel(
+        f"{'test' if config.split == 'test' else 'validation'} accuracy {when} training (%)"
+    )
     axis.legend(frameon=False)
     _save([axis], path)
     return True
@@ -134,7 +148,7 @@ def draw_maps(results: Measured, path: Path) -> bool:
     return True
 
 
-def _curves(results: Measured, place: int, arm: Arm) -> list[list[list[float]]]:
+def _curves(results: Measured, place: int, arm: Arm) -> list[list[list[Any]]]:
     records = results.records[place, arm.name]
     curves = [records[seed]["curve"] for seed in sorted(records) if "curve" in records[seed]]
     # Curves of one recipe have the same epochs.

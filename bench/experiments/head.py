@@ -12,6 +12,7 @@ from typing import Any
 import data
 import torch
 from config import Arm, Run
+from meaning import SKLEARN
 from pretrained import (
     NORMALISATION,
     features,
@@ -69,7 +70,7 @@ Predict = Callable[[Samples], float]
 
 def _fit(arm: Arm, samples: Samples, classes: int, seed: int) -> Callable[[], Predict]:
     """A function that fits the arm's head and returns what measures its accuracy."""
-    if arm.initialiser == "logistic":
+    if arm.initialiser == SKLEARN:
         return functools.partial(_logistic, samples, **arm.settings)
 
     def network() -> Predict:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import torch
 from architectures import to_channels_last
-from config import Arm, ConfigError
+from config import Arm
 from data import MissingDataError
 from initialisers.table import BASELINES
+from meaning import SYLVINIT_HEAD, arguments_from
 from torch import Tensor, nn
 
 import sylvinit
@@ -80,14 +81,14 @@ def new_head(arm: Arm, size: int, classes: int, samples: Samples, seed: int) -> 
         # That there are few samples is the point of these experiments.
         warnings.simplefilter("ignore", sylvinit.SylvinitWarning)
         if is_solved(arm):
-            sylvinit.initialize_head_(model, pair, seed=seed, progress=False, **arm.settings)
-        elif arm.initialiser in BASELINES:
-            BASELINES[arm.initialiser](model, pair, seed)
+            sylvinit.initialize_head_(
+                model, pair, seed=seed, progress=False, **arguments_from(arm.settings)
+            )
         else:
-            raise ConfigError(f"no initialiser {arm.initialiser!r} for a head")
+            BASELINES[arm.initialiser](model, pair, seed)
     return head
 
 
 def is_solved(arm: Arm) -> bool:
     """Whether a head of this arm depends on the images."""
-    return arm.initialiser == "sylvinit-head"
+    return arm.initialiser == SYLVINIT_HEAD

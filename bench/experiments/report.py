@@ -22,8 +22,12 @@ is in [bench/experiments](../bench/experiments/__main__.py), and each section is
 
 Mean ± half the width of the 95 % interval over seeds (Student's t), accuracies in per cent. All
 arms of a seed have the same images in the same order. Comparisons are paired t tests over the
-seeds, and their p values are adjusted by Holm's method for all comparisons of a table. "-" is a
-cell whose seeds are not all there yet.
+seeds, and their p values are adjusted by Holm's method for all comparisons that a table is to have
+in the end. Where all seeds have the same images, there are means alone. "-" is a cell whose seeds
+are not all there yet.
+"""
+_PARTIAL = """
+This report shows unfinished cells, too: {3 of 5 seeds} stands beside them. They have no p values.
 """
 
 
@@ -37,7 +41,8 @@ def write_report(configs: Sequence[Config], folder: Path, out: Path, partial: bo
         partial: whether cells with some of their seeds are shown, too.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
-    sections = [_HEADER, *(_section(measured(config, folder), out, partial) for config in configs)]
+    header = _HEADER + (_PARTIAL if partial else "")
+    sections = [header, *(_section(measured(config, folder), out, partial) for config in configs)]
     out.write_text("\n".join(sections), encoding="utf-8")
 
 
@@ -53,7 +58,7 @@ def _section(results: Measured, out: Path, partial: bool) -> str:
         return "\n".join([*lines, f"**Not run yet.** It needs {' and '.join(needs)}.", ""])
     lines += [_accuracies(results, partial), _comparisons(results, partial)]
     lines += [_seconds(results, partial), *_figures(results, out)]
-    lines += [_environment(item) for item in results.environments]
+    lines += _environments(results.environments)
     return "\n".join([*lines, ""])
 
 
@@ -96,31 +101,49 @@ def _comparisons(results: Measured, partial: bool) -> str:
     first = next((arm for arm in config.arms if arm.name == config.compare_with), None)
     if first is None:
         return ""
+    places = [place for place, cell in enumerate(config.cells) if not cell.get("same_images")]
+    names = config.compared or tuple(arm.name for arm in config.arms)
+    arms = [arm for arm in config.arms if arm is not first and arm.name in names]
+    pairs = [(place, arm.name) for place in places for arm in arms]
     found: dict[tuple[int, str], Comparison] = {}
-    for place in range(len(config.cells)):
-        for arm in config.arms:
-            whole = results.finished(place, arm) and results.finished(place, first)
+    p_values = dict.fromkeys(pairs, math.nan)
+    for place in places:
+        for arm in arms:
             result = compare(
                 results.values(place, first, results.final),
                 results.values(place, arm, results.final),
             )
-            if arm is not first and result is not None and (whole or partial):
+            whole = results.finished(place, arm) and results.finished(place, first)
+            if result is not None and whole:
+                p_values[place, arm.name] = result.p
+            if result is not None and (whole or partial):
                 found[place, arm.name] = result
     if not found:
         return ""
-    adjusted = dict(zip(found, holm([item.p for item in found.values()]), strict=True))
+    adjusted = dict(zip(pairs, holm(list(p_values.values()), len(pairs)), strict=True))
 
     def cell(place: int, arm: Arm) -> str:
         if (place, arm.name) not in found:
-            return "" if arm is first else "-"
-        gap = found[place, arm.name].gap
-        return f"{gap.mean:+.1f} ± {_number(gap.half, 1)}, p {_p(adjusted[place, arm.name])}"
+            return "-" if (place, arm.name) in p_values else ""
+        gap, p = found[place, arm.name].gap, adjusted[place, arm.name]
+        text = f"{gap.mean:+.1f} ± {_number(gap.half, 1)}"
+        if math.isnan(p):
+            planned = len(config.cell_seeds(config.cells[place]))
+            return f"{text} {{{gap.count} of {planned} seeds}}"
+        return f"{text}, p {_p(p)}"
 
-    caption = f"{first.name} minus each other arm, in points, with adjusted p values"
-    return _table(results, caption, cell)
+    caption = f"{first.name} minus other arms, in points, with p values adjusted for {len(pairs)}"
+    return _table(results, f"{caption} comparisons", cell, arms, places)
 
 
 def _seconds(results: Measured, partial: bool) -> str:
+    if not any(
+        results.values(place, arm, "init_seconds")
+        for place in range(len(results.config.cells))
+        for arm in results.config.arms
+    ):
+        return "Times were not stored: the machine had other work.\n"
+
     def cell(place: int, arm: Arm) -> str:
         values = list(results.values(place, arm, "init_seconds").values())
         return f"{sum(values) / len(values):.2g}" if values else "-"
@@ -143,12 +166,21 @@ def _figures(results: Measured, out: Path) -> list[str]:
     return lines
 
 
-def _table(results: Measured, caption: str, cell: Callable[[int, Arm], str]) -> str:
+def _table(
+    results: Measured,
+    caption: str,
+    cell: Callable[[int, Arm], str],
+    arms: Sequence[Arm] | None = None,
+    places: Sequence[int] | None = None,
+) -> str:
+    """A row for each arm and a column for each cell, for all of them by default."""
     config = results.config
-    lines = [f"{caption}:", "", f"| | {' | '.join(map(cell_label, config.cells))} |"]
-    lines.append("|---" * (len(config.cells) + 1) + "|")
-    for arm in config.arms:
-        texts = [cell(place, arm) for place in range(len(config.cells))]
+    places = range(len(config.cells)) if places is None else places
+    labels = [cell_label(config.cells[place]) for place in places]
+    lines = [f"{caption}:", "", f"| | {' | '.join(labels)} |"]
+    lines.append("|---" * (len(labels) + 1) + "|")
+    for arm in config.arms if arms is None else arms:
+        texts = [cell(place, arm) for place in places]
         lines.append(f"| {arm.name} | {' | '.join(texts)} |")
     return "\n".join([*lines, ""])
 
@@ -168,6 +200,8 @@ def _or_dash(
 
 def _estimate(results: Measured, place: int, arm: Arm, name: str, digits: int) -> str:
     found = estimate(list(results.values(place, arm, name).values()))
+    if results.config.cells[place].get("same_images"):
+        return f"{found.mean:.{digits}f}"
     return f"{found.mean:.{digits}f} ± {_number(found.half, digits)}"
 
 
@@ -194,9 +228,19 @@ def _plain(value: Any) -> str:
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
 
 
-def _environment(item: dict[str, Any]) -> str:
-    device = item["gpu"] or f"{item['cpu']}, {item['threads']} thread(s) a run"
-    return (
-        f"Environment: sylvinit {item['sylvinit']} (csrc {item['csrc']}), torch {item['torch']}, "
-        f"Python {item['python']}, {device}."
-    )
+def _environments(items: Sequence[dict[str, Any]]) -> list[str]:
+    """A line for each machine, with the commits of the code that ran there."""
+    commits: dict[str, list[str]] = {}
+    for item in items:
+        device = item["gpu"] or f"{item['cpu']}, {item['threads']} thread(s) a run"
+        line = (
+            f"Environment: sylvinit {item['sylvinit']} (csrc {item['csrc']}), torch "
+            f"{item['torch']}, Python {item['python']}, {device}"
+        )
+        known = commits.setdefault(line, [])
+        if item.get("commit") and item["commit"] not in known:
+            known.append(item["commit"])
+    return [
+        f"{line}{', commit ' + ', '.join(known) if known else ''}."
+        for line, known in commits.items()
+    ]

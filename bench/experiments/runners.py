@@ -11,6 +11,7 @@ from arms import now
 from config import PRETRAINED, TRAINED, Run
 from finetune import run_finetune
 from head import run_head
+from initialisers.lsuv import require_package
 from prepared import Prepared, percent
 from pretrained import NORMALISATION, find_checkpoint
 from stacked import train_stacked
@@ -46,10 +47,12 @@ def execute(runs: Sequence[Run], device: str) -> list[dict[str, Any]]:
 
 
 def check(run: Run) -> None:
-    """Raise what is missing or wrong before anything is run: data, network or recipe."""
+    """Raise what is missing or wrong before anything is run: data, network, recipe or package."""
     pretrained = run.config.runner in PRETRAINED
     dataset = data.load(run.config.dataset, NORMALISATION if pretrained else None)
     data.draw(dataset, run.cell.get("shots"), 0, run.config.split)
+    if run.arm.initialiser.startswith("lsuv"):
+        require_package()
     if run.config.runner in TRAINED:
         Recipe.of(run.training)
     if pretrained:

@@ -21,7 +21,10 @@ from store import Results
 
 @dataclass(frozen=True)
 class Shard:
-    """Every ``count``-th run from the ``index``-th on, counted from 1."""
+    """Every ``count``-th seed of a cell from the ``index``-th on, counted from 1.
+
+    All arms of a seed are run on one machine: they are compared with one another.
+    """
 
     index: int = 1
     count: int = 1
@@ -63,8 +66,16 @@ def planned(
     }
     chosen = sorted(every if seeds is None else every & set(seeds))
     runs = [run for seed in chosen for config in configs for run in config.runs(seed)]
-    shard = shard or Shard()
-    return runs[shard.index - 1 :: shard.count]
+    if shard is None:
+        return runs
+    paired = {_pair_of(run): None for run in runs}
+    mine = set(list(paired)[shard.index - 1 :: shard.count])
+    return [run for run in runs if _pair_of(run) in mine]
+
+
+def _pair_of(run: Run) -> tuple[str, str, int]:
+    """What runs that are compared with one another have in common."""
+    return run.config.name, str(cell_identity(run.cell)), run.seed
 
 
 def missing(runs: Iterable[Run], folder: Path) -> list[Run]:
@@ -96,9 +107,9 @@ def grouped(runs: Sequence[Run], stack: int) -> list[list[Run]]:
 
 def check_all(runs: Iterable[Run]) -> None:
     """Raise what is missing or wrong before hours of work, once for each kind of run."""
-    seen: set[tuple[str, str]] = set()
+    seen: set[tuple[str, str, str]] = set()
     for run in runs:
-        place = run.config.name, str(run.cell)
+        place = run.config.name, str(run.cell), run.arm.initialiser
         if place not in seen:
             seen.add(place)
             check(run)
@@ -173,11 +184,19 @@ def _attempt(group: Sequence[Run], settings: Settings) -> int:
         traceback.print_exc()
         return 1
     if not settings.timed:
-        records = [record | {"init_seconds": None, "train_seconds": None} for record in records]
+        records = [without_times(record) for record in records]
     Results(runs[0].config.name, settings.folder).append(records)
     for run, record in zip(runs, records, strict=True):
         print(f"{run}: {_line(record)}", flush=True)
     return 0
+
+
+def without_times(record: dict[str, Any]) -> dict[str, Any]:
+    """A record with None for every number of seconds."""
+    record = record | {"init_seconds": None, "train_seconds": None}
+    if "curve" in record:
+        record["curve"] = [[epoch, None, accuracy] for epoch, _, accuracy in record["curve"]]
+    return record
 
 
 def _line(record: dict[str, Any]) -> str:

@@ -57,3 +57,12 @@ def test_holm_by_hand() -> None:
     adjusted = holm([0.02, math.nan, 0.01])
     assert math.isnan(adjusted[1])
     assert [adjusted[0], adjusted[2]] == pytest.approx([0.02, 0.02])
+
+
+def test_holm_with_comparisons_to_come() -> None:
+    # Of four planned: 0.01 * 4 = 0.04, 0.02 * 3 = 0.06; with the others known none can rise.
+    early = holm([0.02, math.nan, 0.01, math.nan], 4)
+    assert [early[2], early[0]] == pytest.approx([0.04, 0.06], rel=1e-15)
+    late = holm([0.02, 0.9, 0.01, 0.005])
+    assert late[0] <= early[0]
+    assert late[2] <= early[2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -17,6 +18,9 @@ from config import Config, ConfigError, cell_label, load_config, names, parse
 from data import load
 from store import Results
 from work import Settings, Shard, grouped, missing, planned, work
+
+from sylvinit import presets
+from sylvinit.codes import Discriminant, registry
 
 COMMAND = Path(__file__).resolve().parents[2] / "bench" / "experiments"
 
@@ -70,9 +74,27 @@ def test_the_stored_configurations_are_valid() -> None:
         {"reference": {"values": {"He": {"9 shots": 1}}}},
         {"training": {}},
         {"arms": {"He": {}}},
+        {"arms": [1]},
+        {"arms": {"He": 1}},
+        {"arms": {"He": {"initialiser": "unheard-of"}}},
+        {"arms": {"He": {"initialiser": "he-normal+tail"}}},
+        {"arms": {"He": {"initialiser": "he-normal", "settings": {"lam": 1}}}},
+        {"arms": {"He": {"initialiser": "sklearn-logistic"}}},
+        {"arms": {"He": {"initialiser": "sylvinit", "settings": {"prset": "best"}}}},
+        {"arms": {"He": {"initialiser": "sylvinit", "settings": {"preset": "worst"}}}},
+        {"arms": {"He": {"initialiser": "sylvinit", "settings": {"code": "rot13"}}}},
+        {"arms": {"He": {"initialiser": "he-normal+head", "settings": {"head": {"lamda": 1}}}}},
+        {"cells": [{"shot": 2}]},
+        {"cells": {"shots": 2}},
+        {"cells": [5]},
+        {"seeds": "x"},
+        {"seeds": [0, 0]},
+        {"compared": ["nobody"]},
     ],
 )
 def test_wrong_configurations_are_refused(changes: dict[str, Any]) -> None:
+    if "arms" in changes:  # and nothing else is wrong
+        changes = {"compare_with": None, "reference": {}} | changes
     with pytest.raises(ConfigError, match="tiny"):
         config(**changes)
 
@@ -84,10 +106,45 @@ def test_the_hash_covers_what_decides_on_a_result() -> None:
         {"network_settings": {"num": 1}},
         {"training": {"epochs": 2, "rate": 0.05, "batch": 16}},
         {"arms": {"He": {"initialiser": "he-uniform"}}, "compare_with": None},
+        {"dataset": "mnist5k", "network": "resnet20"},
     ):
         assert planned([config(**changes)])[0].key != first.key
     for changes in ({"title": "other"}, {"seeds": [0]}, {"curve": True}, {"deviations": ["a"]}):
         assert planned([config(**changes)])[0].key == first.key
+
+
+def test_the_hash_covers_constants_behind_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    def keys() -> list[str]:
+        arms = {
+            "sylvinit": {"initialiser": "sylvinit", "settings": {"preset": "best"}},
+            "code": {"initialiser": "sylvinit", "settings": {"code": {"*": "discriminant"}}},
+            "given": {
+                "initialiser": "sylvinit",
+                "settings": {"code": {"code": "discriminant", "prior": 5.0}},
+            },
+            "He": {"initialiser": "he-normal"},
+        }
+        changes = {"arms": arms, "cells": [{"shots": 2}], "reference": {}, "seeds": [0]}
+        return [run.key for run in planned([config(**changes)])]
+
+    @dataclasses.dataclass(frozen=True)
+    class Other(Discriminant):
+        prior: float = 200.0
+
+    before = keys()
+    monkeypatch.setattr(presets, "Discriminant", Other)
+    monkeypatch.setitem(registry._CODES, "discriminant", Other)
+    after = keys()
+    assert [new != old for old, new in zip(before, after, strict=True)] == [True, True, True, False]
+
+
+def test_untimed_runs_store_no_second(tmp_path: Path) -> None:
+    runs = planned([config(cells=[{"shots": 3, "curve": True}], reference={})], seeds=[0])
+    assert work(runs, Settings(tmp_path, timed=False)) == 0
+    for record in Results("tiny", tmp_path).records().values():
+        assert record["init_seconds"] is record["train_seconds"] is None
+        assert [point[1] for point in record["curve"]] == [None, None]
+        assert record["accuracy_after"] > 0
 
 
 def test_seeds_are_completed_evenly_and_shards_share_the_work() -> None:
@@ -98,6 +155,9 @@ def test_seeds_are_completed_evenly_and_shards_share_the_work() -> None:
     assert sorted(run.key for shard in shards for run in shard) == sorted(
         run.key for run in planned([config()])
     )
+    # Arms are compared with one another: a seed's are on one machine.
+    assert [len(shard) for shard in shards] == [4, 2, 2]
+    assert all(len({run.arm.name for run in shard}) == 2 for shard in shards)
     few = config(cells=[{"shots": 2}, {"shots": 3, "seeds": [1]}])
     assert [cell_label(run.cell) for run in planned([few], seeds=[0])] == ["2 shots"] * 2
 
@@ -130,7 +190,9 @@ def test_a_truncated_line_is_ignored_and_replaced(tmp_path: Path) -> None:
 
 
 def test_a_failing_run_costs_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arms = {"no": {"initialiser": "unheard-of"}, "He": {"initialiser": "he-normal"}}
+    # A weight for a layer that the network does not have is found only once it is there.
+    no = {"initialiser": "sylvinit", "settings": {"code": {"unheard-of": "pca"}}}
+    arms = {"no": no, "He": {"initialiser": "he-normal"}}
     wrong = config(arms=arms, cells=[{"shots": 2}], compare_with=None, reference={})
     runs = planned([wrong], seeds=[0])
     assert work(runs, Settings(tmp_path, stack=2)) == 1

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from data import MissingDataError
 from initialiser_helpers import plain
 from initialisers.lsuv import lsuv_
 from torch import Tensor, nn
@@ -42,5 +43,5 @@ def test_a_missing_package_is_named(
     data: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "lsuv", None)
-    with pytest.raises(SystemExit, match="pip install lsuv"):
+    with pytest.raises(MissingDataError, match="pip install lsuv"):
         lsuv_(plain(), data, 0)

@@ -7,11 +7,30 @@ standard deviation of the layer's output on one batch, over all its entries.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
+from data import MissingDataError
 from torch import nn
 
 from initialisers.random import orthonormal_
 from initialisers.shared import Data, as_found, random_batch
+
+
+def require_package() -> Callable[..., Any]:
+    """The function of the package.
+
+    Raises:
+        MissingDataError: the package is not installed.
+    """
+    try:
+        from lsuv import lsuv_with_singlebatch
+    except ImportError as error:
+        raise MissingDataError(
+            "initialiser 'lsuv' is that of the package lsuv, which is missing: pip install lsuv"
+        ) from error
+    return lsuv_with_singlebatch
 
 
 def lsuv_(
@@ -40,14 +59,9 @@ def lsuv_(
         max_attempts: divisions a layer; the package's default.
 
     Raises:
-        SystemExit: the package is not installed.
+        MissingDataError: the package is not installed.
     """
-    try:
-        from lsuv import lsuv_with_singlebatch
-    except ImportError as error:
-        raise SystemExit(
-            "lsuv: this initialiser is that of the package lsuv: pip install lsuv"
-        ) from error
+    lsuv_with_singlebatch = require_package()
     orthonormal_(model, seed)
     generator = torch.Generator().manual_seed(seed)
     with as_found(model, seed) as device:

@@ -3,8 +3,7 @@
 All work in place on a float32 classification network, are deterministic given the seed, and leave
 the global random states, the modes of the modules and ``requires_grad`` as they were. The running
 statistics of batch norm are PyTorch's defaults afterwards (mean 0, variance 1), with the exception
-of random-head and krahenbuhl, which pass the data through the network anyway: theirs are calibrated
-on all the data.
+of krahenbuhl, which passes the data through the network anyway: its are calibrated on all the data.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from typing import Protocol
 from torch import nn
 
 from initialisers.gradinit import gradinit_
-from initialisers.head import random_head_
 from initialisers.krahenbuhl import krahenbuhl_
 from initialisers.lsuv import lsuv_
 from initialisers.metainit import metainit_
@@ -46,5 +44,4 @@ BASELINES: dict[str, Initialiser] = {
     "metainit": metainit_,
     "krahenbuhl-pca": partial(krahenbuhl_, basis="pca"),
     "krahenbuhl-kmeans": partial(krahenbuhl_, basis="kmeans"),
-    "random-head": random_head_,
 }

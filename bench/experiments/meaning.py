@@ -1,0 +1,127 @@
+"""What the names in a configuration stand for: part of what identifies a result.
+
+A result must not be taken for that of another preset, code or initialiser that has the same name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from initialisers.table import BASELINES
+
+import sylvinit
+from sylvinit.codes import get_code
+from sylvinit.errors import SylvinitError
+from sylvinit.presets import available_presets, get_preset
+
+SYLVINIT, CORRELATED, HEAD = "sylvinit", "correlated", "head"
+# For new heads alone.
+SYLVINIT_HEAD, SKLEARN = "sylvinit-head", "sklearn-logistic"
+# Settings that choose the samples, and are no argument of an initialiser.
+OF_SAMPLES = ("augmented", "per_class")
+_OF_SKLEARN = ("standardise",)
+
+
+def code_from(value: Any) -> Any:
+    """A code from JSON: a name, {"code": name, "field": value, ...}, or those by module pattern.
+
+    Raises:
+        ValueError: such a code has no such field.
+    """
+    if isinstance(value, Mapping) and "code" in value:
+        fields: dict[str, Any] = {key: item for key, item in value.items() if key != "code"}
+        code: Any = get_code(value["code"])
+        try:
+            return dataclasses.replace(code, **fields)
+        except TypeError as error:
+            raise ValueError(f"code {value['code']!r}: {error}") from error
+    if isinstance(value, Mapping):
+        return {pattern: code_from(item) for pattern, item in value.items()}
+    return value
+
+
+def arguments_from(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The keyword arguments that settings stand for, without those that choose samples."""
+    return {
+        key: code_from(value) if key in ("code", "head_code") else value
+        for key, value in settings.items()
+        if key not in OF_SAMPLES
+    }
+
+
+def meaning(initialiser: str, settings: Mapping[str, Any]) -> list[str]:
+    """What an arm's names stand for, as text; empty for names that are nothing but a function."""
+    base, _, head = initialiser.partition("+")
+    found: list[str] = []
+    if base in BASELINES:
+        defaults = inspect.signature(BASELINES[base]).parameters.values()
+        found += [str(item) for item in defaults if item.kind is item.KEYWORD_ONLY]
+    if base == SYLVINIT:
+        found += _of_preset(settings)
+    for part in (settings, settings.get("head", {}) if head else {}):
+        for key in ("code", "head_code"):
+            value = code_from(part.get(key))
+            values = value.values() if isinstance(value, Mapping) else [value]
+            found += [repr(get_code(item)) for item in values if item not in (None, "auto")]
+    return found
+
+
+def wrong_with(initialiser: str, settings: Mapping[str, Any], of_head: bool) -> str | None:
+    """Why an arm cannot be run, or None.
+
+    Args:
+        initialiser, settings: of the arm.
+        of_head: whether it initialises a new head, and not a whole network.
+    """
+    base, plus, head = initialiser.partition("+")
+    solved = [SYLVINIT_HEAD, SKLEARN] if of_head else [SYLVINIT, CORRELATED]
+    if base not in (*solved, *BASELINES) or (plus and (of_head or head != HEAD)):
+        known = [*solved, *BASELINES]
+        return f"initialiser {initialiser!r}: expected one of {known}" + (
+            "" if of_head else f", or one of them with +{HEAD}"
+        )
+    wrong = _unknown(initialiser, settings, _settings_of(base, bool(plus)))
+    if wrong is None and plus:
+        wrong = _unknown("head", settings.get(HEAD, {}), _keywords(sylvinit.initialize_head_))
+    if wrong is None:
+        try:
+            meaning(initialiser, settings)
+        except (SylvinitError, ValueError) as error:
+            return str(error)
+    return wrong
+
+
+def _settings_of(base: str, with_head: bool) -> set[str]:
+    if base == SKLEARN:
+        return {"standardise"}
+    if base == SYLVINIT_HEAD:
+        return _keywords(sylvinit.initialize_head_)
+    known: set[str] = {*OF_SAMPLES, HEAD} if with_head else {*OF_SAMPLES}
+    if base == SYLVINIT:
+        known |= _keywords(sylvinit.initialize_)
+    if base == CORRELATED:
+        known |= _keywords(sylvinit.correlated_init_)
+    return known
+
+
+def _of_preset(settings: Mapping[str, Any]) -> list[str]:
+    name = settings.get("preset", "paper")
+    if name not in available_presets():
+        raise ValueError(f"preset: expected one of {available_presets()}, got {name!r}")
+    preset = get_preset(name)
+    codes = [preset.hidden(first=first, labelled=True, rectified=True) for first in (True, False)]
+    return [repr(preset), *map(repr, codes)]
+
+
+def _keywords(function: Any) -> set[str]:
+    return set(inspect.signature(function).parameters) - {"model", "data"}
+
+
+def _unknown(what: str, settings: Mapping[str, Any], known: set[str]) -> str | None:
+    unknown = sorted(settings.keys() - known)
+    if not unknown:
+        return None
+    return f"{what!r}: unknown settings {unknown}, expected some of {sorted(known)}"

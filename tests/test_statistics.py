@@ -1,0 +1,140 @@
+"""Statistics of sample means, and how much memory those of a wide layer take."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import assert_near
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import sylvinit
+from sylvinit import units
+from sylvinit.backends import choose
+from sylvinit.codes import Discriminant
+from sylvinit.statistics import LayerStatistics, SampleStatistics, layer_statistics
+
+# Relative to the largest entry: sums in two orders; the worst seen is 3e-15 (float64), 2e-7.
+CLOSE = {torch.float64: 1e-12, torch.float32: 1e-5}
+SAMPLES, EACH = 8, 3
+
+
+class LargestTensor(TorchDispatchMode):
+    """The size of the largest tensor that an operation gives while the mode is on."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for item in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(item, Tensor):
+                self.largest = max(self.largest, item.numel())
+        return out
+
+
+def rows_of_samples(groups: int, d: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Rows (groups, samples, rows of each, d) about a mean, and the samples' labels."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(SAMPLES) % 3
+    x = torch.randn(groups, SAMPLES, EACH, d, generator=generator, dtype=dtype)
+    return x + 2 * labels[:, None, None] + torch.arange(d) / d, labels
+
+
+def statistics(x: Tensor, labels: Tensor) -> tuple[LayerStatistics, SampleStatistics]:
+    groups, samples, each, d = x.shape
+    moments = sylvinit.PatchMoments(d, groups=groups, classes=4)  # the last one is absent
+    moments.update(x.flatten(1, 2), labels.repeat_interleave(each))
+    means = sylvinit.PatchMoments(d, groups=groups, classes=4)
+    means.update(x[:, : samples // 2].mean(dim=2), labels[: samples // 2])
+    means.update(x[:, samples // 2 :].mean(dim=2), labels[samples // 2 :])
+    stats = layer_statistics(moments, choose("auto", torch.device("cpu")))
+    return stats, SampleStatistics.of(means, samples * each, stats.basis)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("d", [10, 25, 60], ids="d={}".format)
+def test_sample_statistics_are_those_of_the_means(d: int, dtype: torch.dtype) -> None:
+    """Back in the coordinates of the input they are NumPy's; d > 24 is in the span of the rows."""
+    x, labels = rows_of_samples(2, d, dtype)
+    stats, found = statistics(x, labels)
+    assert (stats.basis is None) == (d == 10)
+    assert found.n == SAMPLES
+    assert found.rows == EACH
+    assert found.class_counts.tolist() == [3, 3, 2, 0]
+    for group, means in enumerate(x.double().numpy().mean(axis=2)):
+        e = np.eye(d) if stats.basis is None else stats.basis[group].numpy()
+        assert_near(found.mean[group].numpy() @ e, means.mean(axis=0), CLOSE[dtype])
+        expected = np.cov(means.T, bias=True)
+        assert_near(e.T @ found.covariance[group].numpy() @ e, expected, CLOSE[dtype])
+        for c in range(3):
+            expected = means[labels.numpy() == c].mean(axis=0)
+            assert_near(found.class_means[group, c].numpy() @ e, expected, CLOSE[dtype])
+        assert not found.class_means[group, 3].any()
+
+
+def test_means_that_never_vary_have_no_covariance() -> None:
+    x, labels = rows_of_samples(1, 60, torch.float64)
+    stats, found = statistics(x[:, :1].expand(-1, SAMPLES, -1, -1), labels)
+    assert stats.covariance.any()
+    assert found.covariance.abs().max() < 1e-28 * found.mean.square().sum()
+
+
+def test_a_basis_needs_means_that_are_held() -> None:
+    means = sylvinit.PatchMoments(3, classes=2)
+    means.update(torch.randn(5, 3), torch.arange(5) % 2)
+    with pytest.raises(ValueError, match="fewer sample means than features"):
+        SampleStatistics.of(means, 5, torch.eye(3, dtype=torch.float64)[None])
+    unlabelled = sylvinit.PatchMoments(3).update(torch.randn(2, 3))
+    with pytest.raises(ValueError, match="need classes"):
+        SampleStatistics.of(unlabelled, 2, torch.eye(3, dtype=torch.float64)[None])
+
+
+def test_a_wide_layer_with_few_rows_makes_no_square_matrix() -> None:
+    d = 5000
+    x, labels = rows_of_samples(1, d, torch.float64)
+    with LargestTensor() as size:
+        stats, samples = statistics(x, labels)
+        stats.samples = samples
+        Discriminant().fit(stats, 4, seed=0)
+    assert x.numel() <= size.largest <= 2 * x.numel()  # d * d is 200 times as much
+
+
+def test_a_network_with_a_wide_layer_makes_no_square_matrix() -> None:
+    d = 5000
+    model = nn.Sequential(nn.Linear(4, d), nn.ReLU(), nn.Linear(d, 6), nn.ReLU(), nn.Linear(6, 3))
+    x, labels = torch.randn(30, 4), torch.arange(30) % 3
+    with LargestTensor() as size:
+        report = sylvinit.initialize_(model, (x, labels), code={"2": "discriminant"}, patches=1)
+    assert report["2"].code == "discriminant"
+    assert report["2"].status == "solved"
+    assert 30 * d <= size.largest < d * d / 50
+
+
+@pytest.mark.parametrize(
+    ("code", "d_in", "expected"),
+    [
+        ("pca", 6, 8 * 6 * 6),
+        ("discriminant", 6, 2 * 8 * 6 * 6),
+        ("pca", 50, 8 * 20 * 50),
+        ("discriminant", 50, 2 * 8 * 20 * 50),
+    ],
+)
+def test_memory_of_the_moments(
+    code: str, d_in: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of the sample means count, and 20 rows of 50 features stay rows."""
+    sizes: dict[str, int] = {}
+
+    def note(what: str, size: int) -> AbstractContextManager[None]:
+        sizes[what] = size
+        return nullcontext()
+
+    monkeypatch.setattr(units, "memory_for", note)
+    model = nn.Sequential(nn.Linear(d_in, 3), nn.Linear(3, 2))
+    data = (torch.randn(20, d_in), torch.arange(20) % 2)
+    sylvinit.initialize_(model, data, code=code)
+    assert sizes["the moments of 0"] == expected
