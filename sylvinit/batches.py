@@ -19,6 +19,8 @@ LABEL_KEYS = ("labels", "label", "targets", "target", "y")
 # efficient, small enough for a layer's activations to stay in the caches (256 images of 32 x 32).
 _MICROBATCH_BYTES = 3 * 2**20
 _MICROBATCH_RANGE = (16, 256)
+# Vectors take so little arithmetic each that the microbatches themselves cost more.
+_MICROBATCH_OF_VECTORS = 2048
 
 
 @dataclass(frozen=True)
@@ -122,8 +124,11 @@ def call_model(
 
 def _default_microbatch(batch: Batch) -> int:
     """Samples of a microbatch where the data come in one piece."""
-    size = sum(x.nbytes for x in _tensors(batch.inputs)) / batch.size
+    tensors = _tensors(batch.inputs)
+    size = sum(x.nbytes for x in tensors) / batch.size
     least, most = _MICROBATCH_RANGE
+    if all(x.ndim < 3 and x.is_floating_point() for x in tensors):
+        most = _MICROBATCH_OF_VECTORS
     return min(max(int(_MICROBATCH_BYTES / max(size, 1)), least), most)
 
 

@@ -80,9 +80,10 @@ def initialize_(
         preset: what code, head_code, lam and patches are where they are not given. "paper": PCA
             codes, one-hot for the head, lam 10, 10 patches. "best": entries in pairs of opposite
             sign where a rectifier follows, discriminant directions of the samples' mean patches
-            before principal components (in the first layer, and without labels, components
-            alone), one-hot for the head, lam 10, 30 patches. It was chosen for the accuracy before
-            training; networks that will be trained start better from "paper" so far.
+            before principal components (in the first layer, without labels, and above 4,096
+            classes, components alone), one-hot for the head, lam 10, 30 patches. It was chosen for
+            the accuracy before training; networks that will be trained start better from "paper"
+            so far.
         code: "pca", "lda", "ica", "kmeans", "onehot", "correlated", "discriminant", a
             :class:`sylvinit.Code`, or a mapping from name patterns to those (the first match
             decides; layers without one use the preset's). None: the preset's.
@@ -94,7 +95,8 @@ def initialize_(
             preset's, 10 or 30.
         include, exclude: fnmatch patterns over module names, of layers and normalisations alike.
         microbatch: samples that pass through the network together; by default the batches of the
-            iterable, or about 3 MiB of inputs (16 to 256 samples) where the data come in one piece.
+            iterable, or about 3 MiB of inputs (16 to 256 samples, up to 2,048 vectors) where the
+            data come in one piece.
         max_samples: use at most so many samples.
         storage: "memory" holds the live activations of all samples; "recompute" holds only the
             inputs and runs the network again for each layer.
@@ -171,7 +173,7 @@ def initialize_head_(
 
     ``head_code="logistic"`` is the more accurate one where features come from elsewhere: linear
     discriminant analysis with the ridge of least leave-one-out error, and a few steps of logistic
-    regression from there.
+    regression from there, in which lam has no part.
 
     Everything else is left alone, running statistics included. Arguments, result and errors are
     those of :func:`initialize_`; ``data`` needs labels unless ``head_code`` does without, and a
@@ -276,7 +278,7 @@ def _planned(survey: Survey, work: Work) -> dict[int, LayerReport]:
         groups, outputs, features = unit.layers[0].get_weight().shape
         report = LayerReport(unit.name, unit.layers[0].kind, "planned", code=unit.plan.code.name)
         report.lam, report.d_in, report.d_out, report.groups = (
-            unit.plan.lam,
+            unit.lam,
             features,
             outputs,
             groups,

@@ -9,7 +9,7 @@ from torch.nn.utils import parametrize
 
 from sylvinit.backends import choose
 from sylvinit.batches import Classes
-from sylvinit.codes import Code, Logistic, OneHot
+from sylvinit.codes import Code, OneHot
 from sylvinit.errors import LabelError, ModelError
 from sylvinit.layers import Layer
 from sylvinit.modules import parameter_holders
@@ -198,7 +198,7 @@ def _unit(
     code = (
         _head_code(options, first, survey, classes, work)
         if is_head
-        else _hidden_code(options, first, survey, classes)
+        else _hidden_code(options, first, survey, classes, work)
     )
     outputs = weight.shape[1]
     all_outputs = outputs * weight.shape[0]
@@ -217,12 +217,6 @@ def _unit(
         skip = taken.get(key, 0)
         taken[key] = skip + outputs
     count = 0 if isinstance(classes, str) else classes.count
-    if solves_head and not isinstance(classes, str) and classes.present < all_outputs:
-        rest = "never win" if isinstance(code, Logistic) else "are zero"
-        work.warnings.append(
-            f"fewer classes in the data than outputs of the head: {classes.present} of "
-            f"{all_outputs}; the other outputs of {first.name or '(model)'} {rest}"
-        )
     plan = Plan(
         code=code,
         lam=options.lam(first.name),
@@ -235,7 +229,14 @@ def _unit(
     )
     calls = sum(survey.calls[module] for module in {layer.module for layer in layers})
     backend = choose(options.backend, weight.device)
-    return LayerUnit(layers, calls, plan, backend, options.row_to_sample)
+    unit = LayerUnit(layers, calls, plan, backend, options.row_to_sample)
+    if solves_head and not isinstance(classes, str) and classes.present < all_outputs:
+        rest = "never win" if unit.fits_likelihood else "are zero"
+        work.warnings.append(
+            f"fewer classes in the data than outputs of the head: {classes.present} of "
+            f"{all_outputs}; the other outputs of {first.name or '(model)'} {rest}"
+        )
+    return unit
 
 
 def _check_classes(count: int, code: Code, layer: Layer, outputs: int) -> None:
@@ -251,16 +252,26 @@ def _check_classes(count: int, code: Code, layer: Layer, outputs: int) -> None:
         )
 
 
-def _hidden_code(options: Options, layer: Layer, survey: Survey, classes: Classes | str) -> Code:
+def _hidden_code(
+    options: Options, layer: Layer, survey: Survey, classes: Classes | str, work: Work
+) -> Code:
     """The code that was asked for, else that of the preset."""
     code = options.code(layer.name)
     if code is not None:
         return code
-    return options.preset.hidden(
-        first=layer is survey.layers[0],
-        labelled=not isinstance(classes, str) and classes.count <= _MOST_DISCRIMINANT_CLASSES,
-        rectified=layer.module in survey.rectified,
-    )
+    count = 0 if isinstance(classes, str) else classes.count
+    few = count <= _MOST_DISCRIMINANT_CLASSES
+    first, rectified = layer is survey.layers[0], layer.module in survey.rectified
+    code = options.preset.hidden(first=first, labelled=count > 0 and few, rectified=rectified)
+    if not few and options.preset.supervised and not first:
+        text = (
+            f"labels go up to {count - 1}: with more than {_MOST_DISCRIMINANT_CLASSES:,} classes "
+            f"preset {options.preset.name!r} uses no labels in hidden layers; number the classes "
+            "from 0 without gaps, or ask for code='discriminant'"
+        )
+        if text not in work.warnings:
+            work.warnings.append(text)
+    return code
 
 
 def _head_code(
@@ -277,7 +288,7 @@ def _head_code(
         return options.preset.head
     else:
         cause = f"{classes.count} classes, {outputs} outputs"
-    code = _hidden_code(options, head, survey, classes)
+    code = _hidden_code(options, head, survey, classes, work)
     work.warnings.append(
         f"the head {head.name or '(model)'} is solved with code {code.name!r} and not one-hot: "
         f"{cause}"

@@ -8,8 +8,13 @@ from typing import Any
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-# Functions f with f(s) - f(-s) proportional to s: what f forgets of s, it keeps of -s. By name, for
-# torch, torch.nn.functional and torch.Tensor have each of them in versions of their own.
+# Functions f that let positive s through, with slopes near 1, and suppress negative ones: far from
+# 0 the slope there is at most a third of that for positive s. So f(s) alone loses most of one sign,
+# while f(s) - f(-s) increases with s: what s and -s keep together determines s (for relu6 up to 6).
+# This holds with the parameters that they usually have (slopes of leaky ones up to 1/3, threshold
+# and value 0), which are not looked at. By name, for torch, torch.nn.functional and torch.Tensor
+# have each of them in versions of their own. Missed is what is put together from other functions
+# (torch.maximum(x, 0), torch.where(x > 0, x, 0), x * sigmoid(x)) or written in a kernel.
 _RECTIFIERS = frozenset(
     {"relu", "relu6", "leaky_relu", "rrelu", "prelu", "elu", "selu", "celu", "gelu", "silu"}
     | {"mish", "hardswish", "softplus", "threshold"}
@@ -63,7 +68,8 @@ class RectifierWatch(TorchFunctionMode):
         if not found:
             return output
         name = getattr(func, "__name__", "")
-        name = name if name.startswith("__") else name.removesuffix("_")
+        # relu_ works in place, and torch.nn.functional.threshold is called _threshold.
+        name = name if name.startswith("__") else name.strip("_")
         if name in _RECTIFIERS or (name in _CLAMPS and _clamps_at_zero(args, kwargs)):
             self.rectified |= found
             found = frozenset()

@@ -19,7 +19,8 @@ class LayerReport:
             run.
         reason: why it was skipped.
         code: the latent code.
-        lam: weight of the encoding loss.
+        lam: weight of the encoding loss; nan (None in plain values) where nothing was solved with
+            it, such as heads whose labels' likelihood was fitted.
         d_in, d_out: inputs and outputs per group.
         groups: number of groups, each with an equation of its own.
         patches: rows or patches behind the moments.

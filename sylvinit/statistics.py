@@ -34,15 +34,27 @@ class SampleStatistics:
 
     @staticmethod
     def of(means: PatchMoments, rows: int, basis: Tensor | None) -> SampleStatistics:
-        """From the moments of the means of ``rows`` rows, in the coordinates of ``basis``."""
-        counts, class_means = means.class_counts(), means.class_means()
+        """From the moments of the means of ``rows`` rows, in the coordinates of ``basis``.
+
+        There is a basis only where a layer has fewer rows than features. The means are no more than
+        the rows, so they are still held one by one, and nothing of the size of a Gram matrix of all
+        features is made.
+
+        Raises:
+            ValueError: the means have no classes, or there is a basis and they are not held.
+        """
+        if basis is None:
+            counts, class_means = means.class_counts(), means.class_means()
+            mean, covariance = means.mean(), means.covariance()
+        else:
+            columns = means.columns()
+            if columns is None:
+                raise ValueError("a basis of the rows needs fewer sample means than features")
+            counts, class_means = means.column_classes() or (None, None)
+            mean, covariance = _reduced_moments(columns.double(), basis)
+            class_means = None if class_means is None else class_means @ basis.mT
         if counts is None or class_means is None:
             raise ValueError("statistics of sample means need classes")
-        mean, covariance = means.mean(), means.covariance()
-        if basis is not None:
-            mean = (mean[:, None, :] @ basis.mT)[:, 0]
-            covariance = basis @ covariance @ basis.mT
-            class_means = class_means @ basis.mT
         return SampleStatistics(means.n, rows / means.n, mean, covariance, counts, class_means)
 
     def group(self, index: int) -> SampleStatistics:
@@ -201,16 +213,12 @@ def layer_statistics(
     # directions. The factor is orthonormal whatever the rank of the rows.
     rows = columns.double()
     basis = torch.linalg.qr(rows.mT).Q.mT
-    reduced = rows @ basis.mT
-    mean = reduced.mean(dim=1)
-    # About the first row, so that rows which never vary have no covariance rather than rounding.
-    centred = (rows - rows[:, :1]) @ basis.mT
-    centred = centred - centred.mean(dim=1, keepdim=True)
+    mean, covariance = _reduced_moments(rows, basis)
     counts, means = moments.column_classes() or (None, None)
     return LayerStatistics(
         n=moments.n,
         mean=mean,
-        covariance=centred.mT @ centred / moments.n,
+        covariance=covariance,
         eps=torch.finfo(torch.float64).eps,  # no product was taken in a lower precision
         rows_eps=moments.eps,
         backend=backend,
@@ -221,3 +229,12 @@ def layer_statistics(
         reservoir=None if reservoir is None else reservoir.double() @ basis.mT,
         reservoir_labels=moments.reservoir_labels(),
     )
+
+
+def _reduced_moments(rows: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (groups, r) and covariance (groups, r, r) of rows (groups, n, d) in a basis of r."""
+    mean = (rows @ basis.mT).mean(dim=1)
+    # About the first row, so that rows which never vary have no covariance rather than rounding.
+    centred = (rows - rows[:, :1]) @ basis.mT
+    centred = centred - centred.mean(dim=1, keepdim=True)
+    return mean, centred.mT @ centred / rows.shape[1]

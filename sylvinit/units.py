@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
-from math import prod
 
 import torch
 from torch import Tensor
@@ -77,6 +77,16 @@ class LayerUnit:
     def name(self) -> str:
         """Name of the first layer."""
         return self.layers[0].name
+
+    @property
+    def fits_likelihood(self) -> bool:
+        """Whether the labels' likelihood is fitted in place of the layer's equation."""
+        return isinstance(self.plan.code, Logistic) and self._why_one_hot() is None
+
+    @property
+    def lam(self) -> float:
+        """Weight of the encoding loss; nan where there is no such loss."""
+        return math.nan if self.fits_likelihood else self.plan.lam
 
     @property
     def _arithmetic(self) -> str | None:
@@ -154,7 +164,7 @@ class LayerUnit:
             x,
             batch.size,
             features=x.ndim - 1,
-            width=prod(out_size),
+            width=math.prod(out_size),
             row_to_sample=self._row_to_sample,
         )
         self._channels = channels = x.shape[1] // layer.groups
@@ -198,12 +208,11 @@ class LayerUnit:
         old_weight, old_bias = first.get_weight().double(), first.get_bias()
         groups, outputs, _ = old_weight.shape
         seed = stream_key(plan.seed, self.name, -1)[0]
-        classifier = plan.head and isinstance(plan.code, Logistic) and groups == 1
         what = f"the equation of {self.name} ({outputs} x {stats.d}, {stats.groups} groups)"
         with memory_for(what, stats.groups * (outputs + stats.d) ** 2 * 8):
             solution = (
                 solve_classifier(stats, outputs)
-                if classifier and self._biased()
+                if self.fits_likelihood
                 else solve_layer(
                     stats,
                     plan.code,
@@ -231,7 +240,7 @@ class LayerUnit:
             kind=first.kind,
             status="solved",
             code=plan.code.name,
-            lam=plan.lam,
+            lam=self.lam,
             d_in=moments.d_in,
             d_out=outputs,
             groups=groups,
@@ -261,8 +270,14 @@ class LayerUnit:
         return report
 
     def _moment_bytes(self) -> int:
-        held = self._moments
-        return 0 if held is None else held.groups * held.d_in**2 * 8
+        """Of the moments of the rows and of those of their means by sample."""
+        rows, means = self._moments, self._means
+        if rows is None:
+            return 0
+        held = [rows] if means is None else [rows, means]
+        # Where rows are fewer than features, they and their means stay as they are.
+        dual = self.plan.code.reducible and rows.n < rows.d_in
+        return sum(8 * m.groups * m.d_in * (m.n if dual else m.d_in) for m in held)
 
     def _statistics(self, moments: PatchMoments) -> tuple[LayerStatistics, int]:
         """Statistics of the input, and how many of its features never vary."""
@@ -321,8 +336,20 @@ class LayerUnit:
             and all(parameter.requires_grad for parameter in layer.parameters("bias"))
         ]
 
+    def _why_one_hot(self) -> str | None:
+        """Why logistic codes are solved for as one-hot ones, or None if they are not."""
+        if not self.plan.head:
+            return "not the head"
+        if self.layers[0].get_weight().shape[0] > 1:
+            return "an equation for each group"
+        if not self._biased():
+            return "no bias" if self.layers[0].get_bias() is None else "no bias that may be written"
+        return None
+
     def _remark(self, report: LayerReport, dead: int, solution: LayerSolution) -> None:
         """Notes on what makes a solution less useful than it could be."""
+        if isinstance(self.plan.code, Logistic) and not self.fits_likelihood:
+            report.notes.append(f"{self._why_one_hot()}: the one-hot equation is solved instead")
         if dead:
             report.remarks["dead inputs"] = f"{dead} of {report.groups * report.d_in} never vary"
         if any(layer.get_bias() is not None for layer in self.layers) and not self._biased():

@@ -15,7 +15,19 @@ from torch import Tensor, nn
 
 import sylvinit
 from sylvinit.backends import choose
-from sylvinit.codes import ICA, LDA, PCA, Code, KMeans, Latent, OneHot, fix_signs, get_code
+from sylvinit.codes import (
+    ICA,
+    LDA,
+    PCA,
+    Code,
+    KMeans,
+    Latent,
+    Logistic,
+    OneHot,
+    SignPairs,
+    fix_signs,
+    get_code,
+)
 from sylvinit.codes import registry as code_registry
 from sylvinit.errors import LabelError, OptionError, OptionTypeError
 from sylvinit.statistics import LayerStatistics, layer_statistics
@@ -246,6 +258,40 @@ def test_registry() -> None:
         get_code(3)  # type: ignore[arg-type]
     with pytest.raises(OptionError, match="registered already"):
         sylvinit.register_code("pca", PCA)
+
+
+def test_pairs_by_name_and_of_what_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("correlated", "discriminant", "ica", "kmeans", "lda", "pca"):
+        assert get_code(f"{name}-pairs") == SignPairs(get_code(name))
+    for code in (OneHot(), Logistic()):
+        with pytest.raises(OptionError, match=f"sign pairs .* got '{code.name}', .* one class"):
+            SignPairs(code)
+        with pytest.raises(OptionError, match=f"got '{code.name}'"):
+            get_code(f"{code.name}-pairs")
+    with pytest.raises(OptionError, match="not be in pairs itself, got 'pca-pairs'"):
+        SignPairs(SignPairs(PCA()))
+    with pytest.raises(OptionError, match="got 'pca-pairs-pairs'"):
+        get_code("pca-pairs-pairs")
+    with pytest.raises(OptionTypeError, match=r"must be a Code, got 'pca'; .*get_code"):
+        SignPairs("pca")  # type: ignore[arg-type]
+    monkeypatch.setattr(code_registry, "_CODES", dict(code_registry._CODES))
+    sylvinit.register_code("doubled", lambda: SignPairs(PCA()))
+    with pytest.raises(OptionError, match="not be in pairs itself"):
+        get_code("doubled-pairs")
+
+
+@pytest.mark.parametrize("name", ["onehot-pairs", "logistic-pairs"])
+def test_a_classifier_has_no_pairs(name: str) -> None:
+    model, data = model_and_data()
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    with pytest.raises(OptionError, match=r"head_code must be 'auto' or a code: .*one class each"):
+        sylvinit.initialize_(model, data, head_code=name)
+    with pytest.raises(OptionError, match="head_code"):
+        sylvinit.initialize_head_(model, data, head_code=name)
+    with pytest.raises(OptionError, match="one class each"):
+        sylvinit.initialize_(model, data, code=name)
+    for old, new in zip(before, model.parameters(), strict=True):
+        assert torch.equal(old, new)
 
 
 @pytest.mark.parametrize("code", [LDA(), OneHot(), ICA(), KMeans()], ids=lambda code: code.name)

@@ -113,9 +113,13 @@ def test_weights_are_those_of_the_definition(conv: nn.Module, patches: int | str
         np.testing.assert_allclose(found[group], w, rtol=0, atol=CLOSE * np.abs(w).max())
 
 
-def test_rows_of_several_entries_a_sample_are_averaged_over_the_sample() -> None:
-    """Tokens: the mean is over a sample's tokens, and padding is left out."""
+@pytest.mark.parametrize("absent", [False, True])
+def test_rows_of_several_entries_a_sample_are_averaged_over_the_sample(absent: bool) -> None:
+    """Tokens: the mean is over a sample's tokens, padding and absent classes are left out."""
     x, labels = data(5, 4)
+    if absent:
+        labels = 2 * labels + 1  # of classes 0 to 5, half
+        labels[6] = 2  # the only one of its class, and without tokens
     tokens = x.flatten(2).mT.contiguous()  # (samples, 16 tokens, 5)
     mask = torch.ones(SAMPLES, 16)
     mask[::2, 10:] = 0

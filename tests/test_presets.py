@@ -75,6 +75,37 @@ def test_best_is_what_it_says() -> None:
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
+MANY = "more than 4,096 classes preset 'best' uses no labels in hidden layers"
+
+
+@pytest.mark.parametrize("count", [4096, 4097])
+def test_many_classes(count: int, recwarn: pytest.WarningsRecorder) -> None:
+    """Class means of every layer are kept of so many classes; above, there is one warning."""
+    x, y = data()
+    y[-1] = count - 1
+    model = nn.Sequential(*net()[:-1], nn.Linear(6 * 16, 5000))
+
+    def warnings(**settings: object) -> tuple[list[str], list[str]]:
+        recwarn.clear()
+        report = sylvinit.initialize_(model, (x, y), dry_run=True, **settings)  # type: ignore[arg-type]
+        raised = [str(item.message) for item in recwarn if MANY in str(item.message)]
+        assert raised == [text for text in report.warnings if MANY in text]
+        return raised, [layer.code for layer in report.layers if layer.kind != "BatchNorm2d"]
+
+    raised, found = warnings(preset="best")
+    if count > 4096:
+        assert len(raised) == 1
+        assert "labels go up to 4096" in raised[0]
+        assert "code='discriminant'" in raised[0]
+        assert found == ["pca-pairs", "pca", "pca-pairs", "onehot"]
+    else:
+        assert not raised
+        assert found == ["pca-pairs", "discriminant", "discriminant-pairs", "onehot"]
+    assert warnings(preset="paper") == ([], ["pca", "pca", "pca", "onehot"])
+    assert warnings(preset="best", code="discriminant") == ([], [*["discriminant"] * 3, "onehot"])
+    assert not warnings(preset="best", include=["0", "8"])[0]
+
+
 def test_unknown_preset() -> None:
     with pytest.raises(OptionError, match="preset must be one of"):
         sylvinit.initialize_(net(), data(), preset="good")  # type: ignore[arg-type]

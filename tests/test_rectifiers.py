@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import sylvinit
 from sylvinit.demo.networks import resnet20
+from sylvinit.rectifiers import _CLAMPS, _RECTIFIERS
 
 
 class Two(nn.Module):
@@ -27,6 +28,7 @@ class Two(nn.Module):
 
 def pairs(model: nn.Module, x: Tensor) -> list[str]:
     """Names of the layers that would have pairs."""
+    model = model.to(x.dtype)
     report = sylvinit.initialize_(model, x, code=None, preset="best", dry_run=True)
     return [layer.name for layer in report.layers if layer.code.endswith("-pairs")]
 
@@ -60,6 +62,77 @@ OTHERS = [
     lambda x: torch.softmax(x, dim=1),
     lambda x: x * torch.ones_like(x).relu(),
 ]
+# Rectifiers that are put together from other functions are not seen.
+MISSED = [
+    lambda x: torch.maximum(x, torch.zeros_like(x)),
+    lambda x: torch.where(x > 0, x, 0),
+    lambda x: x * torch.sigmoid(x),
+    lambda x: x * (x > 0),
+]
+# With the parameters that they usually have; random slopes as they are without training.
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "relu6": F.relu6,
+    "leaky_relu": F.leaky_relu,
+    "rrelu": F.rrelu,
+    "prelu": lambda x: F.prelu(x, torch.tensor([0.25], dtype=x.dtype)),
+    "elu": F.elu,
+    "selu": F.selu,
+    "celu": F.celu,
+    "gelu": F.gelu,
+    "silu": F.silu,
+    "mish": F.mish,
+    "hardswish": F.hardswish,
+    "softplus": F.softplus,
+    "threshold": lambda x: F.threshold(x, 0.0, 0.0),
+    "clamp": lambda x: torch.clamp(x, min=0),
+    "clip": lambda x: torch.clip(x, min=0),
+    "clamp_min": lambda x: torch.clamp_min(x, 0),
+}
+
+
+def slopes(f: Callable[[Tensor], Tensor]) -> tuple[float, float]:
+    """Mean slopes of f over [-6, -3] and over [3, 6]."""
+    at = f(torch.tensor([-6.0, -3.0, 3.0, 6.0], dtype=torch.float64))
+    return float(at[1] - at[0]) / 3, float(at[3] - at[2]) / 3
+
+
+def is_rectifier(f: Callable[[Tensor], Tensor]) -> bool:
+    """Slope about 1 on the right, at most a third as large on the left, f(s) - f(-s) increasing."""
+    left, right = slopes(f)
+    s = torch.linspace(0, 6, 1201, dtype=torch.float64)
+    rising = bool(((f(s) - f(-s)).diff() > 0).all())
+    return abs(right - 1) < 0.1 and abs(left) <= right / 3 and rising
+
+
+@pytest.mark.parametrize("name", sorted(_RECTIFIERS | _CLAMPS))
+def test_every_listed_function_is_a_rectifier(name: str) -> None:
+    assert is_rectifier(FUNCTIONS[name])
+    assert pairs(Two(FUNCTIONS[name]), torch.randn(20, 6, dtype=torch.float64)) == ["a"]
+
+
+@pytest.mark.parametrize("name", ["tanh", "sigmoid", "hardtanh", "hardsigmoid"])
+def test_functions_that_end_the_search_are_none(name: str) -> None:
+    assert not is_rectifier(getattr(F, name))
+    assert not is_rectifier(lambda s: s)
+
+
+def test_what_the_documentation_says_of_f_of_s_minus_f_of_minus_s() -> None:
+    s = torch.linspace(0.1, 5.9, 59, dtype=torch.float64)
+    ratio = {name: (f(s) - f(-s)) / s for name, f in FUNCTIONS.items()}
+    for name in ("relu", "relu6", "gelu", "silu", "hardswish", "softplus", "threshold"):
+        torch.testing.assert_close(ratio[name], torch.ones_like(s), rtol=0, atol=1e-14)
+    for name in ("leaky_relu", "rrelu", "prelu"):
+        torch.testing.assert_close(ratio[name], ratio[name][:1].expand(59), rtol=0, atol=1e-14)
+        assert float(ratio[name][0]) > 1
+    for name in ("elu", "celu", "selu", "mish"):
+        assert float(ratio[name].max() - ratio[name].min()) > 0.1
+
+
+@pytest.mark.parametrize("between", MISSED)
+def test_missed(between: Callable[[Tensor], Tensor]) -> None:
+    assert is_rectifier(between)
+    assert pairs(Two(between), torch.randn(20, 6)) == []
 
 
 @pytest.mark.parametrize("between", RECTIFIED)

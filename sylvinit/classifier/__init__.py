@@ -1,4 +1,4 @@
-"""Linear classifiers in closed form and by a few solved equations, without a line search."""
+"""Linear classifiers in closed form and by a few steps of majorise-minimise."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from sylvinit.classifier.discriminant import fit_gaussian
+from sylvinit.classifier.discriminant import RIDGES, GaussianClassifier, fit_gaussian
 from sylvinit.classifier.logistic import STEPS, refine_logistic
 from sylvinit.equation import LayerSolution
 from sylvinit.statistics import LayerStatistics
@@ -14,6 +14,8 @@ from sylvinit.statistics import LayerStatistics
 
 def solve_classifier(stats: LayerStatistics, k: int) -> LayerSolution:
     """Weight and bias of a last layer with ``k`` outputs, one for each class.
+
+    The ridge is not known to be the best where it is at an end of those tried; the notes say so.
 
     An output whose class has no rows gets the mean of the other scores, less log(n + 1): it never
     has the highest score, and starts from there in training.
@@ -37,7 +39,9 @@ def solve_classifier(stats: LayerStatistics, k: int) -> LayerSolution:
     weight[present], bias[present] = found_weight, found_bias
     notes = [
         *stats.notes,
-        f"Gaussian classes, ridge {gaussian.ridge:.2g} by leave-one-out, {STEPS} logistic steps",
+        f"Gaussian classes, ridge {gaussian.ridge:.2g} by leave-one-out, {STEPS} logistic steps; "
+        "lam has no part in it",
+        *_remarks_on_ridge(gaussian),
     ]
     if len(x) < stats.n:
         notes.append(f"fitted to a random sample of {len(x)} of {stats.n} rows")
@@ -53,3 +57,13 @@ def solve_classifier(stats: LayerStatistics, k: int) -> LayerSolution:
         empty=~stats.covariance.flatten(1).any(dim=1),
         notes=notes,
     )
+
+
+def _remarks_on_ridge(found: GaussianClassifier) -> list[str]:
+    """That the chosen ridge is not known to be the best, where it is at an end of those tried."""
+    if math.isinf(found.loss):
+        return ["no class has two rows to leave one out of: the largest ridge is taken"]
+    if found.ridge in (RIDGES[0], RIDGES[-1]):
+        end = "smallest" if found.ridge == RIDGES[0] else "largest"
+        return [f"the ridge is the {end} of those tried: the best may lie beyond"]
+    return []

@@ -1,19 +1,23 @@
-"""Multinomial logistic regression near a given classifier, by Sylvester equations.
+"""Multinomial logistic regression near a given classifier, by majorise-minimise.
 
-In coordinates z of the rows with unit covariance and a constant 1 appended, V = (v_1 .. v_C)
+The coordinates z of a row are those in the eigenvectors of the rows' covariance, about their mean,
+divided by (spread + 0.1 mean)^(1/2), with spread the eigenvalue and mean that of all eigenvalues:
+uncorrelated, of variance spread / (spread + 0.1 mean). A constant 1 is appended. V = (v_1 .. v_C)
 minimises
 
     - sum_i log softmax(V z_i)_{y_i} + (tau / 2) |V - V_0|^2.
 
-The Hessian of the first term is at most (1/2) I (x) Z^T Z (Boehning, "Multinomial logistic
-regression algorithm", 1992), so that each step D of majorise-minimise solves a Sylvester equation
-with the same two matrices,
+The Hessian of the first term is at most I (x) M with M = Z^T Z / 2 (Boehning, "Multinomial logistic
+regression algorithm", 1992). The minimum of the quadratic majorant with that Hessian is a step D
+away,
 
-    (tau I) D + D (Z^T Z / 2) = (Y - P) Z - tau (V - V_0),     P = softmax(V Z^T)^T,
+    (tau I) D + D M = (Y - P)^T Z - tau (V - V_0),     P = softmax(V Z^T)^T,
 
-diagonal in these coordinates; steps are taken from the extrapolated points of Nesterov (1983).
-V_0 stands in for the data that are not there: with few rows the result stays near it, and the more
-rows there are the closer it comes to the maximum of the likelihood.
+with the one-hot labels Y: a Sylvester equation whose matrices are both diagonal in these
+coordinates, one division per entry.
+Steps are taken from the extrapolated points of Nesterov (1983). V_0 stands in for the data that are
+not there: with few rows the result stays near it, and the more rows there are the closer it comes
+to the maximum of the likelihood.
 """
 
 from __future__ import annotations
@@ -38,7 +42,7 @@ def refine_logistic(
     strength: float = STRENGTH,
     steps: int = STEPS,
 ) -> tuple[Tensor, Tensor]:
-    """The classifier after ``steps`` solved equations, from (and near) ``weight`` and ``bias``.
+    """The classifier after ``steps`` steps from (and near) ``weight`` and ``bias``.
 
     Args:
         x: float64 (n, d).

@@ -2,7 +2,7 @@
 
 A code is an object with a few attributes and a method (see :class:`Code`); the built-in ones are
 ``pca``, ``lda``, ``ica``, ``kmeans``, ``onehot``, ``correlated``, ``discriminant`` and
-``logistic``, and :class:`SignPairs` of any of them.
+``logistic``, and :class:`SignPairs` of any of them but ``onehot`` and ``logistic``.
 """
 
 from __future__ import annotations

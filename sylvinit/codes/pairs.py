@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sylvinit.codes.base import Code, Latent, needs_sample_means
+from sylvinit.codes.base import Code, Latent, is_mirrored, needs_sample_means
+from sylvinit.codes.targets import OneHot
+from sylvinit.errors import OptionError, OptionTypeError
 from sylvinit.statistics import LayerStatistics
 
 
@@ -18,10 +20,33 @@ class SignPairs:
     (W_1, -W_1) with 2 A_1 W_1 + W_1 B = Q_1, which is what is solved.
 
     Attributes:
-        code: what the pairs are made of.
+        code: what the pairs are made of: any but one-hot and logistic ones, whose entries stand for
+            a class each, and but those that are pairs already.
+
+    Raises:
+        OptionError: there are no pairs of that code.
+        OptionTypeError: ``code`` is not a :class:`Code`.
     """
 
     code: Code
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.code, Code):
+            raise OptionTypeError(
+                f"code of sign pairs must be a Code, got {self.code!r}; sylvinit.codes.get_code "
+                "gives the code of a name"
+            )
+        if isinstance(self.code, OneHot):
+            raise OptionError(
+                "code of sign pairs must have entries of either sign, such as components; got "
+                f"{self.code.name!r}, whose entries stand for one class each: a negative of it is "
+                f"no class. Use {self.code.name!r} alone"
+            )
+        if is_mirrored(self.code):
+            raise OptionError(
+                f"code of sign pairs must not be in pairs itself, got {self.code.name!r}; use it "
+                "as it is"
+            )
 
     @property
     def name(self) -> str:

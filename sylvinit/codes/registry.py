@@ -48,7 +48,7 @@ def get_code(code: str | Code) -> Code:
     """The code of that name; a code is returned as it is.
 
     Raises:
-        OptionError: there is none of that name.
+        OptionError: there is none of that name, or there are no pairs of it.
         OptionTypeError: neither a name nor a :class:`Code`.
     """
     if isinstance(code, str):

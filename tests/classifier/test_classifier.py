@@ -15,6 +15,7 @@ from sylvinit.classifier import fit_gaussian, refine_logistic
 from sylvinit.classifier.discriminant import RIDGES
 
 Array = np.ndarray
+LEFT_OUT = 1000  # rows that are left out at most
 
 
 def classes_of(n: int, classes: int, d: int, seed: int) -> tuple[Array, Array]:
@@ -36,6 +37,22 @@ def gaussian_scores(x: Array, labels: Array, at: Array, ridge: float, nu: float,
     return np.array([-(1 + ridge) / 2 * (at - m) @ inverse @ (at - m) for m in means])
 
 
+def leave_one_out(x: Array, labels: Array, at: Array, ridge: float) -> float:
+    """Mean cross-entropy of the rows ``at``, each by a refit without it; p_c and t are kept."""
+    classes, labels = np.unique(labels, return_inverse=True)
+    means = np.stack([x[labels == c].mean(axis=0) for c in range(len(classes))])
+    inside = x - means[labels]
+    nu = len(x) - len(classes)
+    t = np.trace(inside.T @ inside) / nu / x.shape[1]
+    share = np.log(np.bincount(labels) / len(x))
+    total = 0.0
+    for i in at:
+        rest = np.arange(len(x)) != i
+        f = gaussian_scores(x[rest], labels[rest], x[i], ridge, nu, t) + share
+        total += np.log(np.exp(f - f.max()).sum()) + f.max() - f[labels[i]]
+    return total / len(at)
+
+
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 12), st.integers(2, 4), st.integers(1, 6), st.integers(0, 100))
 def test_leave_one_out_is_that_of_refits(n: int, classes: int, d: int, seed: int) -> None:
@@ -45,14 +62,7 @@ def test_leave_one_out_is_that_of_refits(n: int, classes: int, d: int, seed: int
     nu = len(x) - classes
     t = np.trace(inside.T @ inside) / nu / d
     share = np.log(np.bincount(labels) / len(x))
-    losses = []
-    for ridge in RIDGES:
-        total = 0.0
-        for i in range(len(x)):
-            rest = np.arange(len(x)) != i
-            f = gaussian_scores(x[rest], labels[rest], x[i], ridge, nu, t) + share
-            total += np.log(np.exp(f - f.max()).sum()) + f.max() - f[labels[i]]
-        losses.append(total / len(x))
+    losses = [leave_one_out(x, labels, np.arange(len(x)), ridge) for ridge in RIDGES]
     found = fit_gaussian(torch.from_numpy(x), torch.from_numpy(labels), classes)
     # Relative to the inverse of the smallest ridge the round-off is about 1e-12; seen 3e-12.
     np.testing.assert_allclose(found.loss, min(losses), rtol=1e-9, atol=1e-12)
@@ -63,6 +73,54 @@ def test_leave_one_out_is_that_of_refits(n: int, classes: int, d: int, seed: int
     np.testing.assert_allclose(
         scores - scores[:, :1], f - f[:, :1], rtol=1e-8, atol=1e-8 * np.abs(f).max()
     )
+
+
+def every_nth_by_class(labels: Array) -> list[int]:
+    """Of the rows class by class, cut into 1,000 parts, the one in the middle of each part."""
+    rows = [i for c in sorted(set(labels.tolist())) for i in np.flatnonzero(labels == c).tolist()]
+    return [rows[int((part + 0.5) * len(rows) / LEFT_OUT)] for part in range(LEFT_OUT)]
+
+
+ORDERS = ["random", "sorted", "in turns"]
+
+
+def many_rows(n: int, order: str) -> tuple[Array, Array]:
+    """Four classes, of which two are hard to tell apart and one is wide, and one without rows."""
+    generator = np.random.default_rng(0)
+    labels = generator.choice([0, 1, 2, 4], size=n, p=[0.4, 0.3, 0.2, 0.1])
+    if order == "sorted":
+        labels.sort()
+    elif order == "in turns":
+        labels = np.array([0, 1, 2, 4])[np.arange(n) % 4]
+    centres = np.array([[0, 0, 0], [0.5, 0, 0], [3, 0, 1], [9, 9, 9], [0, 4, 0]])
+    scale = np.array([1.0, 1, 3, 1, 1])[labels][:, None]
+    return centres[labels] + scale * generator.normal(size=(n, 3)), labels
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("n", [1001, 1999, 4000])
+def test_of_many_rows_some_of_every_class_are_left_out(n: int, order: str) -> None:
+    x, labels = many_rows(n, order)
+    at = every_nth_by_class(labels)
+    assert len(set(at)) == LEFT_OUT
+    # The classes have their shares, in whole rows.
+    shares = np.bincount(labels[at]) - LEFT_OUT * np.bincount(labels) / n
+    assert np.abs(shares).max() <= 1
+    ridges = (1e-2, 1.0)
+    losses = [leave_one_out(x, labels, np.array(at), ridge) for ridge in ridges]
+    rows = (torch.from_numpy(x), torch.from_numpy(labels), 5)
+    for ridge, loss in zip(ridges, losses, strict=True):
+        assert fit_gaussian(*rows, (ridge,)).loss == pytest.approx(loss, rel=1e-9)  # seen 2e-15
+    found = fit_gaussian(*rows, ridges)
+    assert found.loss == pytest.approx(min(losses), rel=1e-9)
+    assert found.ridge == ridges[int(np.argmin(losses))]
+
+
+def test_the_first_rows_of_sorted_data_would_say_something_else() -> None:
+    """The oracle above tells the choice of rows: those of one class alone have another loss."""
+    x, labels = many_rows(4000, "sorted")
+    found = fit_gaussian(torch.from_numpy(x), torch.from_numpy(labels), 5, (1.0,))
+    assert abs(leave_one_out(x, labels, np.arange(LEFT_OUT), 1.0) / found.loss - 1) > 0.1
 
 
 @settings(max_examples=10, deadline=None)
@@ -142,6 +200,11 @@ def test_head_of_a_network() -> None:
     assert layer.code == "logistic"
     assert any("leave-one-out" in note for note in layer.notes)
     assert layer.to_dict()["residual"] is None
+    assert layer.to_dict()["lam"] is None
+    assert any("lam has no part in it" in note for note in layer.notes)
+    planned = sylvinit.initialize_head_(model, data, head_code="logistic", dry_run=True)
+    assert planned.to_dict()["layers"][0]["lam"] is None
+    assert report.settings["lam"] == 10.0
     other = nn.Sequential(nn.Linear(5, 4)).double()
     sylvinit.initialize_head_(other, data, head_code="logistic", lam=0.1)
     torch.testing.assert_close(other[0].weight, model[0].weight, rtol=0, atol=0)
@@ -160,19 +223,89 @@ def test_absent_class_in_the_middle() -> None:
     assert float((predicted == data[1]).double().mean()) > 0.6
 
 
-@pytest.mark.parametrize("case", ["no bias", "hidden layer"])
+@pytest.mark.parametrize(
+    ("distance", "widths", "expected"),
+    [(1, (1.0, 1.0), "largest"), (1, (1.0, 0.5), None), (10, (1.0, 0.5), "smallest")],
+)
+def test_a_ridge_at_the_end_of_the_grid_is_noted(
+    distance: int, widths: tuple[float, float], expected: str | None
+) -> None:
+    """Of round classes, which want a round covariance; of oval ones; and of ones far apart."""
+    labels = np.arange(60) % 2
+    x = np.random.default_rng(0).normal(size=(60, 2)) + distance * labels[:, None]
+    data = (torch.from_numpy(x * widths), torch.from_numpy(labels))
+    end = {"smallest": RIDGES[0], "largest": RIDGES[-1]}
+    assert (fit_gaussian(*data, 2).ridge in end.values()) == (expected is not None)
+    model = nn.Sequential(nn.Linear(2, 2)).double()
+    notes = sylvinit.initialize_head_(model, data, head_code="logistic").layers[0].notes
+    found = [note for note in notes if "of those tried" in note]
+    if expected is None:
+        assert not found
+    else:
+        assert fit_gaussian(*data, 2).ridge == end[expected]
+        assert found == [f"the ridge is the {expected} of those tried: the best may lie beyond"]
+
+
+def test_a_ridge_that_nothing_decides_is_noted() -> None:
+    model = nn.Sequential(nn.Linear(2, 3)).double()
+    data = (torch.randn(3, 2, dtype=torch.float64), torch.arange(3))
+    notes = sylvinit.initialize_head_(model, data, head_code="logistic").layers[0].notes
+    assert any("no class has two rows" in note for note in notes)
+
+
+class Grouped(nn.Module):
+    """A head whose outputs are in two groups, each with features of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(6, 4, 1, groups=2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x[:, :, None])[:, :, 0]
+
+
+WHERE = {
+    "no bias": "no bias:",
+    "frozen bias": "no bias that may be written:",
+    "groups": "an equation for each group:",
+    "hidden layer": "not the head:",
+}
+
+
+@pytest.mark.parametrize("case", WHERE)
+@pytest.mark.filterwarnings("ignore::sylvinit.SylvinitWarning")
 def test_elsewhere_it_is_the_one_hot_code(case: str) -> None:
-    x, labels = classes_of(60, 3, 5, 3)
+    x, labels = classes_of(60, 3, 6, 3)
     data = (torch.from_numpy(x), torch.from_numpy(labels))
 
-    def solved(code: str) -> torch.Tensor:
+    def solved(code: str) -> tuple[torch.Tensor, sylvinit.LayerReport]:
         torch.manual_seed(0)
-        if case == "no bias":
-            model = nn.Sequential(nn.Linear(5, 3, bias=False)).double()
-            sylvinit.initialize_head_(model, data, head_code=code)
-        else:
-            model = nn.Sequential(nn.Linear(5, 3), nn.ReLU(), nn.Linear(3, 3)).double()
-            sylvinit.initialize_(model, data, code=code)
-        return model[0].weight.detach()
+        if case == "hidden layer":
+            model = nn.Sequential(nn.Linear(6, 3), nn.ReLU(), nn.Linear(3, 3)).double()
+            report = sylvinit.initialize_(model, data, code=code)
+            return model[0].weight.detach(), report.layers[0]
+        head = nn.Linear(6, 3, bias=case != "no bias")
+        model = nn.Sequential(Grouped() if case == "groups" else head).double()
+        if case == "frozen bias":
+            head.bias.requires_grad_(False)
+        report = sylvinit.initialize_head_(model, data, head_code=code, lam=3.0)
+        return next(model.parameters()).detach(), report.layers[0]
 
-    torch.testing.assert_close(solved("logistic"), solved("onehot"), rtol=0, atol=0)
+    (weight, report), (expected, plain) = solved("logistic"), solved("onehot")
+    torch.testing.assert_close(weight, expected, rtol=0, atol=0)
+    assert report.code == "logistic"
+    assert report.lam == plain.lam == (10.0 if case == "hidden layer" else 3.0)
+    note = f"{WHERE[case]} the one-hot equation is solved instead"
+    assert note in report.notes
+    assert not any("one-hot" in other for other in plain.notes)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_what_becomes_of_outputs_without_a_class(bias: bool) -> None:
+    x, labels = classes_of(40, 3, 5, 2)
+    model = nn.Sequential(nn.Linear(5, 4, bias=bias)).double()
+    rest = "never win" if bias else "are zero"
+    data = (torch.from_numpy(x), torch.from_numpy(labels))
+    with pytest.warns(sylvinit.SylvinitWarning, match=f"3 of 4; .* {rest}"):
+        sylvinit.initialize_head_(model, data, head_code="logistic")
+    assert bool(model[0].weight[3].any()) == bias
