@@ -174,7 +174,7 @@ def _add_init(parser: argparse.ArgumentParser) -> None:
     add("--exclude", action="append", metavar="PATTERN", help="but not these; repeatable")
     add("--microbatch", metavar="N", type=int)
     add("--max-samples", metavar="N", type=int)
-    add("--rescale", choices=["variance"], help="unit output variance, for nets without norms")
+    add("--rescale", choices=["variance", "none"], help="unit output variance of hidden layers")
     add("--backend", metavar="NAME")
     add("--device", metavar="DEVICE", help="move the model there first, as cuda:0")
     add("--seed", metavar="N", type=int)

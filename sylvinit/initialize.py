@@ -54,7 +54,7 @@ def initialize_(
     storage: Literal["memory", "recompute"] = "memory",
     siblings: Literal["split", "same"] = "split",
     calibrate_norm: bool = True,
-    rescale: Literal["variance"] | None = None,
+    rescale: Literal["variance", "none"] | None = None,
     seed: int = 0,
     backend: str = "auto",
     progress: bool | None = None,
@@ -77,13 +77,12 @@ def initialize_(
             kind in a mapping (those of a language model) are not used, unless a code asks for them.
             "attention_mask" in a mapping drops padding tokens. The first samples decide what is
             solved and how many calls of a layer are waited for.
-        preset: what code, head_code, lam and patches are where they are not given. "paper": PCA
-            codes, one-hot for the head, lam 10, 10 patches. "best": entries in pairs of opposite
-            sign where a rectifier follows, discriminant directions of the samples' mean patches
-            before principal components (in the first layer, without labels, and above 4,096
-            classes, components alone), one-hot for the head, lam 10, 30 patches. It was chosen for
-            the accuracy before training; networks that will be trained start better from "paper"
-            so far.
+        preset: what code, head_code, lam, patches and rescale are where they are not given.
+            "paper": PCA codes, one-hot for the head, lam 10, 10 patches, as they solve the
+            equation. "best": PCA codes in the first third of the layers; after it, with labels of
+            at most 4,096 classes, discriminant directions of the samples' mean patches before
+            principal components, in pairs of opposite sign where a rectifier follows; one-hot for
+            the head, lam 10, 30 patches, rows rescaled to unit output variance.
         code: "pca", "lda", "ica", "kmeans", "onehot", "correlated", "discriminant", a
             :class:`sylvinit.Code`, or a mapping from name patterns to those (the first match
             decides; layers without one use the preset's). None: the preset's.
@@ -103,8 +102,9 @@ def initialize_(
         siblings: layers with the same input (q, k, v; branches) take successive components
             ("split") or the same ones ("same").
         calibrate_norm: set running statistics of batch normalisations to those of the whole data.
-        rescale: "variance" scales the rows of hidden layers to unit output variance, for networks
-            without normalisation.
+        rescale: "variance" scales the rows of hidden layers to unit output variance: for networks
+            without normalisation, and in others for training, whose steps then change all filters
+            alike. "none" leaves them as they solve the equation. None: the preset's.
         seed: of patch positions and codes. Global random states are neither used nor changed.
         backend: "auto", "cpu", "torch" or "cuda".
         progress: whether to show a bar; None shows it on terminals.
@@ -261,7 +261,7 @@ def _classes(batches: list[Batch], options: Options) -> Classes | str:
     """
     codes = [*options.code.values(), options.head_code]
     needed = any(code is not None and code.needs_labels for code in codes)
-    wanted = needed or options.head_code is None or options.preset.supervised
+    wanted = needed or options.head_code is None or options.preset.supervised_from < 1
     if batches[0].labels is None:
         return "data has no labels"
     if not wanted:

@@ -91,7 +91,7 @@ class Options:
             "storage": "recompute" if self.recompute else "memory",
             "siblings": "split" if self.split_siblings else "same",
             "calibrate_norm": self.calibrate_norm,
-            "rescale": "variance" if self.rescale else None,
+            "rescale": "variance" if self.rescale else "none",
             "seed": self.seed,
             "backend": self.backend,
             "progress": self.progress,
@@ -163,7 +163,7 @@ def check_options(
         recompute=check_choice("storage", storage, ("memory", "recompute")) == "recompute",
         split_siblings=check_choice("siblings", siblings, ("split", "same")) == "split",
         calibrate_norm=bool(calibrate_norm),
-        rescale=check_choice("rescale", rescale, (None, "variance")) is not None,
+        rescale=_rescale(rescale, chosen),
         seed=check_seed(seed),
         backend=_backend(backend),
         progress=progress,
@@ -172,6 +172,11 @@ def check_options(
         row_to_sample=row_to_sample,
         head_only=head_only,
     )
+
+
+def _rescale(value: Any, preset: Preset) -> bool:
+    choice = check_choice("rescale", value, (None, "variance", "none"))
+    return preset.rescale if choice is None else choice == "variance"
 
 
 def _by_name(argument: str, value: Any, default: Any, check: Callable[[Any], T]) -> ByName[T]:

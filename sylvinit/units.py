@@ -211,8 +211,8 @@ class LayerUnit:
         what = f"the equation of {self.name} ({outputs} x {stats.d}, {stats.groups} groups)"
         with memory_for(what, stats.groups * (outputs + stats.d) ** 2 * 8):
             solution = (
-                solve_classifier(stats, outputs)
-                if self.fits_likelihood
+                solve_classifier(stats, outputs, strength=plan.code.strength, steps=plan.code.steps)
+                if isinstance(plan.code, Logistic) and self.fits_likelihood
                 else solve_layer(
                     stats,
                     plan.code,

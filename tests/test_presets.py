@@ -11,7 +11,8 @@ from driver_helpers import Snapshot
 from torch import nn
 
 import sylvinit
-from sylvinit.codes import PCA, Discriminant, SignPairs
+from sylvinit import presets
+from sylvinit.codes import PCA, Code, Discriminant, SignPairs
 from sylvinit.datasets import load_digits
 from sylvinit.demo.networks import digits_net
 from sylvinit.errors import NonFiniteError, OptionError
@@ -49,19 +50,42 @@ def test_paper_is_the_default() -> None:
     first, second = net(), net()
     sylvinit.initialize_(first, data())
     sylvinit.initialize_(
-        second, data(), preset="paper", code="pca", head_code="onehot", lam=10.0, patches=10
+        second,
+        data(),
+        preset="best",
+        code="pca",
+        head_code="onehot",
+        lam=10.0,
+        patches=10,
+        rescale="none",
     )
     for a, b in zip(first.parameters(), second.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
 def test_best() -> None:
-    assert codes(preset="best") == ["pca-pairs", "discriminant", "discriminant-pairs", "onehot"]
+    assert codes(preset="best") == ["pca", "pca", "discriminant-pairs", "onehot"]
     assert codes(preset="best", head_code="logistic")[-1] == "logistic"
-    assert codes(preset="best", code={"3": "ica"})[:2] == ["pca-pairs", "ica"]
+    assert codes(preset="best", code={"3": "ica"})[:2] == ["pca", "ica"]
     assert codes(preset="best", code="lda")[:3] == ["lda", "lda", "lda"]
     with pytest.warns(sylvinit.SylvinitWarning, match="not one-hot"):
-        assert codes(preset="best", unlabelled=True) == ["pca-pairs", "pca", "pca-pairs", "pca"]
+        assert codes(preset="best", unlabelled=True) == ["pca"] * 4
+
+
+@pytest.mark.parametrize(
+    ("depth", "labelled", "rectified", "expected"),
+    [
+        (0.0, True, True, PCA()),
+        (0.3, True, True, PCA()),
+        (0.34, True, True, SignPairs(Discriminant())),
+        (0.9, True, False, Discriminant()),
+        (0.9, False, True, PCA()),
+    ],
+)
+def test_codes_of_best(depth: float, labelled: bool, rectified: bool, expected: Code) -> None:
+    best, paper = presets.get_preset("best"), presets.get_preset("paper")
+    assert best.hidden(depth=depth, labelled=labelled, rectified=rectified) == expected
+    assert paper.hidden(depth=depth, labelled=labelled, rectified=rectified) == PCA()
 
 
 def test_best_is_what_it_says() -> None:
@@ -69,8 +93,9 @@ def test_best_is_what_it_says() -> None:
     report = sylvinit.initialize_(first, data(), preset="best")
     assert report.settings["preset"] == "best"
     assert report.settings["patches"] == 30
-    given = {"0": SignPairs(PCA()), "3": Discriminant(), "5": SignPairs(Discriminant())}
-    sylvinit.initialize_(second, data(), code=given, patches=30)
+    assert report.settings["rescale"] == "variance"
+    given = {"5": SignPairs(Discriminant())}
+    sylvinit.initialize_(second, data(), code=given, patches=30, rescale="variance")
     for a, b in zip(first.parameters(), second.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 
@@ -97,13 +122,13 @@ def test_many_classes(count: int, recwarn: pytest.WarningsRecorder) -> None:
         assert len(raised) == 1
         assert "labels go up to 4096" in raised[0]
         assert "code='discriminant'" in raised[0]
-        assert found == ["pca-pairs", "pca", "pca-pairs", "onehot"]
+        assert found == ["pca", "pca", "pca", "onehot"]
     else:
         assert not raised
-        assert found == ["pca-pairs", "discriminant", "discriminant-pairs", "onehot"]
+        assert found == ["pca", "pca", "discriminant-pairs", "onehot"]
     assert warnings(preset="paper") == ([], ["pca", "pca", "pca", "onehot"])
     assert warnings(preset="best", code="discriminant") == ([], [*["discriminant"] * 3, "onehot"])
-    assert not warnings(preset="best", include=["0", "8"])[0]
+    assert not warnings(preset="best", include=["0", "3", "8"])[0]
 
 
 def test_unknown_preset() -> None:

@@ -21,7 +21,7 @@ from tsne import run_tsne
 
 from sylvinit.datasets import Samples
 
-CURVE_STEP = 10  # epochs between two points of a curve
+CURVE_STEP = 10  # epochs between two points of a curve, fewer where it would have fewer than 10
 
 
 def execute(runs: Sequence[Run], device: str) -> list[dict[str, Any]]:
@@ -67,7 +67,8 @@ def _train(runs: Sequence[Run], device: str) -> list[dict[str, Any]]:
     curve = bool(runs[0].cell.get("curve", runs[0].config.curve))
     stops = {recipe.epochs}
     if curve:
-        stops |= set(range(CURVE_STEP, recipe.epochs, CURVE_STEP))
+        step = max(min(CURVE_STEP, recipe.epochs // 10), 1)
+        stops |= set(range(step, recipe.epochs, step))
     prepared = [Prepared(run, device) for run in runs]
     probes = [data.probe(item.test) for item in prepared] if curve else []
     curves: list[list[list[float]]] = [[] for _ in runs]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sylvinit.classifier.discriminant import GaussianClassifier, fit_gaussian
+from sylvinit.classifier.gaussian import GaussianClassifier, fit_gaussian
 from sylvinit.classifier.logistic import refine_logistic
 
 __all__ = ["GaussianClassifier", "fit_gaussian", "refine_logistic"]

