@@ -78,11 +78,13 @@ def initialize_(
             "attention_mask" in a mapping drops padding tokens. The first samples decide what is
             solved and how many calls of a layer are waited for.
         preset: what code, head_code, lam, patches and rescale are where they are not given.
-            "paper": PCA codes, one-hot for the head, lam 10, 10 patches, as they solve the
-            equation. "best": PCA codes in the first third of the layers; after it, with labels of
-            at most 4,096 classes, discriminant directions of the samples' mean patches before
-            principal components, in pairs of opposite sign where a rectifier follows; one-hot for
-            the head, lam 10, 30 patches, rows rescaled to unit output variance.
+            "paper": PCA codes, one-hot for the head, lam 10, 10 patches, rows as they solve the
+            equation. "best", for networks that will be trained: the same with rows of unit output
+            variance. "frozen", for hidden layers that will not be trained, has the highest accuracy
+            before training: 30 patches, entries in pairs of opposite sign where a rectifier
+            follows, discriminant directions of the samples' mean patches before principal
+            components (in the first layer, without labels, and above 4,096 classes, components
+            alone).
         code: "pca", "lda", "ica", "kmeans", "onehot", "correlated", "discriminant", a
             :class:`sylvinit.Code`, or a mapping from name patterns to those (the first match
             decides; layers without one use the preset's). None: the preset's.
@@ -261,7 +263,7 @@ def _classes(batches: list[Batch], options: Options) -> Classes | str:
     """
     codes = [*options.code.values(), options.head_code]
     needed = any(code is not None and code.needs_labels for code in codes)
-    wanted = needed or options.head_code is None or options.preset.supervised_from < 1
+    wanted = needed or options.head_code is None or options.preset.supervised
     if batches[0].labels is None:
         return "data has no labels"
     if not wanted:

@@ -261,10 +261,9 @@ def _hidden_code(
         return code
     count = 0 if isinstance(classes, str) else classes.count
     few = count <= _MOST_DISCRIMINANT_CLASSES
-    depth = survey.layers.index(layer) / len(survey.layers)
-    rectified = layer.module in survey.rectified
-    code = options.preset.hidden(depth=depth, labelled=count > 0 and few, rectified=rectified)
-    if not few and options.preset.supervised(depth):
+    first, rectified = layer is survey.layers[0], layer.module in survey.rectified
+    code = options.preset.hidden(first=first, labelled=count > 0 and few, rectified=rectified)
+    if not few and options.preset.supervised and not first:
         text = (
             f"labels go up to {count - 1}: with more than {_MOST_DISCRIMINANT_CLASSES:,} classes "
             f"preset {options.preset.name!r} uses no labels in hidden layers; number the classes "

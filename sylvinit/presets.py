@@ -7,7 +7,7 @@ from typing import Literal
 
 from sylvinit.codes import PCA, Code, Discriminant, OneHot, SignPairs
 
-PresetName = Literal["paper", "best"]
+PresetName = Literal["paper", "best", "frozen"]
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class Preset:
         lam: weight of the encoding loss.
         head: code of a head that has an output for every class.
         rescale: whether rows of hidden layers get unit output variance.
-        supervised_from: hidden layers that lie so deep (see :meth:`hidden`) use labels, if there
-            are some; 1 for none.
+        supervised: whether hidden layers behind the first one use labels, if there are some.
+        pairs: whether layers whose output is rectified have entries in pairs of opposite sign.
     """
 
     name: PresetName
@@ -29,38 +29,34 @@ class Preset:
     lam: float
     head: Code
     rescale: bool
-    supervised_from: float
+    supervised: bool
+    pairs: bool
 
-    def supervised(self, depth: float) -> bool:
-        """Whether a hidden layer is to use labels."""
-        return depth >= self.supervised_from
-
-    def hidden(self, *, depth: float, labelled: bool, rectified: bool) -> Code:
+    def hidden(self, *, first: bool, labelled: bool, rectified: bool) -> Code:
         """Code of a hidden layer.
 
-        Early layers keep what varies most: what they do not pass on is lost to all others, and
-        patches of theirs tell little of the class. Late ones look for what tells classes apart, in
-        pairs of opposite sign where a rectifier would drop half of it.
-
         Args:
-            depth: the share of the network's layers that are executed before this one, in [0, 1).
+            first: whether it is the first layer of the network. What it does not pass on is lost to
+                all others, and single patches of the input tell little of the class: so it keeps
+                the principal components.
             labelled: whether there are class labels.
             rectified: whether its output passes through a rectifier before the next layer.
         """
-        if not (labelled and self.supervised(depth)):
-            return PCA()
-        return SignPairs(Discriminant()) if rectified else Discriminant()
+        code = Discriminant() if self.supervised and labelled and not first else PCA()
+        return SignPairs(code) if self.pairs and rectified else code
 
 
-# One-hot heads in both: their scores stay near 0 and 1. Those of a logistic head grow with how easy
+# One-hot heads in all: their scores stay near 0 and 1. Those of a logistic head grow with how easy
 # the training samples are, and features that were made with labels make them very easy: training
 # from there went wrong at a learning rate of 0.1.
 #
 # "best" was chosen by the accuracy after training, on images that were neither trained on nor
-# tested on (bench/experiments/configs/choose_preset.json).
+# tested on (bench/experiments/configs/choose_preset.json). What wins before training ("frozen") was
+# no better after it than random weights.
 _PRESETS: dict[str, Preset] = {
-    "paper": Preset("paper", 10, 10.0, OneHot(), rescale=False, supervised_from=1.0),
-    "best": Preset("best", 30, 10.0, OneHot(), rescale=True, supervised_from=1 / 3),
+    "paper": Preset("paper", 10, 10.0, OneHot(), rescale=False, supervised=False, pairs=False),
+    "best": Preset("best", 10, 10.0, OneHot(), rescale=True, supervised=False, pairs=False),
+    "frozen": Preset("frozen", 30, 10.0, OneHot(), rescale=False, supervised=True, pairs=True),
 }
 
 

@@ -112,8 +112,7 @@ def _of_preset(settings: Mapping[str, Any]) -> list[str]:
     if name not in available_presets():
         raise ValueError(f"preset: expected one of {available_presets()}, got {name!r}")
     preset = get_preset(name)
-    depths = (0.0, 1 - 1e-9)
-    codes = [preset.hidden(depth=depth, labelled=True, rectified=True) for depth in depths]
+    codes = [preset.hidden(first=first, labelled=True, rectified=True) for first in (True, False)]
     return [repr(preset), *map(repr, codes)]
 
 

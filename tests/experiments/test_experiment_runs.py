@@ -116,7 +116,7 @@ def test_the_hash_covers_what_decides_on_a_result() -> None:
 def test_the_hash_covers_constants_behind_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
     def keys() -> list[str]:
         arms = {
-            "sylvinit": {"initialiser": "sylvinit", "settings": {"preset": "best"}},
+            "sylvinit": {"initialiser": "sylvinit", "settings": {"preset": "frozen"}},
             "code": {"initialiser": "sylvinit", "settings": {"code": {"*": "discriminant"}}},
             "given": {
                 "initialiser": "sylvinit",
