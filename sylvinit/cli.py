@@ -155,11 +155,17 @@ def _add_init(parser: argparse.ArgumentParser) -> None:
     add("--weights", metavar="FILE", type=Path, help="load these first (.safetensors, .pt)")
     add("--head-only", action="store_true", help="solve the classifier, leave the rest alone")
     add(
+        "--preset",
+        choices=["paper", "best", "frozen"],
+        help="paper, best for networks that will "
+        "be trained, or frozen for hidden layers that will not",
+    )
+    add(
         "--code",
         action="append",
         metavar="[PATTERN=]CODE",
-        help="pca, lda, ica, kmeans, onehot, correlated; may be given for several patterns of "
-        "layer names",
+        help="pca, lda, ica, kmeans, discriminant, correlated, one of them with -pairs, onehot; "
+        "may be given for several patterns of layer names",
     )
     add(
         "--lam",
@@ -191,7 +197,7 @@ _HEAD_OPTIONS = (
     "backend",
     "seed",
 )
-_OPTIONS = (*_HEAD_OPTIONS, "code", "include", "exclude", "rescale")
+_OPTIONS = (*_HEAD_OPTIONS, "preset", "code", "include", "exclude", "rescale")
 
 
 def _init(arguments: argparse.Namespace) -> None:

@@ -5,6 +5,7 @@ import logging
 import runpy
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,19 @@ def test_init_is_the_function(workshop: Path) -> None:
     written = load_file("weights.safetensors")
     torch.testing.assert_close(written["0.weight"], model.state_dict()["0.weight"])
     torch.testing.assert_close(written["4.weight"], model.state_dict()["4.weight"])
+
+
+def test_init_with_a_preset(workshop: Path) -> None:
+    assert init("--preset", "best", "--patches", "5") == 0
+    torch.manual_seed(0)
+    model = factory("net")
+    with np.load("digits.npz") as data, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        samples = torch.from_numpy(data["x"]), torch.from_numpy(data["y"])
+        sylvinit.initialize_(model, samples, preset="best", patches=5)
+    written = load_file("weights.safetensors")
+    for name in ("0.weight", "4.weight"):
+        torch.testing.assert_close(written[name], model.state_dict()[name])
 
 
 @pytest.mark.parametrize("model", ["double", "built"])
