@@ -157,7 +157,7 @@ def _add_init(parser: argparse.ArgumentParser) -> None:
     add(
         "--preset",
         choices=["paper", "best", "frozen"],
-        help="paper, best for networks that will "
+        help="paper (default), best for networks that will "
         "be trained, or frozen for hidden layers that will not",
     )
     add(
@@ -174,16 +174,21 @@ def _add_init(parser: argparse.ArgumentParser) -> None:
         help="weight of the encoding loss (default 10)",
     )
     add("--head", metavar="NAME", help="the classifier; default: the last layer executed")
-    add("--head-code", metavar="CODE")
+    add(
+        "--head-code",
+        metavar="CODE",
+        help="code of the classifier: onehot (default with labels), logistic with --head-only, "
+        "or one of --code",
+    )
     add("--patches", metavar="N|all", help="patches of each sample")
     add("--include", action="append", metavar="PATTERN", help="only layers that match; repeatable")
     add("--exclude", action="append", metavar="PATTERN", help="but not these; repeatable")
-    add("--microbatch", metavar="N", type=int)
-    add("--max-samples", metavar="N", type=int)
+    add("--microbatch", metavar="N", type=int, help="samples that pass through the model at once")
+    add("--max-samples", metavar="N", type=int, help="use at most so many")
     add("--rescale", choices=["variance", "none"], help="unit output variance of hidden layers")
-    add("--backend", metavar="NAME")
+    add("--backend", metavar="NAME", help="auto (default), cpu, torch or cuda")
     add("--device", metavar="DEVICE", help="move the model there first, as cuda:0")
-    add("--seed", metavar="N", type=int)
+    add("--seed", metavar="N", type=int, help="of patch positions and codes (default 0)")
 
 
 # Passed on only where they are given, so that every default has one home.

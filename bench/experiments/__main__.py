@@ -5,9 +5,11 @@
     python bench/experiments status
     python bench/experiments report --out docs/results.md
 
-DIR contains cifar-10-batches-py. Networks that were trained before are looked for in the folder
-that SYLVINIT_CHECKPOINTS names. Every finished run is stored at once, and only missing runs are
-done, so the command can be stopped and repeated at any time, also on several machines (--shard).
+DIR contains cifar-10-batches-py; `pip install '.[experiments]'` brings what the others need.
+Networks that were trained before are looked for in the folder that SYLVINIT_CHECKPOINTS names.
+Every finished run is stored at once, and only missing runs are done, so the command can be stopped
+and repeated at any time, also on several machines (--shard). The report shows cells whose seeds are
+all there, with --partial the others, too.
 """
 
 from __future__ import annotations

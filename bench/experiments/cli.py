@@ -14,6 +14,8 @@ from data import MissingDataError
 from store import FOLDER
 from work import Settings, Shard, check_all, missing, planned, work
 
+_REPORT = FOLDER.parents[2] / "docs" / "results.md"
+
 
 def main(argv: Sequence[str] | None = None, description: str | None = None) -> int:
     """Run the command line.
@@ -91,8 +93,11 @@ def _report(arguments: argparse.Namespace) -> int:
     # Imported late: only the report needs matplotlib.
     from report import write_report
 
-    write_report(_configs(arguments), arguments.results, arguments.out, arguments.partial)
-    print(f"wrote {arguments.out}")
+    out = arguments.out
+    if out is None and (arguments.configs or arguments.results != FOLDER):
+        raise ConfigError(f"--out: expected a file; {_REPORT.name} is the report of all results")
+    write_report(_configs(arguments), arguments.results, out or _REPORT, arguments.partial)
+    print(f"wrote {out or _REPORT}")
     return 0
 
 
@@ -104,6 +109,8 @@ def _list(arguments: argparse.Namespace) -> int:
 
 
 def _configs(arguments: argparse.Namespace) -> list[Config]:
+    if arguments.command is not _list and not arguments.results.is_dir():
+        raise MissingDataError(f"--results: {arguments.results} is no folder")
     return [load_config(name) for name in arguments.configs or names()]
 
 
@@ -137,7 +144,7 @@ def _parser(description: str | None) -> argparse.ArgumentParser:
         sub.add_argument("configs", nargs=many, metavar="CONFIG", help="name, or a JSON file")
         sub.add_argument("--results", type=Path, default=FOLDER, help="folder of the results")
         if name == "report":
-            sub.add_argument("--out", type=Path, default=FOLDER.parents[2] / "docs" / "results.md")
+            sub.add_argument("--out", type=Path, help="file; default for all: docs/results.md")
             sub.add_argument("--partial", action="store_true", help="show unfinished cells, too")
         if name == "run":
             sub.add_argument("--workers", type=_positive, default=1, help="processes")

