@@ -145,8 +145,13 @@ def test_ctrl_c() -> None:
         return x
 
     model = _trapped(LAST, action)
-    with unchanged(model), pytest.raises(KeyboardInterrupt):
-        sylvinit.initialize_(model, (X, Y), microbatch=10)
+    # Shells start background jobs with SIGINT ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with unchanged(model), pytest.raises(KeyboardInterrupt):
+            sylvinit.initialize_(model, (X, Y), microbatch=10)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_ctrl_c_while_a_layer_is_solved() -> None:

@@ -29,7 +29,7 @@ class Two(nn.Module):
 def pairs(model: nn.Module, x: Tensor) -> list[str]:
     """Names of the layers that would have pairs."""
     model = model.to(x.dtype)
-    report = sylvinit.initialize_(model, x, code=None, preset="best", dry_run=True)
+    report = sylvinit.initialize_(model, x, code=None, preset="frozen", dry_run=True)
     return [layer.name for layer in report.layers if layer.code.endswith("-pairs")]
 
 
