@@ -20,7 +20,9 @@ and ridge r, in the basis where S is diagonal. (Friedman, "Regularized discrimin
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -49,6 +51,8 @@ class GaussianClassifier:
 # Most rows that are left out, one at a time, to choose the ridge: enough to tell half decades
 # apart.
 _LEFT_OUT = 1000
+# Scores of left-out rows that are held at once, for all ridges together (8 MB).
+_MOST_SCORES = 2**20
 # Log of the frequency that an absent class is given.
 _ABSENT = -30.0
 
@@ -84,35 +88,67 @@ def fit_gaussian(
     if level <= 0:  # every class is a single point
         level = torch.ones_like(level)
     means = means @ basis
-    left_out = _evenly_by_class(labels, _LEFT_OUT)
-    x, residual, labels = x[left_out] @ basis, residual[left_out] @ basis, labels[left_out]
     log_share = torch.where(present, (counts.clamp(min=1) / n).log(), _ABSENT)
-    own = counts[labels]
-    counted = own > 1
-    own = own.clamp(min=2)
-    downdate, rise = own / (own - 1) / freedom, own / (own - 1)
-    index = torch.arange(len(x), device=x.device)
-    best = (float("inf"), ridges[-1])
-    for ridge in ridges if bool(counted.any()) else ():
-        inverse = 1 / (values + ridge * level)
-        scaled = residual * inverse
-        leverage = (scaled * residual).sum(dim=1)
-        # Squared distances to the class means, and r_i^T K^-1 (x_i - m_c).
-        weighted = means * inverse
-        distance = (x * x) @ inverse[:, None] - 2 * x @ weighted.mT + (means * weighted).sum(dim=1)
-        aligned = (scaled * x).sum(dim=1, keepdim=True) - scaled @ means.mT
-        distance[index, labels] = leverage * rise**2
-        aligned[index, labels] = leverage * rise
-        rest = (1 - downdate * leverage).clamp(min=torch.finfo(x.dtype).eps)
-        distance = distance + (downdate / rest)[:, None] * aligned**2
-        scores = log_share - (1 + ridge) / 2 * distance
-        loss = torch.nn.functional.cross_entropy(scores[counted], labels[counted])
-        best = min(best, (float(loss), ridge))
-    loss, ridge = best
+    chosen = _evenly_by_class(labels, _LEFT_OUT)
+    chosen = chosen[counts[labels[chosen]] > 1]
+    ridge, loss = ridges[-1], math.inf
+    if len(chosen):
+        own = counts[labels[chosen]]
+        rows = _LeftOut(
+            x[chosen] @ basis,
+            residual[chosen] @ basis,
+            labels[chosen],
+            rise=own / (own - 1),
+            downdate=own / (own - 1) / freedom,
+        )
+        at_once = max(_MOST_SCORES // (len(chosen) * classes), 1)
+        losses = torch.cat(
+            [
+                rows.losses(part, values + part[:, None] * level, means, log_share)
+                for part in x.new_tensor(ridges).split(at_once)
+            ]
+        )
+        loss, ridge = min(zip(losses.tolist(), ridges, strict=True))
     weighted = (1 + ridge) * means / (values + ridge * level)
     bias = log_share - (means * weighted).sum(dim=1) / 2
     weighted = torch.where(present[:, None], weighted, 0.0)
     return GaussianClassifier(weighted @ basis.mT, torch.where(present, bias, _ABSENT), ridge, loss)
+
+
+class _LeftOut(NamedTuple):
+    """The m rows that are left out one at a time, in the basis where S is diagonal.
+
+    Attributes:
+        x: (m, d).
+        residual: about their class means, (m, d).
+        labels: (m,).
+        rise: n_c / (n_c - 1), (m,).
+        downdate: beta, (m,).
+    """
+
+    x: Tensor
+    residual: Tensor
+    labels: Tensor
+    rise: Tensor
+    downdate: Tensor
+
+    def losses(self, ridges: Tensor, k: Tensor, means: Tensor, log_share: Tensor) -> Tensor:
+        """Mean cross-entropy for each of R ridges (R,), with the diagonals of K, (R, d)."""
+        x, residual, inverse = self.x, self.residual, 1 / k
+        leverage = inverse @ residual.square().mT
+        weighted = means * inverse[:, None, :]
+        # Squared distances to the class means, and r_i^T K^-1 (x_i - m_c): (R, m, classes).
+        norms = (means * weighted).sum(dim=2)[:, None, :]
+        distance = (inverse @ x.square().mT)[:, :, None] - 2 * x @ weighted.mT + norms
+        aligned = (inverse @ (residual * x).mT)[:, :, None] - residual @ weighted.mT
+        index = torch.arange(len(x), device=x.device)
+        distance[:, index, self.labels] = leverage * self.rise**2
+        aligned[:, index, self.labels] = leverage * self.rise
+        rest = (1 - self.downdate * leverage).clamp(min=torch.finfo(x.dtype).eps)
+        distance += (self.downdate / rest)[:, :, None] * aligned**2
+        scores = log_share - (1 + ridges[:, None, None]) / 2 * distance
+        own = scores[:, index, self.labels]
+        return (scores.logsumexp(dim=2) - own).mean(dim=1)
 
 
 def _evenly_by_class(labels: Tensor, most: int) -> Tensor:
