@@ -22,7 +22,6 @@ SYLVINIT, CORRELATED, HEAD = "sylvinit", "correlated", "head"
 SYLVINIT_HEAD, SKLEARN = "sylvinit-head", "sklearn-logistic"
 # Settings that choose the samples, and are no argument of an initialiser.
 OF_SAMPLES = ("augmented", "per_class")
-_OF_SKLEARN = ("standardise",)
 
 
 def code_from(value: Any) -> Any:
