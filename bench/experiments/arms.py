@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from architectures import to_channels_last, to_layout
-from config import Arm
+from config import Arm, ConfigError
 from data import limit
 from initialisers.table import BASELINES
 from meaning import CORRELATED, HEAD, SYLVINIT, arguments_from
@@ -33,12 +33,16 @@ def initialise(model: nn.Module, arm: Arm, samples: Samples, seed: int) -> float
         model: the network.
         arm: a name of ``initialisers.table.BASELINES``, "sylvinit" or "correlated", any of them
             with "+head". ``settings`` are arguments of the initialiser, "head" those of the solved
-            head, "augmented": true adds the mirror images, "per_class" takes fewer images.
+            head, "augmented": true adds the mirror images, "per_class" takes fewer images,
+            "branch_gain" is given to the last batch norm of every residual branch.
         samples: on the device of ``model``.
         seed: of everything random.
 
     Returns:
         The seconds that it took.
+
+    Raises:
+        ConfigError: a gain of branches for a network that has none.
     """
     he_init_on_cpu(model, seed)
     settings = arguments_from(arm.settings)
@@ -48,16 +52,33 @@ def initialise(model: nn.Module, arm: Arm, samples: Samples, seed: int) -> float
         samples = with_mirror_images(samples)
     base, plus, _ = arm.initialiser.partition("+")
     head_settings = arguments_from(settings.pop(HEAD, {})) if plus else {}
+    gain = arm.settings.get("branch_gain")
     with warnings.catch_warnings():
         # That there are few samples is the point of these experiments.
         warnings.simplefilter("ignore", sylvinit.SylvinitWarning)
+        if base == SYLVINIT:  # which keeps it, and solves every layer for the inputs that it causes
+            set_branch_gain(model, gain)
         _apply(model, base, samples, seed, settings)
+        if base != SYLVINIT:  # the others may give batch norm its defaults
+            set_branch_gain(model, gain)
         if plus:
             calibrate_norm(model, samples.inputs)
             sylvinit.initialize_head_(
                 model, (samples.inputs, samples.labels), seed=seed, progress=False, **head_settings
             )
     return now(samples) - begin
+
+
+@torch.no_grad()
+def set_branch_gain(model: nn.Module, gain: float | None) -> None:
+    """Give the scales of the batch norms that end a residual branch one value; None: leave them."""
+    if gain is None:
+        return
+    last = [norm for name, norm in model.named_modules() if name.endswith(".bn2")]
+    if not last:
+        raise ConfigError(f"branch_gain: {type(model).__name__} has no residual branches")
+    for norm in last:
+        norm.get_parameter("weight").fill_(gain)
 
 
 def warm_up(model: nn.Module, arm: Arm, samples: Samples) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from meaning import meaning, wrong_with
+from meaning import OF_HEADS, meaning, wrong_with
 
 FOLDER = Path(__file__).resolve().parent / "configs"
 RUNNERS = ("train", "before", "head", "finetune", "tsne")
@@ -292,6 +292,8 @@ def _check(config: Config) -> None:
     for arm in config.arms:
         wrong = wrong_with(arm.initialiser, arm.settings, of_head=pretrained)
         expect(wrong is None, f"arm {arm.name!r}: {wrong}")
+        heads = config.runner == "head" or not arm.settings.keys() & {*OF_HEADS}
+        expect(heads, f"arm {arm.name!r}: {OF_HEADS} are for runner head alone")
     labels = [cell_label(cell) for cell in config.cells]
     expect(len(set(labels)) == len(labels), "cells: two have the same label")
     for arm, values in config.reference.get("values", {}).items():

@@ -12,7 +12,7 @@ from typing import Any
 import data
 import torch
 from config import Arm, Run
-from meaning import SKLEARN
+from meaning import SKLEARN, SKLEARN_LDA
 from pretrained import (
     NORMALISATION,
     features,
@@ -43,13 +43,20 @@ def run_head(run: Run) -> dict[str, Any]:
     Raises:
         MissingDataError: the checkpoint is not there.
     """
-    everything = _features(find_checkpoint(run.config.checkpoint), run.config.dataset)
-    drawn = data.draw(everything, run.cell.get("shots"), run.seed, run.config.split)
-    samples, test = _flat(drawn.train), _flat(drawn.test)
+    checkpoint, views = find_checkpoint(run.config.checkpoint), run.arm.settings.get("views")
+
+    def drawn(mirrored: bool) -> data.Dataset:
+        everything = _features(checkpoint, run.config.dataset, mirrored)
+        return data.draw(everything, run.cell.get("shots"), run.seed, run.config.split)
+
+    plain = drawn(False)
+    samples, test = _flat(plain.train), _flat(plain.test)
+    if views is not None:
+        samples = _both_views(samples, _flat(drawn(True).train), views)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        fit = _fit(run.arm, samples, everything.classes, run.seed)
+        fit = _fit(run.arm, samples, plain.classes, run.seed)
         predict, seconds = fit(), float("inf")
         for _ in range(_REPETITIONS):
             begin = time.perf_counter()
@@ -71,7 +78,9 @@ Predict = Callable[[Samples], float]
 def _fit(arm: Arm, samples: Samples, classes: int, seed: int) -> Callable[[], Predict]:
     """A function that fits the arm's head and returns what measures its accuracy."""
     if arm.initialiser == SKLEARN:
-        return functools.partial(_logistic, samples, **arm.settings)
+        return functools.partial(_logistic, samples, bool(arm.settings.get("standardise")))
+    if arm.initialiser == SKLEARN_LDA:
+        return functools.partial(_discriminant_analysis, samples)
 
     def network() -> Predict:
         head = new_head(arm, samples.inputs.shape[1], classes, samples, seed)
@@ -80,16 +89,28 @@ def _fit(arm: Arm, samples: Samples, classes: int, seed: int) -> Callable[[], Pr
     return network
 
 
-def _logistic(samples: Samples, standardise: bool = False) -> Predict:
+def _logistic(samples: Samples, standardise: bool) -> Predict:
     """scikit-learn's logistic regression, on features as they are or standardised."""
-    from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
-    from threadpoolctl import threadpool_limits
 
     steps = [StandardScaler()] if standardise else []
-    classifier = make_pipeline(*steps, LogisticRegression(max_iter=1000))
+    return _fit_sklearn(make_pipeline(*steps, LogisticRegression(max_iter=1000)), samples)
+
+
+def _discriminant_analysis(samples: Samples) -> Predict:
+    """scikit-learn's LDA with the shrinkage of Ledoit and Wolf (2004)."""
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+    return _fit_sklearn(LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto"), samples)
+
+
+def _fit_sklearn(classifier: Any, samples: Samples) -> Predict:
+    """Fit a classifier of scikit-learn, on one thread."""
+    from sklearn.exceptions import ConvergenceWarning
+    from threadpoolctl import threadpool_limits
+
     with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         classifier.fit(samples.inputs.numpy(), samples.labels.numpy())
@@ -100,13 +121,22 @@ def _logistic(samples: Samples, standardise: bool = False) -> Predict:
     return predict
 
 
-@functools.lru_cache(maxsize=1)
-def _features(checkpoint: Path, dataset: str) -> data.Dataset:
-    """The inputs of the last layer for all images, float32 (N, 64, 1, 1)."""
+@functools.lru_cache(maxsize=2)
+def _features(checkpoint: Path, dataset: str, mirrored: bool) -> data.Dataset:
+    """The inputs of the last layer for all images or all mirror images, float32 (N, 64, 1, 1)."""
     model = without_head(pretrained_network(checkpoint))
-    images = data.load(dataset, NORMALISATION)
-    return data.Dataset(
-        _as_pixels(features(model, images.train)), _as_pixels(features(model, images.test))
+    parts = data.load(dataset, NORMALISATION)
+    if mirrored:
+        parts = data.Dataset(*(Samples(part.inputs.flip(3), part.labels) for part in parts))
+    return data.Dataset(*(_as_pixels(features(model, part)) for part in parts))
+
+
+def _both_views(samples: Samples, mirrored: Samples, views: str) -> Samples:
+    """Features of images (n, d) and of their mirror images: 2 n samples, or their n means."""
+    if views == "mean":
+        return Samples((samples.inputs + mirrored.inputs) / 2, samples.labels)
+    return Samples(
+        torch.cat((samples.inputs, mirrored.inputs)), torch.cat((samples.labels, mirrored.labels))
     )
 
 

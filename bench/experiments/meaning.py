@@ -19,9 +19,14 @@ from sylvinit.presets import available_presets, get_preset
 
 SYLVINIT, CORRELATED, HEAD = "sylvinit", "correlated", "head"
 # For new heads alone.
-SYLVINIT_HEAD, SKLEARN = "sylvinit-head", "sklearn-logistic"
-# Settings that choose the samples, and are no argument of an initialiser.
+SYLVINIT_HEAD, SKLEARN, SKLEARN_LDA = "sylvinit-head", "sklearn-logistic", "sklearn-lda"
+# Settings that are no argument of an initialiser: they choose the samples, change the network
+# before it is initialised, or say what of an image a new head gets to see.
 OF_SAMPLES = ("augmented", "per_class")
+OF_NETWORK = ("branch_gain",)
+OF_HEADS = ("views",)
+# Features of an image and of its mirror image: two samples, or their mean as one.
+VIEWS = ("rows", "mean")
 
 
 def code_from(value: Any) -> Any:
@@ -43,11 +48,11 @@ def code_from(value: Any) -> Any:
 
 
 def arguments_from(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The keyword arguments that settings stand for, without those that choose samples."""
+    """The keyword arguments of an initialiser that settings stand for."""
     return {
         key: code_from(value) if key in ("code", "head_code") else value
         for key, value in settings.items()
-        if key not in OF_SAMPLES
+        if key not in (*OF_SAMPLES, *OF_NETWORK, *OF_HEADS)
     }
 
 
@@ -76,7 +81,7 @@ def wrong_with(initialiser: str, settings: Mapping[str, Any], of_head: bool) -> 
         of_head: whether it initialises a new head, and not a whole network.
     """
     base, plus, head = initialiser.partition("+")
-    solved = [SYLVINIT_HEAD, SKLEARN] if of_head else [SYLVINIT, CORRELATED]
+    solved = [SYLVINIT_HEAD, SKLEARN, SKLEARN_LDA] if of_head else [SYLVINIT, CORRELATED]
     if base not in (*solved, *BASELINES) or (plus and (of_head or head != HEAD)):
         known = [*solved, *BASELINES]
         return f"initialiser {initialiser!r}: expected one of {known}" + (
@@ -85,6 +90,8 @@ def wrong_with(initialiser: str, settings: Mapping[str, Any], of_head: bool) -> 
     wrong = _unknown(initialiser, settings, _settings_of(base, bool(plus)))
     if wrong is None and plus:
         wrong = _unknown("head", settings.get(HEAD, {}), _keywords(sylvinit.initialize_head_))
+    if wrong is None and settings.get("views", VIEWS[0]) not in VIEWS:
+        wrong = f"views: expected one of {VIEWS}, got {settings['views']!r}"
     if wrong is None:
         try:
             meaning(initialiser, settings)
@@ -95,10 +102,12 @@ def wrong_with(initialiser: str, settings: Mapping[str, Any], of_head: bool) -> 
 
 def _settings_of(base: str, with_head: bool) -> set[str]:
     if base == SKLEARN:
-        return {"standardise"}
+        return {*OF_HEADS, "standardise"}
+    if base == SKLEARN_LDA:
+        return {*OF_HEADS}
     if base == SYLVINIT_HEAD:
-        return _keywords(sylvinit.initialize_head_)
-    known: set[str] = {*OF_SAMPLES, HEAD} if with_head else {*OF_SAMPLES}
+        return _keywords(sylvinit.initialize_head_) | {*OF_HEADS}
+    known: set[str] = {*OF_SAMPLES, *OF_NETWORK} | ({HEAD} if with_head else set())
     if base == SYLVINIT:
         known |= _keywords(sylvinit.initialize_)
     if base == CORRELATED:

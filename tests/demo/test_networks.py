@@ -60,3 +60,22 @@ def test_digits_net() -> None:
     assert model(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
     assert sum(isinstance(module, nn.Conv2d) for module in model) == 8
     assert [name for name, _ in model.named_children()][-1] == "fc"
+
+
+@pytest.mark.parametrize("size", [7, 8])
+def test_the_shortcut_is_every_other_pixel_and_keeps_the_layout(size: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 4, size, size, generator=generator)
+    x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+    block = BasicBlock(4, 8, stride=2)
+    y = block.shortcut(x)
+    expected = torch.zeros(2, 8, (size + 1) // 2, (size + 1) // 2)
+    expected[:, 2:6] = x[:, :, ::2, ::2].detach()
+    assert torch.equal(y, expected)
+    weight = torch.randn(y.shape, generator=generator)
+    weight = weight.contiguous(memory_format=torch.channels_last)
+    (gradient,) = torch.autograd.grad((y * weight).sum(), x)
+    back = torch.zeros(2, 4, size, size)
+    back[:, :, ::2, ::2] = weight[:, 2:6]
+    assert torch.equal(gradient, back)
+    assert gradient.is_contiguous(memory_format=torch.channels_last)

@@ -29,7 +29,10 @@ def three_classes(count: int, seed: int) -> Samples:
 def features(monkeypatch: pytest.MonkeyPatch) -> Dataset:
     stored = Dataset(three_classes(60, 0), three_classes(300, 1))
     monkeypatch.setattr(head, "find_checkpoint", lambda name: Path(str(name)))
-    monkeypatch.setattr(head, "_features", lambda checkpoint, dataset: stored)
+    # "Mirror images" whose features are three times as long.
+    longer = Dataset(*(Samples(3 * part.inputs, part.labels) for part in stored))
+    both = {False: stored, True: longer}
+    monkeypatch.setattr(head, "_features", lambda checkpoint, dataset, mirrored: both[mirrored])
     return stored
 
 
@@ -56,7 +59,11 @@ def record_of(initialiser: str, settings: dict[str, Any], split: str = "test") -
         ("sylvinit-head", {}),
         ("sylvinit-head", {"head_code": "logistic"}),
         ("sylvinit-head", {"head_code": {"code": "logistic", "strength": 3.0, "steps": 5}}),
+        ("sylvinit-head", {"head_code": "logistic", "views": "rows"}),
+        ("sylvinit-head", {"views": "mean"}),
         ("sklearn-logistic", {"standardise": True}),
+        ("sklearn-logistic", {"views": "rows"}),
+        ("sklearn-lda", {}),
     ],
 )
 def test_fitted_heads_classify(
@@ -79,3 +86,45 @@ def test_scikit_learn_gets_the_features_as_they_are(features: Dataset) -> None:
     expected = LogisticRegression(max_iter=1000).fit(drawn.inputs.flatten(1), drawn.labels)
     score = expected.score(features.test.inputs.flatten(1), features.test.labels)
     assert record_of("sklearn-logistic", {})["accuracy_before"] == pytest.approx(100 * score)
+
+
+def test_views_are_two_samples_of_an_image_or_one(
+    features: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Samples] = []
+    fit = head._fit
+    monkeypatch.setattr(head, "_fit", lambda arm, x, *rest: seen.append(x) or fit(arm, x, *rest))
+    for settings in ({}, {"views": "rows"}, {"views": "mean"}):
+        record_of("sylvinit-head", settings)
+    plain, rows, mean = seen
+    assert torch.equal(rows.inputs, torch.cat((plain.inputs, 3 * plain.inputs)))
+    assert torch.equal(rows.labels, torch.cat((plain.labels, plain.labels)))
+    assert torch.equal(mean.inputs, 2 * plain.inputs)
+    assert torch.equal(mean.labels, plain.labels)
+
+
+def test_shrinkage_is_that_of_ledoit_and_wolf(features: Dataset) -> None:
+    drawn = head.data.draw(features, 10, 4).train
+    x, y = drawn.inputs.flatten(1).double(), drawn.labels
+    means = torch.stack([x[y == label].mean(dim=0) for label in range(3)])
+    # Each class by itself, averaged, in units of the standard deviations: as scikit-learn does it.
+    covariance = sum(_shrunk(x[y == label]) * len(x[y == label]) / len(x) for label in range(3))
+    weight = torch.linalg.solve(covariance, means.mT).mT
+    bias = -(means * weight).sum(dim=1) / 2 + (y.bincount() / len(y)).log()
+    scores = features.test.inputs.flatten(1).double() @ weight.mT + bias
+    accuracy = 100 * float((scores.argmax(dim=1) == features.test.labels).double().mean())
+    assert record_of("sklearn-lda", {})["accuracy_before"] == pytest.approx(accuracy, abs=0.4)
+
+
+def _shrunk(x: torch.Tensor) -> torch.Tensor:
+    """Ledoit and Wolf (2004), lemmas 3.2 to 3.4, of rows in units of their standard deviations."""
+    scale = x.std(dim=0, correction=0)
+    z = (x - x.mean(dim=0)) / scale
+    n, d = z.shape
+    s = z.mT @ z / n
+    m = s.trace() / d
+    target = m * torch.eye(d, dtype=s.dtype)
+    distance = ((s - target) ** 2).sum()
+    noise = sum(((row[:, None] * row - s) ** 2).sum() for row in z) / n**2
+    share = min(noise / distance, 1.0)
+    return scale[:, None] * (share * target + (1 - share) * s) * scale

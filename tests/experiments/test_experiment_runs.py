@@ -80,6 +80,7 @@ def test_the_stored_configurations_are_valid() -> None:
         {"arms": {"He": {"initialiser": "he-normal+tail"}}},
         {"arms": {"He": {"initialiser": "he-normal", "settings": {"lam": 1}}}},
         {"arms": {"He": {"initialiser": "sklearn-logistic"}}},
+        {"arms": {"He": {"initialiser": "sylvinit", "settings": {"views": "rows"}}}},
         {"arms": {"He": {"initialiser": "sylvinit", "settings": {"prset": "best"}}}},
         {"arms": {"He": {"initialiser": "sylvinit", "settings": {"preset": "worst"}}}},
         {"arms": {"He": {"initialiser": "sylvinit", "settings": {"code": "rot13"}}}},

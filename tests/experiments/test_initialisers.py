@@ -9,10 +9,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from arms import initialise
+from config import Arm, ConfigError
 from initialiser_helpers import initialiser, plain, tiny_resnet
 from initialisers.random import orthogonal_
 from initialisers.table import BASELINES
 from torch import Tensor, nn
+
+from sylvinit.datasets import Samples
 
 
 @pytest.mark.parametrize("name", BASELINES)
@@ -125,3 +129,30 @@ def test_dropout_depends_on_the_seed_alone(data: tuple[Tensor, Tensor]) -> None:
     found = models[1].state_dict()
     for key, value in models[0].state_dict().items():
         assert torch.equal(value, found[key]), key
+
+
+@pytest.mark.parametrize("name", ["he-normal", "he-normal+head", "lsuv", "sylvinit"])
+def test_the_gain_of_branches_is_there_after_every_initialiser(
+    name: str, data: tuple[Tensor, Tensor]
+) -> None:
+    if name == "lsuv":
+        pytest.importorskip("lsuv")
+    samples = Samples(*data)
+    plain_network, gained = tiny_resnet(), tiny_resnet()
+    initialise(plain_network, Arm("plain", name), samples, 5)
+    initialise(gained, Arm("gained", name, {"branch_gain": 0.25}), samples, 5)
+    for key, module in gained.named_modules():
+        if isinstance(module, nn.BatchNorm2d):
+            expected = 0.25 if key.endswith(".bn2") else 1.0
+            assert torch.equal(module.weight, torch.full_like(module.weight, expected)), key
+    # Layers in front of the first branch's end do not know of it.
+    for key in ("conv1.weight", "blocks.0.conv1.weight", "blocks.0.conv2.weight"):
+        assert torch.equal(gained.get_parameter(key), plain_network.get_parameter(key)), key
+    # Solved layers behind it do.
+    same = torch.equal(gained.get_parameter("fc.weight"), plain_network.get_parameter("fc.weight"))
+    assert same == (name in ("he-normal", "lsuv"))
+
+
+def test_networks_without_branches_refuse_a_gain(data: tuple[Tensor, Tensor]) -> None:
+    with pytest.raises(ConfigError, match="no residual branches"):
+        initialise(plain(), Arm("gained", "he-normal", {"branch_gain": 0.0}), Samples(*data), 5)
