@@ -230,19 +230,38 @@ def divide(c: Tensor, values_a: Tensor, values_b: Tensor, thresholds: Thresholds
     return Quotient(y, keep, least, int((~keep).sum()))
 
 
+@dataclass(frozen=True)
+class ZeroRule:
+    """What the zero rule changes in the defect D = A W + W B - Q.
+
+    Pairs of which both eigenvalues are rounding are given up. Eigenvalues below zero that are
+    rounding are zero in the equation that is solved: where the moments are those of float32 and
+    there are fewer rows than features, they alone would be a residual of 1e-12.
+
+    Attributes:
+        u, v: eigenvectors of A (batch, k, k) and of B (batch, d, d).
+        keep: pairs that are solved for, bool (batch, k, d).
+        negative: share of those negative eigenvalues in U^T D V, (batch, k, d).
+    """
+
+    u: Tensor
+    v: Tensor
+    keep: Tensor
+    negative: Tensor
+
+
 def relative_residual(
     a: Tensor,
     b: Tensor,
     q: Tensor,
     w: Tensor,
-    kept: tuple[Tensor, Tensor, Tensor] | None = None,
+    zero_rule: ZeroRule | None = None,
 ) -> float:
     """Largest |AW + WB - Q| / ((|A| + |B|)|W| + |Q|) of a batch, in Frobenius norms.
 
     Args:
         a, b, q, w: float64 (batch, k, k), (batch, d, d), (batch, k, d) and (batch, k, d).
-        kept: eigenvectors U of A and V of B, and a mask (batch, k, d): the defect U^T (.) V is
-            counted only where the mask is true, since the zero rule gives up the other pairs.
+        zero_rule: what W is not asked to fulfil.
     """
 
     def norm(x: Tensor) -> Tensor:
@@ -250,10 +269,15 @@ def relative_residual(
 
     size = (norm(a) + norm(b)) * norm(w) + norm(q)
     defect = a @ w + w @ b - q
-    if kept is not None:
-        u, v, mask = kept
-        defect = torch.where(mask, u.mT @ defect @ v, 0.0)
+    if zero_rule is not None:
+        inside = zero_rule.u.mT @ defect @ zero_rule.v - zero_rule.negative
+        defect = torch.where(zero_rule.keep, inside, 0.0)
     return float((norm(defect) / size.clamp(min=torch.finfo(size.dtype).tiny)).max())
+
+
+def _rounded_below_zero(values: Tensor, threshold: Tensor) -> Tensor:
+    """Eigenvalues (batch, n) from -threshold to 0, and 0 for the others."""
+    return torch.where(values >= -threshold[:, None], values.clamp(max=0), 0.0)
 
 
 def solve_positive(
@@ -284,7 +308,12 @@ def solve_positive(
     w = u @ quotient.y @ v.mT
     largest = values_a.amax(dim=-1).clamp(min=0) + values_b.amax(dim=-1).clamp(min=0)
     separation = float((quotient.least / largest).min()) if quotient.dropped < q.numel() else 0.0
-    residual = relative_residual(a, b, q, w, (u, v, quotient.keep))
+    negative = (
+        _rounded_below_zero(values_a, thresholds.a)[..., :, None]
+        + _rounded_below_zero(values_b, thresholds.b)[..., None, :]
+    )
+    zero_rule = ZeroRule(u, v, quotient.keep, negative * quotient.y)
+    residual = relative_residual(a, b, q, w, zero_rule)
     return Solution(w, residual, separation, quotient.dropped)
 
 
