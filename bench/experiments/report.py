@@ -150,7 +150,7 @@ def _seconds(results: Measured, partial: bool) -> str:
 
     return _table(
         results,
-        "Seconds of initialisation, mean",
+        "Seconds of initialisation, mean of the runs that were timed",
         lambda place, arm: _or_dash(results, place, arm, partial, cell),
     )
 
