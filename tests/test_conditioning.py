@@ -166,24 +166,29 @@ def test_random_codes_of_few_smooth_float32_rows(seed: int) -> None:
 
 def test_the_residual_forgives_rounding_below_zero_and_nothing_else() -> None:
     generator = torch.Generator().manual_seed(0)
-    u = torch.linalg.qr(torch.randn(1, 4, 4, generator=generator, dtype=torch.float64)).Q
-    v = torch.linalg.qr(torch.randn(1, 9, 9, generator=generator, dtype=torch.float64)).Q
-    values_a = torch.tensor([[-1e-6, 1e-5, 1e-3, 1.0]], dtype=torch.float64)
-    q = torch.randn(1, 4, 9, generator=generator, dtype=torch.float64)
+    u = torch.linalg.qr(torch.randn(2, 4, 4, generator=generator, dtype=torch.float64)).Q
+    v = torch.linalg.qr(torch.randn(2, 9, 9, generator=generator, dtype=torch.float64)).Q
+    values_a = torch.tensor([[-1e-6, 1e-5, 1e-3, 1.0]], dtype=torch.float64).repeat(2, 1)
+    values_b = torch.linspace(1, 2, 9, dtype=torch.float64).repeat(2, 1)
+    values_b[:, :3] = torch.tensor([-2e-7, 0.0, 2e-7])
+    a, b = ((z * values[:, None]) @ z.mT for z, values in ((u, values_a), (v, values_b)))
+    q = torch.randn(2, 4, 9, generator=generator, dtype=torch.float64)
+    total = values_a.clamp(min=0)[:, :, None] + values_b.clamp(min=0)[:, None, :]
+    inside = (u.mT @ q @ v) / torch.where(total > 0, total, 1.0)
+    inside[:, 0, :3] = 0  # both are rounding
+    expected = u @ inside @ v.mT
     routines = choose("cpu", torch.device("cpu"))
-    thresholds = Thresholds(*(torch.tensor([x]).double() for x in (2e-6, 3e-7)))
-    residuals: list[float] = []
-    for low in (-2e-7, -4e-7):  # rounding; not rounding
-        values_b = torch.linspace(1, 2, 9, dtype=torch.float64)[None].clone()
-        values_b[0, :3] = torch.tensor([low, 0.0, 2e-7])
-        a, b = (z * values @ z.mT for z, values in ((u, values_a[:, None]), (v, values_b[:, None])))
-        found = solve_positive(a, b, q, thresholds, routines)
-        total = values_a.clamp(min=0)[:, :, None] + values_b.clamp(min=0)[:, None, :]
-        inside = (u.mT @ q @ v) / torch.where(total > 0, total, 1.0)
-        inside[:, 0, :3] = 0  # both are rounding
-        assert found.dropped == 3
-        # Eigenvalues of 1e-5, given with errors of 1e-16.
-        torch.testing.assert_close(found.w, u @ inside @ v.mT, rtol=1e-9, atol=1e-6)
-        residuals.append(found.residual)
-    assert residuals[0] < 1e-14
-    assert residuals[1] > 1e-9
+    for threshold_b, forgiven in (([3e-7, 3e-7], True), ([3e-7, 1e-7], False), ([0.0, 0.0], False)):
+        # Of the second equation, or of both, -2e-7 is no rounding.
+        thresholds = Thresholds(
+            torch.tensor([2e-6, 2e-6]).double(), torch.tensor(threshold_b).double()
+        )
+        notes: list[str] = []
+        found = solve_positive(a, b, q, thresholds, routines, notes)
+        assert (found.residual < 1e-14) == forgiven
+        assert found.residual < 1e-14 or found.residual > 1e-9
+        assert [note for note in notes if "below zero" in note]
+        if forgiven:
+            assert found.dropped == 6
+            # Eigenvalues of 1e-5, given with errors of 1e-16.
+            torch.testing.assert_close(found.w, expected, rtol=1e-9, atol=1e-6)

@@ -74,7 +74,11 @@ def set_branch_gain(model: nn.Module, gain: float | None) -> None:
     """Give the scales of the batch norms that end a residual branch one value; None: leave them."""
     if gain is None:
         return
-    last = [norm for name, norm in model.named_modules() if name.endswith(".bn2")]
+    # The blocks of two convolutions of these experiments; those of three end in another.
+    blocks = [block for block in model.modules() if not hasattr(block, "bn3")]
+    last = [
+        block.bn2 for block in blocks if isinstance(getattr(block, "bn2", None), nn.BatchNorm2d)
+    ]
     if not last:
         raise ConfigError(f"branch_gain: {type(model).__name__} has no residual branches")
     for norm in last:

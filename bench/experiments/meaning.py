@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -87,9 +88,12 @@ def wrong_with(initialiser: str, settings: Mapping[str, Any], of_head: bool) -> 
         return f"initialiser {initialiser!r}: expected one of {known}" + (
             "" if of_head else f", or one of them with +{HEAD}"
         )
-    wrong = _unknown(initialiser, settings, _settings_of(base, bool(plus)))
+    wrong = _unknown(initialiser, settings, _settings_of(base, bool(plus), of_head))
     if wrong is None and plus:
         wrong = _unknown("head", settings.get(HEAD, {}), _keywords(sylvinit.initialize_head_))
+    gain = settings.get("branch_gain", 1.0)
+    if wrong is None and not (isinstance(gain, int | float) and math.isfinite(gain)):
+        wrong = f"branch_gain: expected a finite number, got {gain!r}"
     if wrong is None and settings.get("views", VIEWS[0]) not in VIEWS:
         wrong = f"views: expected one of {VIEWS}, got {settings['views']!r}"
     if wrong is None:
@@ -100,13 +104,15 @@ def wrong_with(initialiser: str, settings: Mapping[str, Any], of_head: bool) -> 
     return wrong
 
 
-def _settings_of(base: str, with_head: bool) -> set[str]:
+def _settings_of(base: str, with_head: bool, of_head: bool) -> set[str]:
     if base == SKLEARN:
         return {*OF_HEADS, "standardise"}
     if base == SKLEARN_LDA:
         return {*OF_HEADS}
     if base == SYLVINIT_HEAD:
         return _keywords(sylvinit.initialize_head_) | {*OF_HEADS}
+    if of_head:
+        return set()
     known: set[str] = {*OF_SAMPLES, *OF_NETWORK} | ({HEAD} if with_head else set())
     if base == SYLVINIT:
         known |= _keywords(sylvinit.initialize_)

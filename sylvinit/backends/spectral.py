@@ -5,6 +5,7 @@ With A = U diag(a) U^T and B = V diag(b) V^T the solution is W = U [(U^T Q V)_ij
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Protocol
@@ -18,6 +19,8 @@ from sylvinit.errors import SolverError
 # Relative error up to which an eigendecomposition is believed: it multiplies a vector as the matrix
 # does. LAPACK's was below 1e-16 for low-rank Gram matrices of size 100 to 4608.
 _EIGH_BOUND = 1e-10
+# Relative residual from which on it is said what eigenvalues below zero have to do with it.
+_NOTICED = 1e-12
 # Relative residual at which iterative refinement has nothing left to gain.
 _REFINED = 1e-15
 
@@ -290,7 +293,9 @@ def solve_positive(
 ) -> Solution:
     """Minimum-norm solution of A W + W B = Q for positive semi-definite A and B.
 
-    Pairs with a_i and b_j both below their thresholds are set to zero.
+    Pairs with a_i and b_j both below their thresholds are set to zero. Eigenvalues below zero that
+    are rounding are taken as zero; the residual is that of the equation with these zeros, and a
+    note says so where that of A and B as they are is above 1e-12.
 
     Args:
         a: float64 (batch, k, k), symmetric positive semi-definite.
@@ -314,6 +319,9 @@ def solve_positive(
     )
     zero_rule = ZeroRule(u, v, quotient.keep, negative * quotient.y)
     residual = relative_residual(a, b, q, w, zero_rule)
+    as_they_are = dataclasses.replace(zero_rule, negative=torch.zeros_like(negative))
+    if notes is not None and relative_residual(a, b, q, w, as_they_are) > _NOTICED:
+        notes.append("eigenvalues below zero, which are rounding, were taken as zero")
     return Solution(w, residual, separation, quotient.dropped)
 
 

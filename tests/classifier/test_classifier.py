@@ -309,3 +309,17 @@ def test_what_becomes_of_outputs_without_a_class(bias: bool) -> None:
     with pytest.warns(sylvinit.SylvinitWarning, match=f"3 of 4; .* {rest}"):
         sylvinit.initialize_head_(model, data, head_code="logistic")
     assert bool(model[0].weight[3].any()) == bias
+
+
+def test_leave_one_out_is_fooled_by_views_of_one_sample() -> None:
+    # As docs/mathematics.md says: the other view gives the left-out row away.
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(100) % 10
+    centres = 0.6 * torch.randn(10, 64, generator=generator, dtype=torch.float64)
+    x = centres[labels] + torch.randn(100, 64, generator=generator, dtype=torch.float64)
+    views = [x + 0.3 * torch.randn(x.shape, generator=generator, dtype=x.dtype) for _ in range(2)]
+    alone = fit_gaussian(views[0], labels, 10).ridge
+    both = fit_gaussian(torch.cat(views), labels.repeat(2), 10).ridge
+    mean = fit_gaussian((views[0] + views[1]) / 2, labels, 10).ridge
+    assert both < alone / 2
+    assert mean > both

@@ -81,6 +81,12 @@ def test_the_stored_configurations_are_valid() -> None:
         {"arms": {"He": {"initialiser": "he-normal", "settings": {"lam": 1}}}},
         {"arms": {"He": {"initialiser": "sklearn-logistic"}}},
         {"arms": {"He": {"initialiser": "sylvinit", "settings": {"views": "rows"}}}},
+        {"arms": {"He": {"initialiser": "he-normal", "settings": {"branch_gain": "x"}}}},
+        {
+            "arms": {"He": {"initialiser": "he-normal", "settings": {"branch_gain": 0.0}}},
+            "runner": "head",
+            "checkpoint": "none.pt",
+        },
         {"arms": {"He": {"initialiser": "sylvinit", "settings": {"prset": "best"}}}},
         {"arms": {"He": {"initialiser": "sylvinit", "settings": {"preset": "worst"}}}},
         {"arms": {"He": {"initialiser": "sylvinit", "settings": {"code": "rot13"}}}},

@@ -131,19 +131,20 @@ def test_dropout_depends_on_the_seed_alone(data: tuple[Tensor, Tensor]) -> None:
         assert torch.equal(value, found[key]), key
 
 
+@pytest.mark.parametrize("gain", [0.0, 0.25])
 @pytest.mark.parametrize("name", ["he-normal", "he-normal+head", "lsuv", "sylvinit"])
 def test_the_gain_of_branches_is_there_after_every_initialiser(
-    name: str, data: tuple[Tensor, Tensor]
+    name: str, gain: float, data: tuple[Tensor, Tensor]
 ) -> None:
     if name == "lsuv":
         pytest.importorskip("lsuv")
     samples = Samples(*data)
     plain_network, gained = tiny_resnet(), tiny_resnet()
     initialise(plain_network, Arm("plain", name), samples, 5)
-    initialise(gained, Arm("gained", name, {"branch_gain": 0.25}), samples, 5)
+    initialise(gained, Arm("gained", name, {"branch_gain": gain}), samples, 5)
     for key, module in gained.named_modules():
         if isinstance(module, nn.BatchNorm2d):
-            expected = 0.25 if key.endswith(".bn2") else 1.0
+            expected = gain if key.endswith(".bn2") else 1.0
             assert torch.equal(module.weight, torch.full_like(module.weight, expected)), key
     # Layers in front of the first branch's end do not know of it.
     for key in ("conv1.weight", "blocks.0.conv1.weight", "blocks.0.conv2.weight"):
