@@ -75,10 +75,8 @@ def set_branch_gain(model: nn.Module, gain: float | None) -> None:
     if gain is None:
         return
     # The blocks of two convolutions of these experiments; those of three end in another.
-    blocks = [block for block in model.modules() if not hasattr(block, "bn3")]
-    last = [
-        block.bn2 for block in blocks if isinstance(getattr(block, "bn2", None), nn.BatchNorm2d)
-    ]
+    found = [getattr(block, "bn2", None) for block in model.modules() if not hasattr(block, "bn3")]
+    last = [norm for norm in found if isinstance(norm, nn.BatchNorm2d)]
     if not last:
         raise ConfigError(f"branch_gain: {type(model).__name__} has no residual branches")
     for norm in last:
