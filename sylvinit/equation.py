@@ -41,7 +41,7 @@ class LayerSolution:
         weight: float64 (groups, k, d_in), in the coordinates of the layer's input.
         bias: float64 (groups, k).
         rank: numerical rank of the input covariance (the largest over groups).
-        residual: relative residual of the equation.
+        residual: relative residual of the equation, see :func:`backends.spectral.solve_positive`.
         separation: smallest divisor a_i + b_j relative to a_max + b_max.
         dropped: pairs (i, j) that the zero rule set to 0.
         filled_components: entries filled with principal components of what the code leaves.

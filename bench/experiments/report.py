@@ -146,11 +146,15 @@ def _seconds(results: Measured, partial: bool) -> str:
 
     def cell(place: int, arm: Arm) -> str:
         values = list(results.values(place, arm, "init_seconds").values())
-        return f"{sum(values) / len(values):.2g}" if values else "-"
+        if not values:
+            return "-"
+        planned = len(results.config.cell_seeds(results.config.cells[place]))
+        some = f" ({len(values)} of {planned} runs timed)" if len(values) < planned else ""
+        return f"{sum(values) / len(values):.2g}{some}"
 
     return _table(
         results,
-        "Seconds of initialisation, mean of the runs that were timed",
+        "Seconds of initialisation, mean",
         lambda place, arm: _or_dash(results, place, arm, partial, cell),
     )
 
