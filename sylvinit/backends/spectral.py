@@ -319,9 +319,10 @@ def solve_positive(
     )
     zero_rule = ZeroRule(u, v, quotient.keep, negative * quotient.y)
     residual = relative_residual(a, b, q, w, zero_rule)
-    as_they_are = dataclasses.replace(zero_rule, negative=torch.zeros_like(negative))
-    if notes is not None and relative_residual(a, b, q, w, as_they_are) > _NOTICED:
-        notes.append("eigenvalues below zero, which are rounding, were taken as zero")
+    if notes is not None and bool(negative.any()):
+        as_they_are = dataclasses.replace(zero_rule, negative=torch.zeros_like(negative))
+        if relative_residual(a, b, q, w, as_they_are) > _NOTICED:
+            notes.append("eigenvalues below zero, which are rounding, were taken as zero")
     return Solution(w, residual, separation, quotient.dropped)
 
 
