@@ -138,9 +138,11 @@ def _correlation(
     matrix = covariance / spread / spread[:, None]
     matrix = (matrix + matrix.mT) / 2
     if count <= len(mean):
+        only = _layer_name(next(iter(weights))) if len(weights) == 1 else ""
+        where = f" in layer {only!r}" if only else ""
         warnings.warn(
-            f"{count} filters of {len(mean)} taps give a singular correlation matrix with large "
-            "standard errors; pool more layers, or resample the matrix of a smaller kernel",
+            f"{count} filters of {len(mean)} taps{where} give a singular correlation matrix with "
+            "large standard errors; pool more layers, or resample the matrix of a smaller kernel",
             SylvinitWarning,
             stacklevel=3,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,13 @@ from torch.nn.utils import parametrizations, parametrize
 
 from sylvinit import correlated_init_, filter_correlation
 from sylvinit.correlated import FilterCorrelation, correlation_by_distance
-from sylvinit.errors import DataError, ModelError, OptionError, OptionTypeError
+from sylvinit.errors import (
+    DataError,
+    ModelError,
+    OptionError,
+    OptionTypeError,
+    SylvinitWarning,
+)
 
 # Moments of at most a few hundred filters summed in another order than NumPy's; the worst
 # difference seen in these tests is 6e-16.
@@ -217,6 +224,18 @@ def test_reading_a_model_leaves_it_alone() -> None:
         assert filter_correlation(model).filters == 56
     with unchanged(small_net()):
         filter_correlation(small_net(), per_layer=True)
+
+
+def test_too_few_filters_are_said_with_their_layer() -> None:
+    """Nine taps need ten filters; the layers together have enough."""
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 8, 3))
+    with pytest.warns(SylvinitWarning, match=r"4 filters of 9 taps in layer '0' give a singular"):
+        filter_correlation(model, per_layer=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        filter_correlation(model)
+    with pytest.warns(SylvinitWarning, match=r"4 filters of 9 taps give a singular"):
+        filter_correlation(model[0])
 
 
 # ----------------------------------------------------------------------------------------- errors
