@@ -63,24 +63,29 @@ class ResNet(nn.Module):
         return self.fc(x.mean(dim=(2, 3)))
 
 
-def vgg(stages: Sequence[Sequence[int]], num_classes: int = 10, width: float = 0.5) -> nn.Module:
+def vgg(
+    stages: Sequence[Sequence[int]],
+    num_classes: int = 10,
+    width: float = 0.5,
+    normalised: bool = True,
+) -> nn.Module:
     """Stages of 3x3 convolutions with batch norm and ReLU, a 2x2 pooling each, a linear layer.
 
     Args:
         stages: channels of the convolutions of each of the five stages.
         num_classes: outputs of the single linear layer, where VGGs for larger images have three.
         width: factor on the channels.
+        normalised: False leaves batch norm out and gives the convolutions biases.
     """
     layers: list[nn.Module] = []
     channels = 3
     for stage in stages:
         for item in stage:
             out_channels = int(item * width)
-            layers += [
-                nn.Conv2d(channels, out_channels, 3, padding=1, bias=False),
-                nn.BatchNorm2d(out_channels),
-                nn.ReLU(inplace=True),
-            ]
+            layers.append(nn.Conv2d(channels, out_channels, 3, padding=1, bias=not normalised))
+            if normalised:
+                layers.append(nn.BatchNorm2d(out_channels))
+            layers.append(nn.ReLU(inplace=True))
             channels = out_channels
         layers.append(nn.MaxPool2d(2))
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels, num_classes))
