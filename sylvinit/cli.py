@@ -156,9 +156,9 @@ def _add_init(parser: argparse.ArgumentParser) -> None:
     add("--head-only", action="store_true", help="solve the classifier, leave the rest alone")
     add(
         "--preset",
-        choices=["paper", "best", "frozen"],
-        help="paper (default), best for networks that will "
-        "be trained, or frozen for hidden layers that will not",
+        choices=["best", "paper", "frozen"],
+        help="best (default), for networks that will be trained; paper, the same without scaled "
+        "rows; or frozen for hidden layers that will not be trained",
     )
     add(
         "--code",

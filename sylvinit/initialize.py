@@ -41,7 +41,7 @@ def initialize_(
     model: nn.Module,
     data: Any,
     *,
-    preset: PresetName = "paper",
+    preset: PresetName = "best",
     code: str | Code | Mapping[str, str | Code] | None = None,
     head: str | None = None,
     head_code: str | Code = "auto",
@@ -78,13 +78,14 @@ def initialize_(
             "attention_mask" in a mapping drops padding tokens. The first samples decide what is
             solved and how many calls of a layer are waited for.
         preset: what code, head_code, lam, patches and rescale are where they are not given.
-            "paper": PCA codes, one-hot for the head, lam 10, 10 patches, rows as they solve the
-            equation. "best", for networks that will be trained: the same with rows of unit output
-            variance. "frozen", for deep networks whose hidden layers will not be trained (it had
-            the highest accuracy before training of a ResNet-20 on CIFAR-10): 30 patches, entries in
-            pairs of opposite sign where a rectifier follows, discriminant directions of the
-            samples' mean patches before principal components (in the first layer, without labels,
-            and above 4,096 classes, components alone).
+            "best": PCA codes, one-hot for the head, lam 10, 10 patches, rows scaled to unit output
+            variance. "paper": the same with rows as they solve the equation, whose outputs grow
+            from layer to layer where nothing normalises them. "frozen", for deep networks whose
+            hidden layers will not be trained (it had the highest accuracy before training of a
+            ResNet-20 on CIFAR-10): 30 patches, entries in pairs of opposite sign where a rectifier
+            follows, discriminant directions of the samples' mean patches before principal
+            components (in the first layer, without labels, and above 4,096 classes, components
+            alone).
         code: "pca", "lda", "ica", "kmeans", "onehot", "correlated", "discriminant", a
             :class:`sylvinit.Code`, or a mapping from name patterns to those (the first match
             decides; layers without one use the preset's). None: the preset's.
@@ -106,9 +107,10 @@ def initialize_(
         siblings: layers with the same input (q, k, v; branches) take successive components
             ("split") or the same ones ("same").
         calibrate_norm: set running statistics of batch normalisations to those of the whole data.
-        rescale: "variance" scales the rows of hidden layers to unit output variance: for networks
-            without normalisation, and in others for training, whose steps then change all filters
-            alike. "none" leaves them as they solve the equation. None: the preset's.
+        rescale: "variance" scales the rows of hidden layers to unit output variance, with biases
+            that give outputs zero mean: for networks without normalisation, and in others for
+            training, whose steps then change all filters alike. "none" leaves them as they solve
+            the equation. None: the preset's.
         seed: of patch positions and codes. Global random states are neither used nor changed.
         backend: "auto", "cpu", "torch" or "cuda".
         progress: whether to show a bar; None shows it on terminals.

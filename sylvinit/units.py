@@ -225,15 +225,20 @@ class LayerUnit:
                 )
             )
 
+        def in_basis(weight: Tensor) -> Tensor:
+            return weight if stats.basis is None else weight @ stats.basis.mT
+
         def row_std(weight: Tensor) -> Tensor:
-            w = weight if stats.basis is None else weight @ stats.basis.mT
+            w = in_basis(weight)
             return ((w @ stats.covariance) * w).sum(dim=-1).clamp(min=0).sqrt()
 
         if plan.rescale and not plan.head:
             std = row_std(solution.weight)
             scale = torch.where(std > 0, std, 1.0)
             solution.weight = solution.weight / scale[:, :, None]
-            solution.bias = solution.bias / scale
+            # Not E[s] / std - W mu: codes that are not centred (k-means) have means far above their
+            # deviations, and without normalisation these multiply from layer to layer.
+            solution.bias = -(in_basis(solution.weight) * stats.mean[:, None]).sum(dim=-1)
         before, after = row_std(old_weight), row_std(solution.weight)
         report = LayerReport(
             name=self.name,

@@ -175,7 +175,14 @@ def test_equation_of_every_kind(kind: str, code: Any, option: int | str) -> None
     head = model[3]
     asked = sylvinit.codes.PCA(center=False) if code == "pca-uncentred" else code
     report = sylvinit.initialize_(
-        model, batches(x), code=asked, lam=10.0, patches=option, seed=5, progress=False
+        model,
+        batches(x),
+        code=asked,
+        lam=10.0,
+        patches=option,
+        seed=5,
+        progress=False,
+        preset="paper",
     )
     columns, owner = chosen_rows(layer_patches(model[0], x), "0", option, seed=5)
     check_layer(model[0], columns, labels().numpy()[owner], code, 10.0, report["0"])
@@ -186,7 +193,9 @@ def test_equation_of_every_kind(kind: str, code: Any, option: int | str) -> None
 @pytest.mark.parametrize("lam", [1e-3, 1.0, 1e3])
 def test_equation_for_other_weights_of_the_encoding_loss(lam: float) -> None:
     model, x = network("conv2d")
-    sylvinit.initialize_(model, batches(x), code=Affine(), lam=lam, patches="all", progress=False)
+    sylvinit.initialize_(
+        model, batches(x), code=Affine(), lam=lam, patches="all", preset="paper", progress=False
+    )
     columns, _ = chosen_rows(layer_patches(model[0], x), "0", "all")
     check_layer(model[0], columns, np.array([]), Affine(), lam)
 
@@ -194,7 +203,7 @@ def test_equation_for_other_weights_of_the_encoding_loss(lam: float) -> None:
 def test_head_without_bias() -> None:
     model, x = network("linear")
     model[3] = nn.Linear(4, CLASSES, bias=False).double()
-    sylvinit.initialize_(model, batches(x), progress=False)
+    sylvinit.initialize_(model, batches(x), preset="paper", progress=False)
     check_head(model[3], inputs_of(model, model[3], x)[0].T.numpy(), labels().numpy(), 10.0)
 
 
@@ -208,7 +217,7 @@ def test_every_layer_of_a_deep_model(option: int | str) -> None:
         *(nn.Linear(4 * 5 * 5, 8), nn.Dropout(0.5), nn.GELU(), nn.Linear(8, CLASSES)),
     ).double()
     x = samples(2, 5, 5)
-    report = sylvinit.initialize_(model, batches(x), patches=option, progress=False)
+    report = sylvinit.initialize_(model, batches(x), patches=option, preset="paper", progress=False)
     for index in (0, 3, 6, 9):
         seen = inputs_of(model, model[index], x)[0]
         columns, owner = chosen_rows(layer_patches(model[index], seen), str(index), option)
@@ -229,7 +238,7 @@ class Upsampler(nn.Module):
 
 def test_transposed_convolution_with_a_given_output_size() -> None:
     model, x = Upsampler().double(), samples(2, 4, 4)
-    sylvinit.initialize_(model, batches(x), patches="all", progress=False)
+    sylvinit.initialize_(model, batches(x), patches="all", preset="paper", progress=False)
     model.up.output_padding = (1, 0)  # what output_size=(8, 7) means: without it, 7 x 7
     columns, _ = chosen_rows(layer_patches(model.up, x), "up", "all")
     assert columns.shape[2] == SAMPLES * 8 * 7
@@ -241,7 +250,7 @@ def test_channels_last(option: int | str) -> None:
     model, x = network("conv2d")
     model = model.to(memory_format=torch.channels_last)
     x = x.to(memory_format=torch.channels_last)
-    sylvinit.initialize_(model, batches(x), patches=option, progress=False)
+    sylvinit.initialize_(model, batches(x), patches=option, preset="paper", progress=False)
     columns, _ = chosen_rows(layer_patches(model[0], x), "0", option)
     check_layer(model[0], columns, np.array([]), "pca", 10.0)
     assert model[0].weight.is_contiguous(memory_format=torch.channels_last)

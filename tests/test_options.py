@@ -134,7 +134,7 @@ class Branches(nn.Module):
 def test_siblings_take_successive_components() -> None:
     model, x = Branches().double(), ROWS.double()
     code = PCA(center=False)  # the weight is then the encoder itself
-    report = sylvinit.initialize_(model, (x, Y), code=code)
+    report = sylvinit.initialize_(model, (x, Y), code=code, preset="paper")
     vectors = torch.linalg.eigh(x.T @ x).eigenvectors
     top = vectors.flip(1).T[:8]
     written = torch.cat((model.a.weight, model.b.weight)).detach()
@@ -160,8 +160,9 @@ def test_siblings_may_be_the_same() -> None:
 
 
 @quiet
+@pytest.mark.parametrize("code", ["pca", "kmeans"])  # the latter is not centred
 @pytest.mark.parametrize("net", ["mlp", "conv"])
-def test_rescale_gives_unit_variance(net: str) -> None:
+def test_rescale_gives_unit_variance_around_zero(net: str, code: str) -> None:
     if net == "mlp":
         model, x = mlp().double(), ROWS.double()
         hidden = [model[0], model[2]]
@@ -170,7 +171,7 @@ def test_rescale_gives_unit_variance(net: str) -> None:
         model = nn.Sequential(hidden[0], nn.ReLU(), hidden[1], nn.ReLU(), nn.Flatten())
         model, x = model.append(nn.Linear(96, CLASSES)).double(), X.double()
     outputs: dict[nn.Module, Tensor] = {}
-    report = sylvinit.initialize_(model, (x, Y), rescale="variance", patches="all")
+    report = sylvinit.initialize_(model, (x, Y), code=code, rescale="variance", patches="all")
     for layer in hidden:
         layer.register_forward_hook(lambda module, args, out: outputs.update({module: out}))
     model(x)
@@ -179,9 +180,9 @@ def test_rescale_gives_unit_variance(net: str) -> None:
         # Over the same rows that the moments have seen, computed directly: rounding only.
         ones = torch.ones(len(out), dtype=torch.float64)
         assert torch.allclose(out.std(dim=1, correction=0), ones, atol=1e-9)
-        assert layer.bias is None or out.mean(dim=1).abs().max() < 1e-9  # centred codes
+        assert layer.bias is None or out.mean(dim=1).abs().max() < 1e-9
     assert [layer.std_after for layer in report.layers[:-1]] == pytest.approx([1, 1], abs=1e-12)
-    plain = initialized(model, (x, Y), patches="all")
+    plain = initialized(model, (x, Y), code=code, rescale="none", patches="all")
     first = next(iter(plain))
     assert not torch.allclose(plain[first], hidden[0].weight)
 

@@ -45,22 +45,24 @@ def codes(**settings: object) -> list[str]:
     return [layer.code for layer in report.layers if layer.kind != "BatchNorm2d"]
 
 
-def test_paper_is_the_default() -> None:
-    assert codes() == codes(preset="paper") == ["pca", "pca", "pca", "onehot"]
-    first, second = net(), net()
-    sylvinit.initialize_(first, data())
+def test_best_is_the_default() -> None:
+    assert codes() == codes(preset="best") == ["pca", "pca", "pca", "onehot"]
+    models = [net() for _ in range(3)]
+    sylvinit.initialize_(models[0], data())
+    sylvinit.initialize_(models[1], data(), preset="best")
     sylvinit.initialize_(
-        second,
+        models[2],
         data(),
-        preset="best",
+        preset="frozen",
         code="pca",
         head_code="onehot",
         lam=10.0,
         patches=10,
-        rescale="none",
+        rescale="variance",
     )
-    for a, b in zip(first.parameters(), second.parameters(), strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=0)
+    for a, *others in zip(*(model.parameters() for model in models), strict=True):
+        for b in others:
+            torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
 def test_frozen() -> None:
@@ -78,6 +80,7 @@ FROZEN = {"0": SignPairs(PCA()), "3": Discriminant(), "5": SignPairs(Discriminan
 @pytest.mark.parametrize(
     ("preset", "same"),
     [
+        ("paper", {"code": "pca", "patches": 10, "rescale": "none"}),
         ("best", {"code": "pca", "patches": 10, "rescale": "variance"}),
         ("frozen", {"code": FROZEN, "patches": 30, "rescale": "none"}),
     ],

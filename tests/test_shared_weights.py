@@ -62,7 +62,7 @@ def test_calls_of_one_weight_are_summed(tied: bool, option: int | str, storage: 
     model = Siamese(tied).double()
     a, b = samples(5, 6), samples(3, 6, seed=2).square()
     report = sylvinit.initialize_(
-        model, batches(a, b), patches=option, storage=storage, progress=False
+        model, batches(a, b), patches=option, storage=storage, progress=False, preset="paper"
     )
     one, _ = chosen_rows(layer_patches(model.first, a), "first", option)
     name, call = ("second", 0) if tied else ("first", 1)
@@ -90,7 +90,9 @@ class Branches(nn.Module):
 @pytest.mark.parametrize("siblings", ["split", "same"])
 def test_siblings(siblings: Any) -> None:
     model, x = Branches().double(), samples(9)
-    report = sylvinit.initialize_(model, batches(x), siblings=siblings, progress=False)
+    report = sylvinit.initialize_(
+        model, batches(x), siblings=siblings, preset="paper", progress=False
+    )
     columns, y = x.T.numpy(), labels().numpy()
     every = scores("pca", columns, y, 9)
     for index, name in enumerate("qkv"):
@@ -109,7 +111,9 @@ def test_weight_norm() -> None:
     model, x = network(lambda: nn.Conv2d(3, 6, 3, padding=1), 3, 6, 7)
     parametrizations.weight_norm(model[0])
     parametrizations.weight_norm(model[3])
-    report = sylvinit.initialize_(model, batches(x), code="lda", patches="all", progress=False)
+    report = sylvinit.initialize_(
+        model, batches(x), code="lda", patches="all", preset="paper", progress=False
+    )
     columns, owner = chosen_rows(layer_patches(model[0], x), "0", "all")
     check_layer(model[0], columns, labels().numpy()[owner], "lda", 10.0, report["0"])
     check_head(model[3], inputs_of(model, model[3], x)[0].T.numpy(), labels().numpy(), 10.0)
@@ -122,7 +126,7 @@ def test_parametrisation_that_cannot_hold_the_solution_is_skipped(parametrise: A
     model, x = network(lambda: nn.Linear(7, 4), 7)
     parametrise(model[0])
     before = {name: value.clone() for name, value in model[0].state_dict().items()}
-    report = sylvinit.initialize_(model, batches(x), progress=False)
+    report = sylvinit.initialize_(model, batches(x), preset="paper", progress=False)
     assert report["0"].status == "skipped"
     assert "parametrisation" in report["0"].reason
     after = model[0].state_dict()
@@ -135,7 +139,7 @@ def test_old_weight_norm_is_skipped_with_a_reason() -> None:
     model, x = network(lambda: nn.Linear(7, 4), 7)
     nn.utils.weight_norm(model[0])
     before = model[0](x).detach()
-    report = sylvinit.initialize_(model, batches(x), progress=False)
+    report = sylvinit.initialize_(model, batches(x), preset="paper", progress=False)
     assert report["0"].status == "skipped"
     assert "torch.nn.utils.parametrizations" in report["0"].reason
     torch.testing.assert_close(model[0](x), before, rtol=0, atol=0)
@@ -233,7 +237,9 @@ def test_attention(variant: str, option: int | str) -> None:
     model = Attention(**options).double()
     sizes = (6, options.get("kdim", 6), options.get("vdim", 6))
     inputs = tuple(samples(4 if d == 0 else 5, size, seed=d) for d, size in enumerate(sizes))
-    report = sylvinit.initialize_(model, batches(*inputs), patches=option, progress=False)
+    report = sylvinit.initialize_(
+        model, batches(*inputs), patches=option, preset="paper", progress=False
+    )
     check_attention(model, inputs, option)
     kinds = {layer.kind: layer.status for layer in report.layers}
     assert [kinds[f"MultiheadAttention.{part}"] for part in ("q", "k", "v", "out")] == [
@@ -248,7 +254,7 @@ def test_self_attention_shares_one_input(batch_first: bool, siblings: Any) -> No
     model = Attention(batch_first=batch_first).double()
     x = samples(5, 6)
     report = sylvinit.initialize_(
-        model, batches(x), patches="all", siblings=siblings, progress=False
+        model, batches(x), patches="all", siblings=siblings, progress=False, preset="paper"
     )
     if siblings == "same":
         check_attention(model, (x, x, x), "all")

@@ -12,7 +12,7 @@ from architectures import to_channels_last, to_layout
 from config import Arm, ConfigError
 from data import limit
 from initialisers.table import BASELINES
-from meaning import CORRELATED, HEAD, SYLVINIT, arguments_from
+from meaning import CORRELATED, HEAD, PRESET, SYLVINIT, arguments_from
 from torch import nn
 
 import sylvinit
@@ -122,7 +122,8 @@ def _apply(
 ) -> None:
     data = (samples.inputs, samples.labels)
     if name == SYLVINIT:
-        sylvinit.initialize_(model, data, seed=seed, progress=False, **settings)
+        options = {"preset": PRESET} | settings
+        sylvinit.initialize_(model, data, seed=seed, progress=False, **options)
     elif name == CORRELATED:
         generator = torch.Generator().manual_seed(seed)
         sylvinit.correlated_init_(model, generator=generator, **settings)

@@ -21,6 +21,8 @@ from sylvinit.presets import available_presets, get_preset
 SYLVINIT, CORRELATED, HEAD = "sylvinit", "correlated", "head"
 # For new heads alone.
 SYLVINIT_HEAD, SKLEARN, SKLEARN_LDA = "sylvinit-head", "sklearn-logistic", "sklearn-lda"
+# The preset of an arm that names none: the tables vary one setting of the first paper.
+PRESET = "paper"
 # Settings that are no argument of an initialiser: they choose the samples, change the network
 # before it is initialised, or say what of an image a new head gets to see.
 OF_SAMPLES = ("augmented", "per_class")
@@ -122,7 +124,7 @@ def _settings_of(base: str, with_head: bool, of_head: bool) -> set[str]:
 
 
 def _of_preset(settings: Mapping[str, Any]) -> list[str]:
-    name = settings.get("preset", "paper")
+    name = settings.get("preset", PRESET)
     if name not in available_presets():
         raise ValueError(f"preset: expected one of {available_presets()}, got {name!r}")
     preset = get_preset(name)
