@@ -82,10 +82,10 @@ def initialize_(
             variance. "paper": the same with rows as they solve the equation, whose outputs grow
             from layer to layer where nothing normalises them. "frozen", for deep networks whose
             hidden layers will not be trained (it had the highest accuracy before training of a
-            ResNet-20 on CIFAR-10): 30 patches, entries in pairs of opposite sign where a rectifier
-            follows, discriminant directions of the samples' mean patches before principal
-            components (in the first layer, without labels, and above 4,096 classes, components
-            alone).
+            ResNet-20 on CIFAR-10): as "best" with 30 patches, entries in pairs of opposite sign
+            where a rectifier follows, and discriminant directions of the samples' mean patches
+            before principal components (in the first layer, without labels, and above 4,096
+            classes, components alone).
         code: "pca", "lda", "ica", "kmeans", "onehot", "correlated", "discriminant", a
             :class:`sylvinit.Code`, or a mapping from name patterns to those (the first match
             decides; layers without one use the preset's). None: the preset's.

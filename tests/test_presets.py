@@ -82,7 +82,7 @@ FROZEN = {"0": SignPairs(PCA()), "3": Discriminant(), "5": SignPairs(Discriminan
     [
         ("paper", {"code": "pca", "patches": 10, "rescale": "none"}),
         ("best", {"code": "pca", "patches": 10, "rescale": "variance"}),
-        ("frozen", {"code": FROZEN, "patches": 30, "rescale": "none"}),
+        ("frozen", {"code": FROZEN, "patches": 30, "rescale": "variance"}),
     ],
 )
 def test_presets_are_what_they_say(preset: Any, same: dict[str, Any]) -> None:
