@@ -350,7 +350,9 @@ def test_users_own_code(by_name: bool, monkeypatch: pytest.MonkeyPatch) -> None:
         sylvinit.register_code("superclasses", Superclasses)
         code = "superclasses"
     y = torch.arange(30) % 4
-    report = sylvinit.initialize_(model, (x, y), code={"0": code}, head_code="pca", progress=False)
+    report = sylvinit.initialize_(
+        model, (x, y), preset="paper", code={"0": code}, head_code="pca", progress=False
+    )
     assert report["0"].code == "superclasses"
     s = np.array([[1.0, 1, -1, -1], [0, 2, 0, 3]]) @ one_hot(y.numpy(), 4)
     columns = x.T.numpy()

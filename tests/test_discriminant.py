@@ -100,7 +100,13 @@ def test_weights_are_those_of_the_definition(conv: nn.Module, patches: int | str
     model = nn.Sequential(conv, nn.Flatten(), nn.LazyLinear(2)).double()
     code = Discriminant(prior=20, shrink=0.05)
     report = sylvinit.initialize_(
-        model, (x, labels), code=code, lam=LAM, patches=patches, head_code="pca"
+        model,
+        (x, labels),
+        preset="paper",
+        code=code,
+        lam=LAM,
+        patches=patches,
+        head_code="pca",
     )
     assert report.layers[0].code == "discriminant"
     rows, sample = chosen_rows(layer_patches(conv, x), "0", patches)
@@ -135,7 +141,9 @@ def test_rows_of_several_entries_a_sample_are_averaged_over_the_sample(absent: b
 
     model = Net()
     batch = {"inputs": tokens, "attention_mask": mask, "labels": labels}
-    sylvinit.initialize_(model, [batch], code=Discriminant(), patches="all", head_code="pca")
+    sylvinit.initialize_(
+        model, [batch], preset="paper", code=Discriminant(), patches="all", head_code="pca"
+    )
     keep = mask.bool().numpy()
     columns = tokens.numpy()[keep].T
     sample = np.nonzero(keep)[0]
@@ -162,7 +170,9 @@ def test_pairs_solve_the_doubled_equation(
     x, labels = data(channels, 5, seed)
     conv = nn.Conv2d(channels, outputs, 2, bias=False)
     model = nn.Sequential(conv, nn.ReLU(), nn.Flatten(), nn.LazyLinear(2)).double()
-    sylvinit.initialize_(model, (x, labels), code=SignPairs(code), patches=patches, lam=LAM)
+    sylvinit.initialize_(
+        model, (x, labels), preset="paper", code=SignPairs(code), patches=patches, lam=LAM
+    )
     w = weight_matrix(conv)[0]
     np.testing.assert_array_equal(w[1::2], -w[: 2 * (outputs // 2) : 2])
     rows, sample = chosen_rows(layer_patches(conv, x), "0", patches)

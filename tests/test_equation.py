@@ -62,7 +62,7 @@ def solved(
     inputs = torch.from_numpy(x)
     data = inputs if y is None else (inputs, torch.from_numpy(y))
     report = sylvinit.initialize_(
-        model, data, code={"0": code}, head_code="pca", progress=False, **options
+        model, data, preset="paper", code={"0": code}, head_code="pca", progress=False, **options
     )
     return model[0].weight.detach().numpy(), model[0].bias.detach().numpy(), report["0"]
 
@@ -199,7 +199,7 @@ def test_equation_of_codes_from_a_reservoir(code: Code, option: int | str) -> No
     model = nn.Sequential(conv, nn.Flatten(), nn.Linear(6 * 16, 3).double())
     x = torch.from_numpy(rows(20, 100)).reshape(20, 4, 5, 5)
     data = [(x[:7], torch.arange(7) % 3), (x[7:], torch.arange(13) % 3)]
-    sylvinit.initialize_(model, data, code=recorded, patches=option, progress=False)
+    sylvinit.initialize_(model, data, preset="paper", code=recorded, patches=option, progress=False)
     columns, _ = chosen_rows(layer_patches(conv, x), "0", option)
     for group, part in enumerate(columns):
         mean = part.mean(axis=1, keepdims=True)
@@ -218,7 +218,7 @@ def test_more_outputs_than_rank_are_orthogonal_mixtures() -> None:
     conv = nn.Conv2d(3, 64, 3).double()
     model = nn.Sequential(conv, nn.Flatten(), nn.Linear(64, 9).double())
     x = torch.from_numpy(rows(60, 27)).reshape(60, 3, 3, 3)
-    report = sylvinit.initialize_(model, x, seed=4, progress=False)
+    report = sylvinit.initialize_(model, x, preset="paper", seed=4, progress=False)
     assert report["0"].filled == 64 - 27
     assert "37 outputs filled with orthogonal mixtures" in report["0"].notes
     w, columns = weight_matrix(conv)[0], x.reshape(60, 27).numpy().T
@@ -288,7 +288,9 @@ def grouped(x: torch.Tensor, **options: Any) -> tuple[nn.Conv1d, nn.Conv1d, Any]
     conv, before = (nn.Conv1d(3, 12, 3, groups=3).double() for _ in range(2))
     before.load_state_dict(conv.state_dict())
     model = nn.Sequential(conv, nn.Flatten(), nn.Linear(12 * 6, 2).double())
-    report = sylvinit.initialize_(model, x, patches="all", progress=False, **options)
+    report = sylvinit.initialize_(
+        model, x, preset="paper", patches="all", progress=False, **options
+    )
     return conv, before, report["0"]
 
 
