@@ -176,7 +176,14 @@ def test_every_layer_solves_its_equation(corr: Any, strength: float) -> None:
     x, labels = images(40, dtype=torch.float64)
     code = Recording(corr, strength)
     report = sylvinit.initialize_(
-        model, (x, labels), code=code, head="head", patches="all", lam=5.0, microbatch=40
+        model,
+        (x, labels),
+        preset="paper",
+        code=code,
+        head="head",
+        patches="all",
+        lam=5.0,
+        microbatch=40,
     )
     names = ["three", "five", "point", "wide", "up"]
     assert [layer.code for layer in report.layers] == ["correlated"] * 5 + ["onehot"]
