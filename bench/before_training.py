@@ -60,7 +60,7 @@ def main() -> None:
         for code in arguments.codes:
             network = copy.deepcopy(he)
             begin = time.perf_counter()
-            sylvinit.initialize_(network, data, code=code, seed=seed)
+            sylvinit.initialize_(network, data, preset="paper", code=code, seed=seed)
             seconds.setdefault(code, []).append(time.perf_counter() - begin)
             networks[f"sylvinit, {code}"] = network
         for method, network in networks.items():

@@ -225,7 +225,7 @@ def _unit(
         skip=skip,
         head=solves_head,
         classes=count if code.needs_labels else 0,
-        rescale=options.rescale,
+        rescale=options.rescale and not is_head,
     )
     calls = sum(survey.calls[module] for module in {layer.module for layer in layers})
     backend = choose(options.backend, weight.device)

@@ -26,6 +26,7 @@ from sylvinit.patches.rows import RowToSample, assign_rows
 from sylvinit.patches.sample_means import add_sample_means
 from sylvinit.report import LayerReport
 from sylvinit.sampling import Key, stream_key
+from sylvinit.scaling import output_std, scale_rows
 from sylvinit.state import ModelGuard
 from sylvinit.statistics import LayerStatistics, SampleStatistics, layer_statistics
 
@@ -42,7 +43,7 @@ class Plan:
         skip: code entries that earlier siblings have taken.
         head: whether this is the classifier with one-hot codes.
         classes: number of classes, if the code needs them.
-        rescale: scale rows to unit output variance.
+        rescale: scale rows to unit output variance; never those of the last layer.
     """
 
     code: Code
@@ -99,6 +100,7 @@ class LayerUnit:
         self._means: PatchMoments | None = None
         self._rows_of_means = 0
         self._channels: int | None = None
+        self._dtype = torch.float64  # of the inputs, the coarsest of all calls
         self._inputs = InputWatch()
 
     def watch(self, arrival: Arrival) -> None:
@@ -113,6 +115,8 @@ class LayerUnit:
         """Add the rows or patches of one microbatch at one call."""
         begin = time.perf_counter()
         layer: Layer = arrival.point
+        if torch.finfo(arrival.x.dtype).eps > torch.finfo(self._dtype).eps:
+            self._dtype = arrival.x.dtype
         labels = batch.labels_on(arrival.x.device) if self.plan.classes else None
         key = stream_key(self.plan.seed, layer.name, arrival.call)
         if layer.geometry is None:
@@ -225,21 +229,17 @@ class LayerUnit:
                 )
             )
 
-        def in_basis(weight: Tensor) -> Tensor:
-            return weight if stats.basis is None else weight @ stats.basis.mT
-
-        def row_std(weight: Tensor) -> Tensor:
-            w = in_basis(weight)
-            return ((w @ stats.covariance) * w).sum(dim=-1).clamp(min=0).sqrt()
-
-        if plan.rescale and not plan.head:
-            std = row_std(solution.weight)
-            scale = torch.where(std > 0, std, 1.0)
-            solution.weight = solution.weight / scale[:, :, None]
-            # Not E[s] / std - W mu: codes that are not centred (k-means) have means far above their
-            # deviations, and without normalisation these multiply from layer to layer.
-            solution.bias = -(in_basis(solution.weight) * stats.mean[:, None]).sum(dim=-1)
-        before, after = row_std(old_weight), row_std(solution.weight)
+        if plan.rescale:
+            held = first.get_weight().dtype
+            scaled = scale_rows(solution.weight, stats, self._dtype, held)
+            solution.weight, solution.bias = scaled.weight, scaled.bias
+            if scaled.rounding:
+                solution.notes.append(
+                    f"{scaled.rounding} rows not scaled: their output may be rounding of the inputs"
+                )
+            if scaled.too_large:
+                solution.notes.append(f"{scaled.too_large} rows not scaled: too large for {held}")
+        before, after = output_std(old_weight, stats), output_std(solution.weight, stats)
         report = LayerReport(
             name=self.name,
             kind=first.kind,

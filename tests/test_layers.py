@@ -190,6 +190,33 @@ def test_equation_of_every_kind(kind: str, code: Any, option: int | str) -> None
     check_head(head, last[0], labels().numpy()[owner], 10.0)
 
 
+@pytest.mark.parametrize("option", ["all", 3])
+@pytest.mark.parametrize("code", ["lda", Affine()], ids=lambda code: getattr(code, "name", code))
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_default_scales_and_centres_every_kind(kind: str, code: Any, option: int | str) -> None:
+    """Rows that solve the equation over the deviation of their outputs, all from explicit patches.
+
+    These codes are not centred, or leave rows to be filled. Rows, deviations and means are sums of
+    up to a few thousand float64 products; the worst relative difference seen is 4e-12.
+    """
+    (plain, x), (scaled, _) = network(kind), network(kind)
+    options: dict[str, Any] = {"code": {"0": code}, "patches": option, "progress": False}
+    sylvinit.initialize_(plain, batches(x), preset="paper", **options)
+    report = sylvinit.initialize_(scaled, batches(x), **options)
+    assert not any("not scaled" in note for note in report["0"].notes)
+    columns, _ = chosen_rows(layer_patches(plain[0], x), "0", option)
+    before, after = weight_matrix(plain[0]), weight_matrix(scaled[0])
+    bias = None if scaled[0].bias is None else scaled[0].bias.detach().numpy()
+    for group, part in enumerate(columns):
+        std = (before[group] @ part).std(axis=1, keepdims=True)
+        np.testing.assert_allclose(after[group] * std, before[group], rtol=0, atol=1e-10)
+        if bias is not None:
+            mean = after[group] @ part.mean(axis=1)
+            np.testing.assert_allclose(
+                bias.reshape(len(columns), -1)[group], -mean, rtol=0, atol=1e-10
+            )
+
+
 @pytest.mark.parametrize("lam", [1e-3, 1.0, 1e3])
 def test_equation_for_other_weights_of_the_encoding_loss(lam: float) -> None:
     model, x = network("conv2d")

@@ -187,6 +187,20 @@ def test_rescale_gives_unit_variance_around_zero(net: str, code: str) -> None:
     assert not torch.allclose(plain[first], hidden[0].weight)
 
 
+@quiet
+def test_the_last_layer_is_not_scaled() -> None:
+    """Its code says what its outputs are to be, whether they are classes or not."""
+    code = PCA(center=False)
+    models = [mlp().double() for _ in range(2)]
+    for model, rescale in zip(models, ("variance", "none"), strict=True):
+        data = (ROWS.double(), Y)
+        # Hidden layers alike, so that the last ones see the same.
+        sylvinit.initialize_(model, data, include=["0", "2"])
+        sylvinit.initialize_(model, data, include="4", head_code=code, rescale=rescale)
+    assert torch.equal(models[0][4].weight, models[1][4].weight)
+    assert torch.equal(models[0][4].bias, models[1][4].bias)
+
+
 # ----------------------------------------------------------------------------- a layer of one's own
 
 

@@ -1,0 +1,72 @@
+"""Rows of unit output variance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sylvinit.statistics import LayerStatistics
+
+
+@dataclass(frozen=True)
+class ScaledRows:
+    """Rows whose outputs have zero mean and, but for some, unit variance.
+
+    Attributes:
+        weight: float64 (groups, k, d_in).
+        bias: float64 (groups, k), -W mu of the weight as the layer holds it.
+        rounding: rows that are as they were, since their output may be rounding alone.
+        too_large: rows that are as they were, since the layer cannot hold them scaled.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    rounding: int
+    too_large: int
+
+
+def output_std(weight: Tensor, stats: LayerStatistics) -> Tensor:
+    """Standard deviations (groups, k), sqrt(w Sigma w^T), of outputs of rows (groups, k, d_in)."""
+    w = _in_basis(weight, stats)
+    return ((w @ stats.covariance) * w).sum(dim=-1).clamp(min=0).sqrt()
+
+
+def scale_rows(
+    weight: Tensor, stats: LayerStatistics, inputs: torch.dtype, held: torch.dtype
+) -> ScaledRows:
+    """Divide rows by the standard deviations of their outputs, and centre the outputs.
+
+    The bias is not E[s] / std - W mu: codes that are not centred (k-means) have means far above
+    their deviations, and without normalisation these multiply from layer to layer.
+
+    A row whose output deviates by no more than eps |w| rms(x) is left as it is, where eps is that
+    of the type that the inputs came in: it could be their rounding, made as large as everything
+    else. (Rounding alone deviates by about 0.3 of that.)
+
+    Args:
+        weight: float64 (groups, k, d_in).
+        stats: of the layer's input.
+        inputs: what the activations were rounded to.
+        held: what the weight will be rounded to.
+    """
+    std = output_std(weight, stats)
+    power = stats.covariance.diagonal(dim1=1, dim2=2).sum(dim=1) + stats.mean.square().sum(dim=1)
+    rms = (power / weight.shape[2]).sqrt()
+    noise = torch.finfo(inputs).eps * weight.norm(dim=2) * rms[:, None]
+    varies = std > 0
+    clear = std > noise
+    fits = weight.abs().amax(dim=2) < std * torch.finfo(held).max
+    weight = weight / torch.where(varies & clear & fits, std, 1.0)[:, :, None]
+    seen = _in_basis(weight.to(held).double(), stats)
+    return ScaledRows(
+        weight=weight,
+        bias=-(seen * stats.mean[:, None]).sum(dim=-1),
+        rounding=int((varies & ~clear).sum()),
+        too_large=int((varies & clear & ~fits).sum()),
+    )
+
+
+def _in_basis(weight: Tensor, stats: LayerStatistics) -> Tensor:
+    return weight if stats.basis is None else weight @ stats.basis.mT
