@@ -185,7 +185,11 @@ def _add_init(parser: argparse.ArgumentParser) -> None:
     add("--exclude", action="append", metavar="PATTERN", help="but not these; repeatable")
     add("--microbatch", metavar="N", type=int, help="samples that pass through the model at once")
     add("--max-samples", metavar="N", type=int, help="use at most so many")
-    add("--rescale", choices=["variance", "none"], help="unit output variance of hidden layers")
+    add(
+        "--rescale",
+        choices=["variance", "none"],
+        help="scale rows of hidden layers to unit output variance, or not (default: the preset's)",
+    )
     add("--backend", metavar="NAME", help="auto (default), cpu, torch or cuda")
     add("--device", metavar="DEVICE", help="move the model there first, as cuda:0")
     add("--seed", metavar="N", type=int, help="of patch positions and codes (default 0)")

@@ -5,8 +5,8 @@ W (k x d) minimises |X - W^T S|^2 + lam |W X - S|^2, hence solves
     A W + W B = Q,   A = E[s s^T],   B = lam E[x x^T],   Q = (1 + lam) E[s x^T]
 
 ("Data-driven Weight Initialization with Sylvester Solvers", eqs. 1 and 2, divided by n). A hidden
-layer's bias is E[s] - W mu; the last layer's is a column of W for an input with a constant 1
-appended.
+layer's bias is E[s] - W mu (for scaled rows see scaling.py); the last layer's is a column of W for
+an input with a constant 1 appended.
 """
 
 from __future__ import annotations

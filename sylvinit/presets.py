@@ -53,8 +53,8 @@ class Preset:
 # "best" was chosen by the accuracy after training, on images that were neither trained on nor
 # tested on (bench/experiments/configs/choose_preset.json). What wins before training ("frozen") was
 # no better after it than random weights. "best" is the default since "paper" has not been better
-# anywhere, and fails in networks without normalisation (few_shot_vgg8.json), where outputs of rows
-# as they solve the equation grow from layer to layer.
+# after training in any table, and fails in networks without normalisation (few_shot_vgg8.json),
+# where outputs of rows as they solve the equation grow from layer to layer.
 _PRESETS: dict[str, Preset] = {
     "best": Preset("best", 10, 10.0, OneHot(), rescale=True, supervised=False, pairs=False),
     "paper": Preset("paper", 10, 10.0, OneHot(), rescale=False, supervised=False, pairs=False),

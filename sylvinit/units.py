@@ -209,7 +209,8 @@ class LayerUnit:
         with memory_for(f"the moments of {self.name}", self._moment_bytes()):
             moments = self._canonical(self._moments)
             stats, dead = self._statistics(moments)
-        old_weight, old_bias = first.get_weight().double(), first.get_bias()
+        old_weight, old_bias = first.get_weight(), first.get_bias()
+        held, old_weight = old_weight.dtype, old_weight.double()
         groups, outputs, _ = old_weight.shape
         seed = stream_key(plan.seed, self.name, -1)[0]
         what = f"the equation of {self.name} ({outputs} x {stats.d}, {stats.groups} groups)"
@@ -230,7 +231,6 @@ class LayerUnit:
             )
 
         if plan.rescale:
-            held = first.get_weight().dtype
             scaled = scale_rows(solution.weight, stats, self._dtype, held)
             solution.weight, solution.bias = scaled.weight, scaled.bias
             if scaled.rounding:

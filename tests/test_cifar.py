@@ -92,7 +92,8 @@ def test_accuracy_hardly_depends_on_the_microbatch(
     """Float32 weights of late layers differ, and with them the accuracy of one seed.
 
     Over five seeds the means of three ways (default, microbatches of 100, contiguous images in
-    microbatches of 7) were 34.0, 33.8 and 33.7 %; for single seeds they differed by up to 3 points.
+    microbatches of 7) were 34.0, 33.8 and 33.7 % with rows not scaled; for single seeds they
+    differed by up to 3 points.
     """
     train, test = samples
     contiguous = Samples(train.inputs.contiguous(), train.labels)

@@ -230,7 +230,7 @@ def test_equation_for_other_weights_of_the_encoding_loss(lam: float) -> None:
 def test_head_without_bias() -> None:
     model, x = network("linear")
     model[3] = nn.Linear(4, CLASSES, bias=False).double()
-    sylvinit.initialize_(model, batches(x), preset="paper", progress=False)
+    sylvinit.initialize_(model, batches(x), progress=False)
     check_head(model[3], inputs_of(model, model[3], x)[0].T.numpy(), labels().numpy(), 10.0)
 
 

@@ -126,7 +126,7 @@ def test_parametrisation_that_cannot_hold_the_solution_is_skipped(parametrise: A
     model, x = network(lambda: nn.Linear(7, 4), 7)
     parametrise(model[0])
     before = {name: value.clone() for name, value in model[0].state_dict().items()}
-    report = sylvinit.initialize_(model, batches(x), preset="paper", progress=False)
+    report = sylvinit.initialize_(model, batches(x), progress=False)
     assert report["0"].status == "skipped"
     assert "parametrisation" in report["0"].reason
     after = model[0].state_dict()
@@ -139,7 +139,7 @@ def test_old_weight_norm_is_skipped_with_a_reason() -> None:
     model, x = network(lambda: nn.Linear(7, 4), 7)
     nn.utils.weight_norm(model[0])
     before = model[0](x).detach()
-    report = sylvinit.initialize_(model, batches(x), preset="paper", progress=False)
+    report = sylvinit.initialize_(model, batches(x), progress=False)
     assert report["0"].status == "skipped"
     assert "torch.nn.utils.parametrizations" in report["0"].reason
     torch.testing.assert_close(model[0](x), before, rtol=0, atol=0)
