@@ -177,8 +177,8 @@ def _add_init(parser: argparse.ArgumentParser) -> None:
     add(
         "--head-code",
         metavar="CODE",
-        help="code of the classifier: onehot (default with labels), logistic with --head-only, "
-        "or one of --code",
+        help="code of the classifier: onehot (the default with labels), pca, ...; with "
+        "--head-only also logistic, the more accurate one on pretrained features",
     )
     add("--patches", metavar="N|all", help="patches of each sample")
     add("--include", action="append", metavar="PATTERN", help="only layers that match; repeatable")
