@@ -122,7 +122,7 @@ def _apply(
 ) -> None:
     data = (samples.inputs, samples.labels)
     if name == SYLVINIT:
-        options = {"preset": PRESET} | settings
+        options: dict[str, Any] = {"preset": PRESET} | settings
         sylvinit.initialize_(model, data, seed=seed, progress=False, **options)
     elif name == CORRELATED:
         generator = torch.Generator().manual_seed(seed)
