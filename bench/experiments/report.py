@@ -24,7 +24,7 @@ Mean ± half the width of the 95 % interval over seeds (Student's t), accuracies
 arms of a seed have the same images in the same order. Comparisons are paired t tests over the
 seeds, and their p values are adjusted by Holm's method for all comparisons that a table is to have
 in the end. Where all seeds have the same images, there are means alone. "-" is a cell whose seeds
-are not all there yet.
+are not all there yet. Arms of sylvinit that name no preset have "paper", whose rows are not scaled.
 """
 _PARTIAL = """
 This report shows unfinished cells, too: {3 of 5 seeds} stands beside them. They have no p values.
