@@ -28,18 +28,27 @@ _GRAM_BLOCK = 96
 
 
 def gram(x: Tensor) -> Tensor:
-    """x^T x for x (..., n, d), in its dtype, from the blocks of the upper triangle."""
+    """x^T x for x (..., n, d), in its dtype, from the blocks of the upper triangle.
+
+    Symmetric to the bit, which a product is with some libraries and processors only.
+    """
     d = x.shape[-1]
     if d < 2 * _GRAM_BLOCK:
-        return x.mT @ x
+        return mirrored(x.mT @ x)
     out = x.new_empty((*x.shape[:-2], d, d))
     blocks = -(-d // _GRAM_BLOCK)
     edges = [d * i // blocks for i in range(blocks + 1)]
     for begin, end in pairwise(edges):
         part = x[..., begin:end].mT @ x[..., begin:]
         out[..., begin:end, begin:] = part
-        out[..., begin:, begin:end] = part.mT
+        out[..., end:, begin:end] = part[..., end - begin :].mT
+        out[..., begin:end, begin:end] = mirrored(part[..., : end - begin])
     return out
+
+
+def mirrored(a: Tensor) -> Tensor:
+    """The symmetric matrices (..., d, d) that have the upper triangles of the given ones."""
+    return a.triu() + a.triu(1).mT
 
 
 class PatchMoments:

@@ -167,6 +167,17 @@ def test_gram_in_blocks(shape: tuple[int, ...]) -> None:
     assert_near(gram(x), np.einsum("...ni,...nj->...ij", x.numpy(), x.numpy()), CLOSE)
 
 
+@pytest.mark.parametrize("d", [1, 2, 3, 5, 6, 16, 27, 64, 193])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gram_is_symmetric_to_the_bit(d: int, dtype: torch.dtype) -> None:
+    """With some libraries and processors x^T x is not: eigensolvers read one triangle only."""
+    generator = torch.Generator().manual_seed(d)
+    for n in (7, 30, 100, 1000):
+        x = torch.randn(2, n, d, generator=generator, dtype=dtype)
+        found = gram(x)
+        assert torch.equal(found, found.mT)
+
+
 def test_constant_rows_have_no_covariance() -> None:
     x = torch.full((1, 1000, 3), 0.3)
     moments = PatchMoments(3).update(x[:, :77]).update(x[:, 77:])

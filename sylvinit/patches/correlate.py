@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sylvinit.moments import mirrored
 from sylvinit.patches.geometry import PatchGeometry
 from sylvinit.patches.lags import lag_layout_fits, lagged_gram
 
@@ -139,6 +140,7 @@ def correlation_gram(
         strips = _strip_products(flat, left, border, ends, shift)
         for i, j in pairs:
             block = whole - (strips * outside[i][:, None, None, None]).sum(dim=0)
+            block = mirrored(block) if i == j else block
             gram[:, i, :, j] = block
             gram[:, j, :, i] = block.mT
     return gram.reshape(groups, len(taps) * width, len(taps) * width)

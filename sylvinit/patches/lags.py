@@ -15,6 +15,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from sylvinit.moments import mirrored
 from sylvinit.patches.accumulator import can_fuse
 from sylvinit.patches.fused import patch_gram
 from sylvinit.patches.geometry import PatchGeometry
@@ -125,8 +126,7 @@ def lagged_gram(
             outside.addcmul_(is_outside[:, cell, None, None, None], sums)
     blocks = (whole - outside)[..., :-1].unflatten(-1, (lags.layout.taps, width))
     # (taps, groups, width, lags, width); of lag 0 only the upper triangle was summed.
-    diagonal = blocks[:, :, :, lags.zero].triu()
-    blocks[:, :, :, lags.zero] = diagonal + diagonal.triu(1).mT
+    blocks[:, :, :, lags.zero] = mirrored(blocks[:, :, :, lags.zero])
     first, second = lags.first, lags.second
     chosen = blocks.movedim(3, 1)[first, lags.lag]  # (pairs, groups, width, width)
     gram = x.new_empty((taps, taps, groups, width, width), dtype=torch.float64)

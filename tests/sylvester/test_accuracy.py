@@ -200,6 +200,19 @@ def ctlex_4_3(n: int, t: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return e, a, x
 
 
+def allowed_error(a: np.ndarray, b: np.ndarray, theirs: np.ndarray, x: np.ndarray) -> float:
+    """Ten times SciPy's error, or what a backward error of eps makes of small systems.
+
+    That is eps times the condition number, of 1e12 for some; which of two solvers is nearer to x
+    by chance depends on the libraries and the processor.
+    """
+    allowed = 10 * relative_error(theirs, x) + 10 * EPS
+    if len(a) <= 20:
+        least = np.linalg.svd(kronecker_system(a, b), compute_uv=False)[-1]
+        allowed = max(allowed, EPS * (np.linalg.norm(a) + np.linalg.norm(b)) / least)
+    return allowed
+
+
 @with_and_without
 @pytest.mark.parametrize(
     ("n", "r", "s"),
@@ -219,12 +232,8 @@ def test_ctlex_4_1(compiled, n, r, s) -> None:
         found = solve(a.T, a, y, "gen")
         symmetric = solve(a.T, a, (y + y.T) / 2)
     theirs = scipy.linalg.solve_sylvester(a.T, a, y)
-    assert residual(a.T, a, y, found) <= max(2 * residual(a.T, a, y, theirs), 2 * EPS)
-    # Up to ten times SciPy's error, or what the condition number allows (1e12 for the last one).
-    allowed = 10 * relative_error(theirs, x) + 10 * EPS
-    if n <= 15:
-        least = np.linalg.svd(kronecker_system(a.T, a), compute_uv=False)[-1]
-        allowed = max(allowed, EPS * 2 * np.linalg.norm(a) / least)
+    assert residual(a.T, a, y, found) <= max(2 * residual(a.T, a, y, theirs), 10 * EPS)
+    allowed = allowed_error(a.T, a, theirs, x)
     assert relative_error(found, x) <= allowed
     assert relative_error(symmetric, x) <= allowed
 
@@ -239,8 +248,8 @@ def test_ctlex_4_3(compiled, n, t) -> None:
     with solver(compiled):
         found = solve(left, right, q, "gen")
     theirs = scipy.linalg.solve_sylvester(left, right, q)
-    assert residual(left, right, q, found) <= max(2 * residual(left, right, q, theirs), 2 * EPS)
-    assert relative_error(found, x) <= 10 * relative_error(theirs, x) + 10 * EPS
+    assert residual(left, right, q, found) <= max(2 * residual(left, right, q, theirs), 10 * EPS)
+    assert relative_error(found, x) <= allowed_error(left, right, theirs, x)
 
 
 @with_and_without
@@ -262,8 +271,8 @@ def test_golub_nash_van_loan(compiled, n, alpha) -> None:
         with solver(compiled):
             found = solve(a, b, q, "gen")
         theirs = scipy.linalg.solve_sylvester(a, b, q)
-        assert residual(a, b, q, found) <= max(2 * residual(a, b, q, theirs), 2 * EPS)
-        assert relative_error(found, x) <= 10 * relative_error(theirs, x) + 10 * EPS
+        assert residual(a, b, q, found) <= max(2 * residual(a, b, q, theirs), 10 * EPS)
+        assert relative_error(found, x) <= allowed_error(a, b, theirs, x)
 
 
 @with_and_without

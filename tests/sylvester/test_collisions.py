@@ -130,9 +130,11 @@ def test_one_zero_matrix(compiled, assume) -> None:
             q = tensor(normal(rng, k, d, complex_=dtype.is_complex), dtype)
             expected = np.linalg.solve(wide(a), wide(q))
             with solver(compiled):
-                assert relative_error(quiet(a, zero, q, assume), expected) <= 10 * eps_of(q)
-                found = quiet(zero, a, q.mH, assume)
-                assert relative_error(found, expected.conj().T) <= 10 * eps_of(q)
+                found, transposed = quiet(a, zero, q, assume), quiet(zero, a, q.mH, assume)
+            # A condition number of at most 2, twice, times the size; 4.9 eps is the worst measured.
+            bound = 4 * (k + d) * eps_of(q)
+            assert relative_error(found, expected) <= bound
+            assert relative_error(transposed, expected.conj().T) <= bound
 
 
 @with_and_without
