@@ -36,6 +36,14 @@ _log = logging.getLogger(__name__)
 
 MISSED = "left as it is, for it did not run on the first samples, which decide what is solved"
 
+# What a user can do about each kind of weakness that a layer remarks on.
+_ADVICE = {
+    "dead inputs": "constant in these data, like borders and units that are never active",
+    "rank < d_out": "mixtures fill the other outputs; varied inputs or fewer outputs need none",
+    "fewer rows than features": "more samples, or in convolutions more patches=, would help",
+    "near-singular equation": "solved with least norm, nothing need be done",
+}
+
 
 def initialize_(
     model: nn.Module,
@@ -354,7 +362,7 @@ def _warn(report: Report, work: Work, batches: list[Batch]) -> None:
             kinds.setdefault(kind, []).append(f"{layer.title} ({detail})")
     for kind, places in kinds.items():
         more = f" and {len(places) - 3} more" if len(places) > 3 else ""
-        report.warnings.append(f"{kind}: {', '.join(places[:3])}{more}")
+        report.warnings.append(f"{kind}: {', '.join(places[:3])}{more}; {_ADVICE[kind]}")
     if batches[0].labels is not None and not work.uses_labels:
         report.warnings.append("labels were given but no code used them")
     for text in report.warnings:
