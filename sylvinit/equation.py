@@ -170,7 +170,9 @@ def _solve(
         mean, values = torch.cat((mean, one), dim=1), torch.cat((values, 0 * one), dim=1)
         vectors = torch.nn.functional.pad(vectors, (0, 1, 0, 1))
         vectors[:, -1, -1] = 1
-    a, b, q = copies * _without_empty_rows(latent.second_moment), lam * moment, (1 + lam) * cross
+    # A code's product S S^T need not be symmetric to the bit, and eigensolvers read one triangle.
+    second = (latent.second_moment + latent.second_moment.mT) / 2
+    a, b, q = copies * _without_empty_rows(second), lam * moment, (1 + lam) * cross
     backend = stats.backend
     thresholds = _thresholds(stats, latent, lam)
     rank_one = RankOne(lam * values, vectors, lam**0.5 * mean)

@@ -36,11 +36,11 @@ _log = logging.getLogger(__name__)
 
 MISSED = "left as it is, for it did not run on the first samples, which decide what is solved"
 
-# What a user can do about each kind of weakness that a layer remarks on.
+# What each kind of weakness that a layer remarks on means, or what can be done about it.
 _ADVICE = {
     "dead inputs": "constant in these data, like borders and units that are never active",
-    "rank < d_out": "mixtures fill the other outputs; varied inputs or fewer outputs need none",
-    "fewer rows than features": "more samples, or in convolutions more patches=, would help",
+    "rank < d_out": "on these data any weights would make outputs depend on each other linearly",
+    "fewer rows than features": "more samples help, or more patches= where a sample has several",
     "near-singular equation": "solved with least norm, nothing need be done",
 }
 

@@ -43,7 +43,8 @@ def scale_rows(
 
     A row whose output deviates by no more than eps |w| rms(x) is left as it is, where eps is that
     of the type that the inputs came in: it could be their rounding, made as large as everything
-    else. (Rounding to nearest alone deviates by at most 0.3 of that: errors of up to eps |x| / 2.)
+    else. (Rounding alone deviates by about 0.3 of that where features are of like size and their
+    errors independent, and by up to sqrt(d_in) times as much where they are not.)
 
     Args:
         weight: float64 (groups, k, d_in).

@@ -167,15 +167,34 @@ def test_gram_in_blocks(shape: tuple[int, ...]) -> None:
     assert_near(gram(x), np.einsum("...ni,...nj->...ij", x.numpy(), x.numpy()), CLOSE)
 
 
+@pytest.mark.parametrize("batch", [(), (1,), (2,)])
 @pytest.mark.parametrize("d", [1, 2, 3, 5, 6, 16, 27, 64, 193])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_gram_is_symmetric_to_the_bit(d: int, dtype: torch.dtype) -> None:
+def test_gram_is_symmetric_to_the_bit(d: int, dtype: torch.dtype, batch: tuple[int, ...]) -> None:
     """With some libraries and processors x^T x is not: eigensolvers read one triangle only."""
     generator = torch.Generator().manual_seed(d)
     for n in (7, 30, 100, 1000):
-        x = torch.randn(2, n, d, generator=generator, dtype=dtype)
-        found = gram(x)
+        found = gram(torch.randn(*batch, n, d, generator=generator, dtype=dtype))
         assert torch.equal(found, found.mT)
+
+
+@pytest.mark.parametrize("block", [2, 96])
+def test_gram_of_products_that_are_not_symmetric(
+    block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = torch.randn(3, 20, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    exact, product = x.mT @ x, torch.Tensor.__matmul__
+
+    def inexact(left: Tensor, right: Tensor) -> Tensor:
+        found = product(left, right)
+        return found + 1e-9 * torch.rand(found.shape, dtype=torch.float64)
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", inexact)
+    monkeypatch.setattr(sylvinit.moments, "_GRAM_BLOCK", block)
+    found = gram(x)
+    assert not torch.equal(x.mT @ x, (x.mT @ x).mT)
+    assert torch.equal(found, found.mT)
+    torch.testing.assert_close(found, exact, rtol=0, atol=2e-9)
 
 
 def test_constant_rows_have_no_covariance() -> None:

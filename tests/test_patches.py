@@ -178,6 +178,18 @@ def test_shifted_correlations_are_the_gram_matrix_of_all_patches(case: dict[str,
     assert_near(sums, patches.sum(axis=1), CLOSE)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("groups", "channels"), [(1, 3), (1, 5), (1, 6), (2, 10), (1, 16)])
+def test_shifted_correlations_are_symmetric_to_the_bit(
+    groups: int, channels: int, dtype: torch.dtype
+) -> None:
+    geometry = PatchGeometry((3, 3), (1, 1), (1, 1), (1, 1), (1, 1))
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(8, channels, 9, 9, generator=generator, dtype=dtype)
+    found = correlation_gram(pad_channels_last(x, geometry), geometry, (9, 9), groups)
+    assert torch.equal(found, found.mT)
+
+
 def explicit(patches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and covariance of columns (groups, d, n)."""
     mean = patches.mean(axis=2)

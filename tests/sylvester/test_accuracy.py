@@ -203,11 +203,11 @@ def ctlex_4_3(n: int, t: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def allowed_error(a: np.ndarray, b: np.ndarray, theirs: np.ndarray, x: np.ndarray) -> float:
     """Ten times SciPy's error, or what a backward error of eps makes of small systems.
 
-    That is eps times the condition number, of 1e12 for some; which of two solvers is nearer to x
+    That is eps times the condition number, of 1e12 for one; which of two solvers is nearer to x
     by chance depends on the libraries and the processor.
     """
     allowed = 10 * relative_error(theirs, x) + 10 * EPS
-    if len(a) <= 20:
+    if len(a) <= 30:
         least = np.linalg.svd(kronecker_system(a, b), compute_uv=False)[-1]
         allowed = max(allowed, EPS * (np.linalg.norm(a) + np.linalg.norm(b)) / least)
     return allowed
@@ -271,8 +271,8 @@ def test_golub_nash_van_loan(compiled, n, alpha) -> None:
         with solver(compiled):
             found = solve(a, b, q, "gen")
         theirs = scipy.linalg.solve_sylvester(a, b, q)
-        assert residual(a, b, q, found) <= max(2 * residual(a, b, q, theirs), 10 * EPS)
-        assert relative_error(found, x) <= allowed_error(a, b, theirs, x)
+        assert residual(a, b, q, found) <= max(2 * residual(a, b, q, theirs), 2 * EPS)
+        assert relative_error(found, x) <= 10 * relative_error(theirs, x) + 10 * EPS
 
 
 @with_and_without
