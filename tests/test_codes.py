@@ -367,7 +367,7 @@ def test_users_own_code(by_name: bool, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_second_moment_that_is_symmetric_up_to_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a float32 product S S^T can be. The moments differ by 5e-8, the weights by 3.2e-8, measured."""
+    """As a float32 product S S^T can be. Moments differ by 5e-8, weights (measured) by 3.2e-8."""
     (first, data), (second, _) = model_and_data(), model_and_data()
     second.load_state_dict(first.state_dict())
     sylvinit.initialize_(first, data, code={"0": PCA()}, progress=False)
