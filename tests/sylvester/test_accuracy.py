@@ -207,7 +207,7 @@ def allowed_error(a: np.ndarray, b: np.ndarray, theirs: np.ndarray, x: np.ndarra
     by chance depends on the libraries and the processor.
     """
     allowed = 10 * relative_error(theirs, x) + 10 * EPS
-    if len(a) <= 30:
+    if len(a) <= 15:
         least = np.linalg.svd(kronecker_system(a, b), compute_uv=False)[-1]
         allowed = max(allowed, EPS * (np.linalg.norm(a) + np.linalg.norm(b)) / least)
     return allowed
@@ -232,7 +232,7 @@ def test_ctlex_4_1(compiled, n, r, s) -> None:
         found = solve(a.T, a, y, "gen")
         symmetric = solve(a.T, a, (y + y.T) / 2)
     theirs = scipy.linalg.solve_sylvester(a.T, a, y)
-    assert residual(a.T, a, y, found) <= max(2 * residual(a.T, a, y, theirs), 10 * EPS)
+    assert residual(a.T, a, y, found) <= max(2 * residual(a.T, a, y, theirs), 2 * EPS)
     allowed = allowed_error(a.T, a, theirs, x)
     assert relative_error(found, x) <= allowed
     assert relative_error(symmetric, x) <= allowed
@@ -248,7 +248,7 @@ def test_ctlex_4_3(compiled, n, t) -> None:
     with solver(compiled):
         found = solve(left, right, q, "gen")
     theirs = scipy.linalg.solve_sylvester(left, right, q)
-    assert residual(left, right, q, found) <= max(2 * residual(left, right, q, theirs), 10 * EPS)
+    assert residual(left, right, q, found) <= max(2 * residual(left, right, q, theirs), 2 * EPS)
     assert relative_error(found, x) <= allowed_error(left, right, theirs, x)
 
 

@@ -131,10 +131,9 @@ def test_one_zero_matrix(compiled, assume) -> None:
             expected = np.linalg.solve(wide(a), wide(q))
             with solver(compiled):
                 found, transposed = quiet(a, zero, q, assume), quiet(zero, a, q.mH, assume)
-            # A condition number of at most 2, twice, times the size; 4.9 eps is the worst measured.
-            bound = 4 * (k + d) * eps_of(q)
-            assert relative_error(found, expected) <= bound
-            assert relative_error(transposed, expected.conj().T) <= bound
+            # The worst measured is 4.83 eps.
+            assert relative_error(found, expected) <= 10 * eps_of(q)
+            assert relative_error(transposed, expected.conj().T) <= 10 * eps_of(q)
 
 
 @with_and_without

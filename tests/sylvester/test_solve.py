@@ -264,8 +264,8 @@ def test_residual_of_a_solution_is_rounding() -> None:
         a, b = (tensor(x, dtype) for x in well_separated(rng, "gen", (3,), 6, 8, dtype.is_complex))
         q = tensor(normal(rng, 3, 6, 8, complex_=dtype.is_complex), dtype)
         x = sylvinit.solve_sylvester(a, b, q)
-        # The solver is backward stable up to the size, 6 + 8; the worst measured is 2.6 eps.
-        assert sylvinit.sylvester_residual(a, b, q, x).max() <= 14 * eps_of(q)
+        # Twice the worst measured, 2.51 eps (on an AMD EPYC; below 2 on an Intel Xeon).
+        assert sylvinit.sylvester_residual(a, b, q, x).max() <= 5.1 * eps_of(q)
 
 
 def test_under_no_grad_and_inference_mode() -> None:

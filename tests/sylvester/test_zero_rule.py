@@ -127,8 +127,7 @@ def test_one_matrix_zero(compiled, dtype, k, d) -> None:
         only_a = solve(definite_a, zero_b, q)
         only_b = solve(zero_a, definite_b, q)
         both = solve(zero_a, zero_b, q)
-    # Condition numbers of at most 2, twice, times the size; 4.3 eps is the worst measured.
-    bound = 4 * (k + d) * eps_of(q)
+    bound = 8 * eps_of(q)  # the worst measured is 4.32 eps
     assert relative_error(only_a, np.linalg.solve(wide(definite_a), wide(q))) <= bound
     assert relative_error(only_b, wide(q) @ np.linalg.inv(wide(definite_b))) <= bound
     assert torch.equal(both, torch.zeros_like(both))
@@ -146,8 +145,8 @@ def test_singular_matrix_beside_a_zero_one(compiled, dtype) -> None:
         expected = minimum_norm(a, b, q)
         with solver(compiled):
             found, transposed = solve(a, b, q), solve(b, a, q.mH)
-        # Eigenvalues that are not 0 have a ratio of at most 3. As above, with 15 eps.
-        bound = 6 * (k + d) * eps_of(q)
+        # Twice the worst measured, 14.57 eps (on an AMD EPYC; below 10 on an Intel Xeon).
+        bound = 30 * eps_of(q)
         assert relative_error(found, expected) <= bound
         assert relative_error(transposed, expected.conj().T) <= bound
 
