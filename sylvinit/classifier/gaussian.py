@@ -95,16 +95,16 @@ def fit_gaussian(
     if len(chosen):
         own = counts[labels[chosen]]
         rows = _LeftOut(
-            x[chosen] @ basis,
             residual[chosen] @ basis,
             labels[chosen],
             rise=own / (own - 1),
             downdate=own / (own - 1) / freedom,
         )
+        about_centre = means - means.mean(dim=0)  # scores depend on differences alone
         at_once = max(_MOST_SCORES // (len(chosen) * classes), 1)
         losses = torch.cat(
             [
-                rows.losses(part, values + part[:, None] * level, means, log_share)
+                rows.losses(part, values + part[:, None] * level, about_centre, log_share)
                 for part in x.new_tensor(ridges).split(at_once)
             ]
         )
@@ -119,36 +119,45 @@ class _LeftOut(NamedTuple):
     """The m rows that are left out one at a time, in the basis where S is diagonal.
 
     Attributes:
-        x: (m, d).
         residual: about their class means, (m, d).
         labels: (m,).
         rise: n_c / (n_c - 1), (m,).
         downdate: beta, (m,).
     """
 
-    x: Tensor
     residual: Tensor
     labels: Tensor
     rise: Tensor
     downdate: Tensor
 
     def losses(self, ridges: Tensor, k: Tensor, means: Tensor, log_share: Tensor) -> Tensor:
-        """Mean cross-entropy for each of R ridges (R,), with the diagonals of K, (R, d)."""
-        x, residual, inverse = self.x, self.residual, 1 / k
-        leverage = inverse @ residual.square().mT
-        weighted = means * inverse[:, None, :]
-        # Squared distances to the class means, and r_i^T K^-1 (x_i - m_c): (R, m, classes).
-        norms = (means * weighted).sum(dim=2)[:, None, :]
-        distance = (inverse @ x.square().mT)[:, :, None] - 2 * x @ weighted.mT + norms
-        aligned = (inverse @ (residual * x).mT)[:, :, None] - residual @ weighted.mT
-        index = torch.arange(len(x), device=x.device)
-        distance[:, index, self.labels] = leverage * self.rise**2
-        aligned[:, index, self.labels] = leverage * self.rise
-        rest = (1 - self.downdate * leverage).clamp(min=torch.finfo(x.dtype).eps)
-        distance += (self.downdate / rest)[:, :, None] * aligned**2
-        scores = log_share - (1 + ridges[:, None, None]) / 2 * distance
-        own = scores[:, index, self.labels]
-        return (scores.logsumexp(dim=2) - own).mean(dim=1)
+        """Mean cross-entropy for each of R ridges (R,), with the diagonals of K, (R, d).
+
+        With r the residual of a row of class y and |.| the norm of K^-1, the squared distance to
+        another class's mean is |r|^2 + 2 r^T K^-1 (m_y - m_c) + |m_y - m_c|^2.
+        """
+        shape = (-1, len(ridges), len(means))  # all ridges' scores of a row lie together
+        inverse = 1 / k
+        weighted = (means * inverse[:, None, :]).flatten(0, 1)
+        norms = (inverse @ means.square().mT)[None]
+        classes, place = self.labels.unique(return_inverse=True)
+        between = norms + norms[0, :, classes].mT[:, :, None]
+        between -= 2 * (means[classes] @ weighted.mT).view(shape)
+        own = self.labels[:, None, None].expand(-1, len(ridges), 1)
+        leverage = (self.residual.square() @ inverse.mT)[:, :, None]
+        # In place from here on: memory that is new every time costs more than the arithmetic.
+        toward = (self.residual @ weighted.mT).view(shape)
+        torch.sub(toward.gather(2, own), toward, out=toward)
+        distance = between[place].add_(toward, alpha=2).add_(leverage)
+        aligned = toward.add_(leverage)
+        rise = self.rise[:, None, None]
+        distance.scatter_(2, own, leverage * rise**2)
+        aligned.scatter_(2, own, leverage * rise)
+        downdate = self.downdate[:, None, None]
+        rest = (1 - downdate * leverage).clamp(min=torch.finfo(k.dtype).eps)
+        distance.add_(aligned.square_().mul_(downdate / rest))
+        scores = distance.mul_(-(1 + ridges[:, None]) / 2).add_(log_share)
+        return (scores.logsumexp(dim=2) - scores.gather(2, own)[:, :, 0]).mean(dim=0)
 
 
 def _evenly_by_class(labels: Tensor, most: int) -> Tensor:

@@ -35,9 +35,18 @@ def solve_classifier(
     number = torch.full((len(counts),), -1, dtype=torch.int64, device=labels.device)
     number[present] = torch.arange(len(present), device=labels.device)
     x, y = rows[0].double(), number[labels]
+    values, basis = stats.spectrum()
+    whole = len(x) == stats.n  # and not a sample, whose covariance would be another one
     gaussian = fit_gaussian(x, y, len(present))
     found_weight, found_bias = refine_logistic(
-        x, y, gaussian.weight, gaussian.bias, strength=strength, steps=steps
+        x,
+        y,
+        gaussian.weight,
+        gaussian.bias,
+        strength=strength,
+        steps=steps,
+        spectrum=(values[0], basis[0]) if whole else None,
+        precision=torch.float32 if stats.rows_eps > torch.finfo(torch.float64).eps else x.dtype,
     )
     weight = found_weight.mean(dim=0).repeat(k, 1)
     bias = (found_bias.mean() - math.log(len(x) + 1)).repeat(k)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import scipy.optimize
@@ -165,6 +167,60 @@ def test_steps_lower_the_loss_and_none_change_nothing() -> None:
         )
         losses.append(float(torch.nn.functional.cross_entropy(x @ weight.mT + bias, labels)))
     assert losses == sorted(losses, reverse=True)
+
+
+@pytest.mark.parametrize(("n", "classes", "d"), [(100, 10, 7), (1000, 10, 5), (300, 40, 7)])
+def test_steps_in_float32_and_with_a_spectrum_at_hand(n: int, classes: int, d: int) -> None:
+    x, labels = (torch.from_numpy(a) for a in classes_of(n, classes, d, 0))
+    start = fit_gaussian(x, labels, classes)
+    centred = x - x.mean(dim=0)
+    spectrum = torch.linalg.eigh(centred.mT @ centred / len(x))
+    expected = refine_logistic(x, labels, start.weight, start.bias)
+    assert not torch.allclose(expected[0], start.weight, rtol=1e-3, atol=1e-3)  # it has moved
+    # Seen 0 and 3.1e-8 of the largest entry, over five seeds.
+    for tolerance, found in (
+        (1e-12, refine_logistic(x, labels, start.weight, start.bias, spectrum=spectrum)),
+        (2e-7, refine_logistic(x, labels, start.weight, start.bias, precision=torch.float32)),
+    ):
+        for new, old in zip(found, expected, strict=True):
+            torch.testing.assert_close(new, old, rtol=0, atol=tolerance * float(old.abs().max()))
+            assert new.dtype == torch.float64
+
+
+def test_steps_are_in_float32_where_the_data_are() -> None:
+    x, labels = (torch.from_numpy(a) for a in classes_of(200, 5, 8, 0))
+    heads = []
+    for dtype in (torch.float64, torch.float32):
+        model = nn.Sequential(nn.Linear(8, 5)).to(dtype)
+        sylvinit.initialize_head_(model, (x.to(dtype), labels), head_code="logistic")
+        heads.append(model[0].weight.detach().double())
+    # Rounded rows and weights as well: seen 5.2e-8 of the largest entry, over six seeds.
+    difference = float((heads[0] - heads[1]).abs().max() / heads[0].abs().max())
+    assert 0 < difference < 5e-7
+
+
+def test_of_many_rows_the_coordinates_are_those_of_the_sample(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The covariance of all rows is at hand, and another one than that of the sample."""
+    fitted = []
+
+    def spy(x: torch.Tensor, labels: torch.Tensor, *start: torch.Tensor, **more: Any) -> Any:
+        fitted.append((x, labels))
+        return refine_logistic(x, labels, *start, **more)
+
+    monkeypatch.setattr("sylvinit.classifier.layer.refine_logistic", spy)
+    x, labels = (torch.from_numpy(a) for a in classes_of(600, 3, 4, 0))
+    model = nn.Sequential(nn.Linear(4, 3)).double()
+    code = sylvinit.codes.Logistic(reservoir=60)
+    report = sylvinit.initialize_head_(model, (x, labels), head_code=code)
+    assert any("random sample of 60" in note for note in report.layers[0].notes)
+    ((sample, of_sample),) = fitted
+    start = fit_gaussian(sample, of_sample, 3)
+    weight, bias = refine_logistic(sample, of_sample, start.weight, start.bias)
+    # Seen 0; with the covariance of all rows 5e-3.
+    torch.testing.assert_close(model[0].weight.detach(), weight, rtol=0, atol=1e-12)
+    torch.testing.assert_close(model[0].bias.detach(), bias, rtol=0, atol=1e-12)
 
 
 def test_degenerate_rows() -> None:
