@@ -161,11 +161,12 @@ class _LeftOut(NamedTuple):
 
 
 def _evenly_by_class(labels: Tensor, most: int) -> Tensor:
-    """Indices of at most so many rows, at even distances among the rows in order of their labels.
+    """Indices of all rows, or of so many at even distances among the rows in order of their labels.
 
     Even distances among the rows as they come would miss classes that come in turns.
     """
     n = len(labels)
-    count = min(n, most)
-    middle = (2 * torch.arange(count, device=labels.device) + 1) * n // (2 * count)
+    if n <= most:
+        return torch.arange(n, device=labels.device)
+    middle = (2 * torch.arange(most, device=labels.device) + 1) * n // (2 * most)
     return labels.argsort(stable=True)[middle]

@@ -72,12 +72,14 @@ def refine_logistic(
     start = torch.cat((weight @ (basis * root), (bias + weight @ mean)[:, None]), dim=1)
     target = torch.nn.functional.one_hot(labels, weight.shape[0]).mT.to(z)
     # Z^T Z is diagonal: the rows are in the eigenvectors' coordinates, and centred.
-    divisor = strength + n / 2 * torch.cat((spread / values, values.new_ones(1)))
+    inverse = 1 / (strength + n / 2 * torch.cat((spread / values, values.new_ones(1))))
+    kept, rest = 1 - strength * inverse, strength * inverse * start
     before = now = start
     for step in range(steps):
-        ahead = now + step / (step + 3) * (now - before)
+        ahead = torch.lerp(before, now, 1 + step / (step + 3))
         miss = target - torch.softmax(ahead.to(precision) @ z_columns, dim=0)
-        right = (miss @ z).double() - strength * (ahead - start)
-        before, now = now, ahead + right / divisor
+        # ahead + ((Y - P)^T Z - tau (ahead - V_0)) / (tau + M)
+        gained = (miss @ z).double()
+        before, now = now, torch.addcmul(rest, ahead, kept).addcmul_(gained, inverse)
     new_weight = (now[:, :-1] / root) @ basis.mT
     return new_weight, now[:, -1] - new_weight @ mean
