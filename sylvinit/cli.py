@@ -190,6 +190,11 @@ def _add_init(parser: argparse.ArgumentParser) -> None:
         choices=["variance", "none"],
         help="scale rows of hidden layers to unit output variance, or not (default: the preset's)",
     )
+    add(
+        "--branch-gain",
+        metavar="G|depth|none",
+        help="scale of batch norms that end a residual branch (default: the preset's)",
+    )
     add("--backend", metavar="NAME", help="auto (default), cpu, torch or cuda")
     add("--device", metavar="DEVICE", help="move the model there first, as cuda:0")
     add("--seed", metavar="N", type=int, help="of patch positions and codes (default 0)")
@@ -206,7 +211,7 @@ _HEAD_OPTIONS = (
     "backend",
     "seed",
 )
-_OPTIONS = (*_HEAD_OPTIONS, "preset", "code", "include", "exclude", "rescale")
+_OPTIONS = (*_HEAD_OPTIONS, "preset", "code", "include", "exclude", "rescale", "branch_gain")
 
 
 def _init(arguments: argparse.Namespace) -> None:
@@ -221,6 +226,8 @@ def _init(arguments: argparse.Namespace) -> None:
         options["code"] = _per_pattern("--code", options["code"], str)
     if "lam" in options:
         options["lam"] = _per_pattern("--lam", options["lam"], float)
+    if options.get("branch_gain", "none") not in ("depth", "none"):
+        options["branch_gain"] = _number("--branch-gain", options["branch_gain"], float)
     if options.get("patches", "all") != "all":
         options["patches"] = _number("--patches", options["patches"], int)
     if arguments.head_only and not options.keys() <= set(_HEAD_OPTIONS):

@@ -63,6 +63,7 @@ def initialize_(
     siblings: Literal["split", "same"] = "split",
     calibrate_norm: bool = True,
     rescale: Literal["variance", "none"] | None = None,
+    branch_gain: float | Literal["depth", "none"] | None = None,
     seed: int = 0,
     backend: str = "auto",
     progress: bool | None = None,
@@ -85,7 +86,8 @@ def initialize_(
             kind in a mapping (those of a language model) are not used, unless a code asks for them.
             "attention_mask" in a mapping drops padding tokens. The first samples decide what is
             solved and how many calls of a layer are waited for.
-        preset: what code, head_code, lam, patches and rescale are where they are not given.
+        preset: what code, head_code, lam, patches, rescale and branch_gain are where they are not
+            given.
             "best": PCA codes, one-hot for the head, lam 10, 10 patches, rows scaled to unit output
             variance. "paper": the same with rows as they solve the equation, whose outputs grow
             from layer to layer where nothing normalises them. "frozen", for deep networks whose
@@ -119,6 +121,9 @@ def initialize_(
             that give outputs zero mean: for networks without normalisation, and in others for
             training, whose steps then change all filters alike. "none" leaves them as they solve
             the equation. None: the preset's.
+        branch_gain: scale that the batch normalisation at the end of every residual branch is
+            given, where its output is added to that of a shortcut: a number, "depth" for L^(-1/2)
+            with L branches in the network, or "none" to leave it as it is. None: the preset's.
         seed: of patch positions and codes. Global random states are neither used nor changed.
         backend: "auto", "cpu", "torch" or "cuda".
         progress: whether to show a bar; None shows it on terminals.
@@ -156,6 +161,7 @@ def initialize_(
         siblings=siblings,
         calibrate_norm=calibrate_norm,
         rescale=rescale,
+        branch_gain=branch_gain,
         seed=seed,
         backend=backend,
         progress=progress,
@@ -208,6 +214,7 @@ def initialize_head_(
         siblings="split",
         calibrate_norm=False,
         rescale=None,
+        branch_gain=None,
         seed=seed,
         backend=backend,
         progress=progress,

@@ -18,12 +18,16 @@ class Norm:
 
     As in training, the variance kept is the unbiased one; unlike there, it is that of all samples
     and not an average over batches.
+
+    Attributes:
+        gain: what all entries of its scale become, or None to leave them.
     """
 
     def __init__(self, module: nn.modules.batchnorm._BatchNorm, name: str) -> None:
         self.module = module
         self.name = name
         self.kind = type(module).__name__
+        self.gain: float | None = None
         self.reset()
 
     def reset(self) -> None:
@@ -56,7 +60,7 @@ class Norm:
         self.count = total
 
     def finish(self) -> tuple[float, float]:
-        """Write the running statistics.
+        """Write the running statistics, and the scale if there is a gain.
 
         Returns:
             Root mean square over channels of the running deviation before, and of the new one.
@@ -81,6 +85,9 @@ class Norm:
                 module.running_var.copy_(variance)
             if module.num_batches_tracked is not None:
                 module.num_batches_tracked.add_(1)
+        if self.gain is not None:
+            with torch.inference_mode(module.weight.is_inference()), torch.no_grad():
+                module.weight.fill_(self.gain)
         return std_before, float(variance.mean().sqrt())
 
 
@@ -88,6 +95,12 @@ def buffers(module: nn.modules.batchnorm._BatchNorm) -> list[str]:
     """Names of the buffers that calibration writes."""
     names = ("running_mean", "running_var", "num_batches_tracked")
     return [name for name in names if getattr(module, name) is not None]
+
+
+def has_scale(module: nn.Module) -> bool:
+    """Whether a batch normalisation has a scale of its own that may be written."""
+    weight = module._parameters.get("weight")
+    return weight is not None and weight.requires_grad
 
 
 def uses_batch_statistics(module: nn.Module) -> bool:

@@ -20,7 +20,7 @@ from sylvinit.batches import ForwardFn
 from sylvinit.codes import Code, get_code
 from sylvinit.errors import OptionError, OptionTypeError
 from sylvinit.patches.rows import RowToSample
-from sylvinit.presets import Preset, available_presets, get_preset
+from sylvinit.presets import BranchGain, Preset, available_presets, get_preset
 
 T = TypeVar("T")
 
@@ -68,6 +68,7 @@ class Options:
     split_siblings: bool
     calibrate_norm: bool
     rescale: bool
+    branch_gain: BranchGain
     seed: int
     backend: str
     progress: bool | None
@@ -92,6 +93,7 @@ class Options:
             "siblings": "split" if self.split_siblings else "same",
             "calibrate_norm": self.calibrate_norm,
             "rescale": "variance" if self.rescale else "none",
+            "branch_gain": self.branch_gain,
             "seed": self.seed,
             "backend": self.backend,
             "progress": self.progress,
@@ -103,6 +105,16 @@ class Options:
     def selects(self, name: str) -> bool:
         """Whether include and exclude let a module through."""
         return self.selection.takes(name)
+
+    def gain_of_branches(self, count: int) -> float | None:
+        """Scale of what ends a residual branch of a network with so many; None to leave it.
+
+        "depth" is count ** -0.5: with it all branches together add about as much variance as their
+        input has.
+        """
+        if self.branch_gain == "none":
+            return None
+        return count**-0.5 if self.branch_gain == "depth" else float(self.branch_gain)
 
     def check_patterns(self, layers: list[str], norms: list[str]) -> None:
         """Raise OptionError if a pattern has no effect: it matches no layer or normalisation."""
@@ -127,6 +139,7 @@ def check_options(
     siblings: Any,
     calibrate_norm: Any,
     rescale: Any,
+    branch_gain: Any,
     seed: Any,
     backend: Any,
     progress: bool | None,
@@ -164,6 +177,7 @@ def check_options(
         split_siblings=check_choice("siblings", siblings, ("split", "same")) == "split",
         calibrate_norm=bool(calibrate_norm),
         rescale=_rescale(rescale, chosen),
+        branch_gain=chosen.branch_gain if branch_gain is None else _branch_gain(branch_gain),
         seed=check_seed(seed),
         backend=_backend(backend),
         progress=progress,
@@ -177,6 +191,21 @@ def check_options(
 def _rescale(value: Any, preset: Preset) -> bool:
     choice = check_choice("rescale", value, (None, "variance", "none"))
     return preset.rescale if choice is None else choice == "variance"
+
+
+def _branch_gain(value: Any) -> BranchGain:
+    expected = "branch_gain must be a finite number, 'depth', 'none' or None"
+    if isinstance(value, str):
+        if value not in ("depth", "none"):
+            raise OptionError(f"{expected}, got {value!r}")
+        return value
+    try:
+        gain = float(value)
+    except (TypeError, ValueError) as error:
+        raise OptionTypeError(f"{expected}, got {value!r}") from error
+    if not math.isfinite(gain):
+        raise OptionError(f"{expected}, got {value!r}")
+    return gain
 
 
 def _by_name(argument: str, value: Any, default: Any, check: Callable[[Any], T]) -> ByName[T]:

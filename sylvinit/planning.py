@@ -13,7 +13,7 @@ from sylvinit.codes import Code, OneHot
 from sylvinit.errors import LabelError, ModelError
 from sylvinit.layers import Layer
 from sylvinit.modules import parameter_holders
-from sylvinit.norms import Norm, reason_to_skip, uses_batch_statistics
+from sylvinit.norms import Norm, has_scale, reason_to_skip, uses_batch_statistics
 from sylvinit.options import Options
 from sylvinit.report import LayerReport
 from sylvinit.survey import Survey
@@ -105,6 +105,8 @@ def make_work(survey: Survey, options: Options, classes: Classes | str) -> Work:
             work.norms[id(norm)] = norm
         else:
             work.skipped[norm.name] = LayerReport(norm.name, norm.kind, "skipped", reason)
+        if reason is None and norm.module in survey.branch_ends and has_scale(norm.module):
+            norm.gain = options.gain_of_branches(len(survey.branch_ends))
     _report_rest(survey, work)
     return work
 

@@ -8,6 +8,7 @@ from typing import Literal
 from sylvinit.codes import PCA, Code, Discriminant, OneHot, SignPairs
 
 PresetName = Literal["best", "paper", "frozen"]
+BranchGain = float | Literal["depth", "none"]
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,8 @@ class Preset:
         lam: weight of the encoding loss.
         head: code of a head that has an output for every class.
         rescale: whether rows of hidden layers get unit output variance.
+        branch_gain: scale of the batch normalisations that end a residual branch, see
+            :meth:`sylvinit.options.Options.gain_of_branches`.
         supervised: whether hidden layers behind the first one use labels, if there are some.
         pairs: whether layers whose output is rectified have entries in pairs of opposite sign.
     """
@@ -29,6 +32,7 @@ class Preset:
     lam: float
     head: Code
     rescale: bool
+    branch_gain: BranchGain
     supervised: bool
     pairs: bool
 
@@ -56,9 +60,22 @@ class Preset:
 # after training in any table, and fails in networks without normalisation (few_shot_vgg8.json),
 # where outputs of rows as they solve the equation grow from layer to layer.
 _PRESETS: dict[str, Preset] = {
-    "best": Preset("best", 10, 10.0, OneHot(), rescale=True, supervised=False, pairs=False),
-    "paper": Preset("paper", 10, 10.0, OneHot(), rescale=False, supervised=False, pairs=False),
-    "frozen": Preset("frozen", 30, 10.0, OneHot(), rescale=True, supervised=True, pairs=True),
+    "best": Preset(
+        "best", 10, 10.0, OneHot(), rescale=True, branch_gain="none", supervised=False, pairs=False
+    ),
+    "paper": Preset(
+        "paper",
+        10,
+        10.0,
+        OneHot(),
+        rescale=False,
+        branch_gain="none",
+        supervised=False,
+        pairs=False,
+    ),
+    "frozen": Preset(
+        "frozen", 30, 10.0, OneHot(), rescale=True, branch_gain="none", supervised=True, pairs=True
+    ),
 }
 
 

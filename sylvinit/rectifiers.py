@@ -50,7 +50,7 @@ class RectifierWatch(TorchFunctionMode):
 
     def begin(self, module: nn.Module, output: Any) -> None:
         """Take ``output`` (a tensor, or a tuple of them) as that of ``module``."""
-        for tensor in _tensors(output):
+        for tensor in tensors_in(output):
             self._set(tensor, frozenset({module}))
 
     def __torch_function__(
@@ -62,7 +62,7 @@ class RectifierWatch(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         found: frozenset[nn.Module] = frozenset()
-        for tensor in _tensors((args, tuple(kwargs.values()))):
+        for tensor in tensors_in((args, tuple(kwargs.values()))):
             found |= self._sources.get(id(tensor), frozenset())
         output = func(*args, **kwargs)
         if not found:
@@ -75,7 +75,7 @@ class RectifierWatch(TorchFunctionMode):
             found = frozenset()
         elif name in _ENDS:
             found = frozenset()
-        for tensor in _tensors(output):
+        for tensor in tensors_in(output):
             self._set(tensor, found)
         return output
 
@@ -84,12 +84,12 @@ class RectifierWatch(TorchFunctionMode):
         self._sources[id(tensor)] = sources
 
 
-def _tensors(value: Any) -> list[Tensor]:
+def tensors_in(value: Any) -> list[Tensor]:
     """The tensors in a value and in the tuples and lists in it."""
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, (tuple, list)):
-        return [tensor for item in value for tensor in _tensors(item)]
+        return [tensor for item in value for tensor in tensors_in(item)]
     return []
 
 

@@ -202,10 +202,14 @@ def _finish(target: Target, guard: ModelGuard) -> LayerReport:
     begin = time.perf_counter()
     for name in buffers(target.module):
         guard.keep_buffer(target.module, name)
+    if target.gain is not None:
+        guard.save([target.module.weight])
     report = LayerReport(target.name, target.kind, "calibrated", d_in=target.module.num_features)
     report.patches = target.count
     report.d_out = report.d_in
     report.std_before, report.std_after = target.finish()
+    if target.gain is not None:
+        report.notes.append(f"ends a residual branch: scale {target.gain:.3g}")
     target.reset()
     report.seconds = time.perf_counter() - begin
     return report

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from sylvinit.batches import Batch
+from sylvinit.branches import BranchWatch
 from sylvinit.layers import Layer, layers_of
 from sylvinit.modules import clean_name
 from sylvinit.norms import NORM_TYPES, Norm
@@ -40,6 +41,7 @@ class Survey:
         last: the layer whose last call was the last of all.
         most_calls: how often every module ran on a microbatch later on, at most.
         rectified: modules whose output passes through a rectifier before the next layer.
+        branch_ends: batch normalisations that end a residual branch.
     """
 
     names: dict[nn.Module, str]
@@ -50,6 +52,7 @@ class Survey:
     last: Layer | None = None
     most_calls: Counter[nn.Module] = field(default_factory=Counter)
     rectified: set[nn.Module] = field(default_factory=set)
+    branch_ends: set[nn.Module] = field(default_factory=set)
 
     @property
     def layers(self) -> list[Layer]:
@@ -124,21 +127,25 @@ def run_survey(
             kept.append(x)
             survey.inputs[id(point)] = _identity(point, x)
 
-    watch = RectifierWatch()
+    rectifiers, branches = RectifierWatch(), BranchWatch()
 
     def follow(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         points = survey.points[module]
-        if len(points) == 1 and isinstance(points[0], Layer):
-            watch.begin(module, output)
+        if isinstance(points[0], Norm):
+            branches.passed_norm(module, args, output)
+            return
+        branches.passed_layer(args, output)
+        if len(points) == 1:
+            rectifiers.begin(module, output)
 
     handles = [
         module.register_forward_pre_hook(observe, with_kwargs=True) for module in survey.points
     ]
     handles += [module.register_forward_hook(follow) for module in survey.points]
     try:
-        with forward_modes(ambient), watch:
+        with forward_modes(ambient), rectifiers, branches:
             call(batch.head(SURVEY_SAMPLES))
-        survey.rectified = watch.rectified
+        survey.rectified, survey.branch_ends = rectifiers.rectified, set(branches.ends)
     finally:
         for handle in handles:
             handle.remove()

@@ -34,7 +34,8 @@ def initialise(model: nn.Module, arm: Arm, samples: Samples, seed: int) -> float
         arm: a name of ``initialisers.table.BASELINES``, "sylvinit" or "correlated", any of them
             with "+head". ``settings`` are arguments of the initialiser, "head" those of the solved
             head, "augmented": true adds the mirror images, "per_class" takes fewer images,
-            "branch_gain" is given to the last batch norm of every residual branch.
+            "branch_gain" is given to the last batch norm of every residual branch, by sylvinit
+            as its argument.
         samples: on the device of ``model``.
         seed: of everything random.
 
@@ -56,10 +57,10 @@ def initialise(model: nn.Module, arm: Arm, samples: Samples, seed: int) -> float
     with warnings.catch_warnings():
         # That there are few samples is the point of these experiments.
         warnings.simplefilter("ignore", sylvinit.SylvinitWarning)
-        if base == SYLVINIT:  # which keeps it, and solves every layer for the inputs that it causes
-            set_branch_gain(model, gain)
+        if base == SYLVINIT and gain is not None:
+            settings["branch_gain"] = gain
         _apply(model, base, samples, seed, settings)
-        if base != SYLVINIT:  # the others may give batch norm its defaults
+        if base != SYLVINIT:  # after it, for others may give batch norm its defaults
             set_branch_gain(model, gain)
         if plus:
             calibrate_norm(model, samples.inputs)

@@ -153,7 +153,7 @@ class Run:
             "initialiser": self.arm.initialiser,
             "settings": self.arm.settings,
         }
-        stands_for = meaning(self.arm.initialiser, self.arm.settings)
+        stands_for = meaning(self.arm.initialiser, self.arm.settings, self.network)
         if stands_for:
             content["meaning"] = stands_for
         return hashlib.sha256(_canonical(content).encode()).hexdigest()[:10]

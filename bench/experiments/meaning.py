@@ -59,7 +59,7 @@ def arguments_from(settings: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def meaning(initialiser: str, settings: Mapping[str, Any]) -> list[str]:
+def meaning(initialiser: str, settings: Mapping[str, Any], network: str) -> list[str]:
     """What an arm's names stand for, as text; empty for names that are nothing but a function."""
     base, _, head = initialiser.partition("+")
     found: list[str] = []
@@ -67,7 +67,7 @@ def meaning(initialiser: str, settings: Mapping[str, Any]) -> list[str]:
         defaults = inspect.signature(BASELINES[base]).parameters.values()
         found += [str(item) for item in defaults if item.kind is item.KEYWORD_ONLY]
     if base == SYLVINIT:
-        found += _of_preset(settings)
+        found += _of_preset(settings, network)
     for part in (settings, settings.get("head", {}) if head else {}):
         for key in ("code", "head_code"):
             value = code_from(part.get(key))
@@ -94,13 +94,14 @@ def wrong_with(initialiser: str, settings: Mapping[str, Any], of_head: bool) -> 
     if wrong is None and plus:
         wrong = _unknown("head", settings.get(HEAD, {}), _keywords(sylvinit.initialize_head_))
     gain = settings.get("branch_gain", 1.0)
-    if wrong is None and not (isinstance(gain, int | float) and math.isfinite(gain)):
+    known = isinstance(gain, int | float) and math.isfinite(gain)
+    if wrong is None and not (known or (base == SYLVINIT and gain in ("depth", "none"))):
         wrong = f"branch_gain: expected a finite number, got {gain!r}"
     if wrong is None and settings.get("views", VIEWS[0]) not in VIEWS:
         wrong = f"views: expected one of {VIEWS}, got {settings['views']!r}"
     if wrong is None:
         try:
-            meaning(initialiser, settings)
+            meaning(initialiser, settings, "")
         except (SylvinitError, ValueError) as error:
             return str(error)
     return wrong
@@ -123,13 +124,19 @@ def _settings_of(base: str, with_head: bool, of_head: bool) -> set[str]:
     return known
 
 
-def _of_preset(settings: Mapping[str, Any]) -> list[str]:
+def _of_preset(settings: Mapping[str, Any], network: str) -> list[str]:
     name = settings.get("preset", PRESET)
     if name not in available_presets():
         raise ValueError(f"preset: expected one of {available_presets()}, got {name!r}")
     preset = get_preset(name)
     codes = [preset.hidden(first=first, labelled=True, rectified=True) for first in (True, False)]
-    return [repr(preset), *map(repr, codes)]
+    # The gain of branches is a matter of networks that have some.
+    fields = [field.name for field in dataclasses.fields(preset) if field.name != "branch_gain"]
+    text = ", ".join(f"{name}={getattr(preset, name)!r}" for name in fields)
+    found = [f"Preset({text})", *map(repr, codes)]
+    if network.startswith("resnet") and "branch_gain" not in settings:
+        found += [f"branch_gain={preset.branch_gain!r}"] if preset.branch_gain != "none" else []
+    return found
 
 
 def _keywords(function: Any) -> set[str]:
