@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from sylvinit.codes import PCA, Code, Discriminant, OneHot, SignPairs
@@ -59,24 +59,19 @@ class Preset:
 # no better after it than random weights. "best" is the default since "paper" has not been better
 # after training in any table, and fails in networks without normalisation (few_shot_vgg8.json),
 # where outputs of rows as they solve the equation grow from layer to layer.
-_PRESETS: dict[str, Preset] = {
-    "best": Preset(
-        "best", 10, 10.0, OneHot(), rescale=True, branch_gain="none", supervised=False, pairs=False
-    ),
-    "paper": Preset(
-        "paper",
-        10,
-        10.0,
-        OneHot(),
-        rescale=False,
-        branch_gain="none",
-        supervised=False,
-        pairs=False,
-    ),
-    "frozen": Preset(
-        "frozen", 30, 10.0, OneHot(), rescale=True, branch_gain="none", supervised=True, pairs=True
-    ),
-}
+_PAPER = Preset(
+    name="paper",
+    patches=10,
+    lam=10.0,
+    head=OneHot(),
+    rescale=False,
+    branch_gain="none",
+    supervised=False,
+    pairs=False,
+)
+_BEST = replace(_PAPER, name="best", rescale=True, branch_gain="depth")
+_FROZEN = replace(_BEST, name="frozen", patches=30, supervised=True, pairs=True)
+_PRESETS: dict[str, Preset] = {preset.name: preset for preset in (_BEST, _PAPER, _FROZEN)}
 
 
 def available_presets() -> tuple[str, ...]:
