@@ -89,8 +89,9 @@ def initialize_(
         preset: what code, head_code, lam, patches, rescale and branch_gain are where they are not
             given.
             "best": PCA codes, one-hot for the head, lam 10, 10 patches, rows scaled to unit output
-            variance. "paper": the same with rows as they solve the equation, whose outputs grow
-            from layer to layer where nothing normalises them. "frozen", for deep networks whose
+            variance, residual branches by the root of their number. "paper": the same without
+            either, rows as they solve the equation, whose outputs grow from layer to layer where
+            nothing normalises them. "frozen", for deep networks whose
             hidden layers will not be trained (it had the highest accuracy before training of a
             ResNet-20 on CIFAR-10): as "best" with 30 patches, entries in pairs of opposite sign
             where a rectifier follows, and discriminant directions of the samples' mean patches
