@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,51 +13,95 @@ from torch.overrides import TorchFunctionMode
 from sylvinit.rectifiers import tensors_in
 
 _ADDITIONS = frozenset({"add", "__add__", "__radd__", "__iadd__"})
-# What they return still is the output of the module.
+# What they return is still the output of the normalisation that their argument is.
 _SAME = frozenset(
-    {"contiguous", "clone", "to", "view", "reshape", "dropout", "dropout1d", "dropout2d"}
+    {"contiguous", "clone", "to", "float", "double", "half", "bfloat16", "type", "type_as", "view"}
+    | {"reshape", "view_as", "reshape_as", "flatten", "unflatten", "squeeze", "unsqueeze"}
+    | {"transpose", "permute", "movedim", "swapaxes", "dropout", "dropout1d", "dropout2d"}
     | {"dropout3d", "alpha_dropout", "feature_alpha_dropout"}
 )
+# Products with weights, which make a tensor one layer deeper.
+_PRODUCTS = frozenset(
+    {"linear", "bilinear", "conv1d", "conv2d", "conv3d", "matmul", "mm", "bmm", "addmm", "baddbmm"}
+    | {"conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "einsum", "__matmul__"}
+    | {"__rmatmul__", "multi_head_attention_forward"}
+)
+_NORM = "batch_norm"
+# Nothing of their argument is in what they return but its shape and type.
+_UNLIKE = frozenset(
+    {"ones_like", "zeros_like", "full_like", "empty_like", "rand_like", "randn_like", "new_ones"}
+    | {"new_zeros", "new_full", "new_empty", "new_tensor"}
+)
+_NOTHING: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class End:
+    """What a residual branch ends in: a batch normalisation, and the layer before it if known."""
+
+    norm: nn.Module
+    layer: nn.Module | None
 
 
 @dataclass(frozen=True)
 class _Trace:
-    """How a tensor came about.
+    """How a tensor came about. Products with weights, normalisations and sums are numbered.
 
     Attributes:
-        depth: layers on the longest way to it from the input.
-        norm: the batch normalisation whose output it is.
+        depth: products on the longest way to it.
+        sources: the last numbers on the ways to it; the input of the first product has one, too.
+        past: all numbers on the ways to it.
+        roots: the sources of what a product was made from, for the output of that product and of a
+            normalisation right behind it.
+        carried: of the sum of a branch and a shortcut, the sources of the shortcut.
+        ends: what it is the output of, or the sum of the outputs of; empty for other tensors.
+        layer: the last layer on the way to it, if that is a module.
+        normalised: whether it is what a batch normalisation returned.
     """
 
-    depth: int
-    norm: nn.Module | None = None
+    depth: int = 0
+    sources: frozenset[int] = _NOTHING
+    past: frozenset[int] = _NOTHING
+    roots: frozenset[int] = _NOTHING
+    carried: frozenset[int] = _NOTHING
+    ends: tuple[End, ...] = ()
+    layer: nn.Module | None = None
+    normalised: bool = False
 
 
 class BranchWatch(TorchFunctionMode):
     """Follows tensors through a forward pass up to additions.
 
-    Where two tensors of the same shape are added, the one behind more layers is a residual branch,
-    and the other its shortcut (which may have a layer of its own). Not seen are sums that are not
-    written as additions (of stacked or concatenated tensors), and branches that end in something
-    else than a batch normalisation.
+    An addition of two tensors of one shape ends a residual branch if one of them, the branch, is
+    the output of a batch normalisation, and the other one, the shortcut, is something that the
+    branch was made from, as it was or behind a single layer and fewer than the branch. So sums of
+    parallel layers, of what was made from different inputs, and of branches that end in something
+    else are not taken for it. Of several parallel branches all are seen.
 
     Attributes:
-        ends: batch normalisations that end a branch, in order of the additions.
+        ends: in how many additions a normalisation and the layer before it end a branch.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.ends: dict[nn.Module, None] = {}
+        self.ends: Counter[End] = Counter()
         self._traces: dict[int, _Trace] = {}
         self._alive: list[Tensor] = []  # no two tensors share an id
+        self._depths: list[int] = []  # of the tensor behind every number
 
-    def passed_layer(self, args: Any, output: Any) -> None:
+    def passed_layer(self, module: nn.Module, args: Any, output: Any) -> None:
         """Take ``output`` (a tensor, or a tuple of them) as what a layer makes of ``args``."""
-        self._set(output, _Trace(1 + max(self._depth(args), self._depth(output))))
+        given, made = self._joined(args), self._joined(output)
+        if made is None or (given is not None and made.depth <= given.depth):
+            # By functions that are none of torch's.
+            made = self._product(made or given or self._numbered(_Trace()))
+        self._set(output, replace(made, layer=module))
 
-    def passed_norm(self, module: nn.Module, args: Any, output: Any) -> None:
-        """Take ``output`` as what a batch normalisation makes of ``args``."""
-        self._set(output, _Trace(max(self._depth(args), self._depth(output)), module))
+    def passed_norm(self, module: nn.Module, output: Any) -> None:
+        """Take ``output`` as that of a batch normalisation, if nothing else was done to it."""
+        trace = self._joined(output)
+        if trace is not None and trace.normalised:
+            self._set(output, replace(trace, ends=(End(module, trace.layer),)))
 
     def __torch_function__(
         self,
@@ -66,26 +111,73 @@ class BranchWatch(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        given = tensors_in((args, tuple(kwargs.values())))
-        traces = [self._trace(tensor) for tensor in given]
         name = getattr(func, "__name__", "")
         name = name if name.startswith("__") else name.strip("_")
-        if name in _ADDITIONS and len(given) == 2 and given[0].shape == given[1].shape:
-            deeper, other = sorted(traces, key=lambda trace: -trace.depth)
-            if deeper.norm is not None and deeper.depth > other.depth:
-                self.ends[deeper.norm] = None
+        given = self._joined((args, tuple(kwargs.values())))
+        if given is None and name in _PRODUCTS:  # the first layer of the network
+            given = self._numbered(_Trace())
+            self._set(tensors_in(args)[:1], given)
+        if given is None or name in _UNLIKE:  # made from weights or constants alone
+            return func(*args, **kwargs)
+        trace = self._after(name, given, args, kwargs)
         output = func(*args, **kwargs)
-        if traces:
-            depth = max(trace.depth for trace in traces)
-            same = name in _SAME and len(traces) == 1
-            self._set(output, traces[0] if same else _Trace(depth))
+        self._set(output, trace)
         return output
 
-    def _trace(self, tensor: Tensor) -> _Trace:
-        return self._traces.get(id(tensor), _INPUT)
+    def _after(
+        self, name: str, given: _Trace, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> _Trace:
+        """The trace of what a function makes of tensors whose joined trace is ``given``."""
+        if name in _ADDITIONS:
+            if _plus_nothing(args, kwargs):
+                return given
+            if kwargs.get("alpha", 1) == 1 and len(args) == 2 and _same_shape(*args):
+                return self._sum(*args)
+        if name in _PRODUCTS:
+            return self._product(given)
+        if name == _NORM:
+            made = self._numbered(_Trace(given.depth, past=given.past, layer=given.layer))
+            return replace(made, roots=given.roots, normalised=True)
+        if name in _SAME:
+            return given
+        return replace(given, roots=_NOTHING, carried=_NOTHING, ends=(), normalised=False)
 
-    def _depth(self, value: Any) -> int:
-        return max((self._trace(tensor).depth for tensor in tensors_in(value)), default=0)
+    def _sum(self, *summands: Tensor) -> _Trace:
+        """The trace of a sum of two tensors, after looking whether it ends a branch."""
+        known = [trace for trace in map(self._joined, summands) if trace is not None]
+        joined = _join(*known)
+        made = self._numbered(_Trace(joined.depth, past=joined.past, layer=joined.layer))
+        if len(known) < 2:
+            return made
+        for branch, shortcut in (known, known[::-1]):
+            if self._is_branch(branch, shortcut):
+                self.ends.update(branch.ends)
+                return replace(made, carried=shortcut.sources | shortcut.carried)
+        if all(trace.ends for trace in known):  # parallel branches, before their shortcut
+            return replace(made, ends=known[0].ends + known[1].ends)
+        return made
+
+    def _is_branch(self, branch: _Trace, shortcut: _Trace) -> bool:
+        if not branch.ends:
+            return False
+        for number in (shortcut.sources | shortcut.carried) & branch.past:
+            if self._depths[number] < branch.depth:
+                return True
+        return bool(shortcut.roots & branch.past) and shortcut.depth < branch.depth
+
+    def _product(self, given: _Trace) -> _Trace:
+        made = self._numbered(_Trace(given.depth + 1, past=given.past, layer=given.layer))
+        return replace(made, roots=given.sources | given.carried)
+
+    def _numbered(self, trace: _Trace) -> _Trace:
+        number = len(self._depths)
+        self._depths.append(trace.depth)
+        return replace(trace, sources=frozenset({number}), past=trace.past | {number})
+
+    def _joined(self, value: Any) -> _Trace | None:
+        """The trace of what is made of the tensors in a value, None if none of them has one."""
+        found = [self._traces[id(t)] for t in tensors_in(value) if id(t) in self._traces]
+        return _join(*found) if found else None
 
     def _set(self, value: Any, trace: _Trace) -> None:
         for tensor in tensors_in(value):
@@ -93,4 +185,21 @@ class BranchWatch(TorchFunctionMode):
             self._traces[id(tensor)] = trace
 
 
-_INPUT = _Trace(0)
+def _join(*traces: _Trace) -> _Trace:
+    if len(traces) == 1:
+        return traces[0]
+    deepest = max(traces, key=lambda trace: trace.depth)
+    sources, past = zip(*((trace.sources, trace.past) for trace in traces), strict=True)
+    return _Trace(
+        deepest.depth, _NOTHING.union(*sources), _NOTHING.union(*past), layer=deepest.layer
+    )
+
+
+def _plus_nothing(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether the number 0 is added, as Python's ``sum`` does first."""
+    return not kwargs and any(isinstance(item, int | float) and item == 0 for item in args)
+
+
+def _same_shape(a: Any, b: Any) -> bool:
+    tensors = isinstance(a, Tensor) and isinstance(b, Tensor)
+    return tensors and not (a.is_nested or b.is_nested) and a.shape == b.shape

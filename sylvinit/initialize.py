@@ -123,8 +123,10 @@ def initialize_(
             training, whose steps then change all filters alike. "none" leaves them as they solve
             the equation. None: the preset's.
         branch_gain: scale that the batch normalisation at the end of every residual branch is
-            given, where its output is added to that of a shortcut: a number, "depth" for L^(-1/2)
-            with L branches in the network, or "none" to leave it as it is. None: the preset's.
+            given, where its output is added to a shortcut: a number, "depth" for L^(-1/2) with L
+            such sums in the network, or "none" to leave it as it is. What was there before is
+            overwritten, but only where the normalisation is calibrated and the layer before it is
+            solved. None: the preset's, "depth" but for "paper".
         seed: of patch positions and codes. Global random states are neither used nor changed.
         backend: "auto", "cpu", "torch" or "cuda".
         progress: whether to show a bar; None shows it on terminals.
@@ -243,7 +245,7 @@ def _initialize(model: nn.Module, data: Any, options: Options) -> Report:
             guard.save_buffers()
         survey = find_points(model)
         options.check_patterns(*survey.point_names())
-        run_survey(survey, batches[0], call, ambient)
+        run_survey(survey, batches[0], call, ambient, branches=options.wants_gains)
         guard.restore_buffers()  # a mask that was cached for two samples would not fit the others
         if not survey.layers:
             raise ModelError(
@@ -307,7 +309,7 @@ def _planned(survey: Survey, work: Work) -> dict[int, LayerReport]:
         )
         reports[id(unit)] = report
     for norm in work.norms.values():
-        reports[id(norm)] = LayerReport(norm.name, norm.kind, "planned")
+        reports[id(norm)] = LayerReport(norm.name, norm.kind, "planned", notes=norm.notes())
     return reports
 
 

@@ -30,6 +30,10 @@ class Norm:
         self.gain: float | None = None
         self.reset()
 
+    def notes(self) -> list[str]:
+        """What is done beside the calibration."""
+        return [] if self.gain is None else [f"ends a residual branch: scale {self.gain:.3g}"]
+
     def reset(self) -> None:
         """Forget what was collected."""
         self.count = 0
@@ -97,10 +101,9 @@ def buffers(module: nn.modules.batchnorm._BatchNorm) -> list[str]:
     return [name for name in names if getattr(module, name) is not None]
 
 
-def has_scale(module: nn.Module) -> bool:
-    """Whether a batch normalisation has a scale of its own that may be written."""
-    weight = module._parameters.get("weight")
-    return weight is not None and weight.requires_grad
+def own_scale(module: nn.Module) -> nn.Parameter | None:
+    """The scale of a batch normalisation, if it has one and that is not computed from others."""
+    return module._parameters.get("weight")
 
 
 def uses_batch_statistics(module: nn.Module) -> bool:

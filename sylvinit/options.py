@@ -23,6 +23,7 @@ from sylvinit.patches.rows import RowToSample
 from sylvinit.presets import BranchGain, Preset, available_presets, get_preset
 
 T = TypeVar("T")
+_MOST_GAIN = 1e4  # which every floating type of parameters holds
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class Options:
     calibrate_norm: bool
     rescale: bool
     branch_gain: BranchGain
+    gain_asked: bool
     seed: int
     backend: str
     progress: bool | None
@@ -106,13 +108,18 @@ class Options:
         """Whether include and exclude let a module through."""
         return self.selection.takes(name)
 
+    @property
+    def wants_gains(self) -> bool:
+        """Whether there is something to give to what ends a residual branch."""
+        return self.branch_gain != "none" and self.calibrate_norm and not self.head_only
+
     def gain_of_branches(self, count: int) -> float | None:
         """Scale of what ends a residual branch of a network with so many; None to leave it.
 
         "depth" is count ** -0.5: with it all branches together add about as much variance as their
-        input has.
+        input has, where no shortcut is normalised.
         """
-        if self.branch_gain == "none":
+        if self.branch_gain == "none" or count == 0:
             return None
         return count**-0.5 if self.branch_gain == "depth" else float(self.branch_gain)
 
@@ -178,6 +185,7 @@ def check_options(
         calibrate_norm=bool(calibrate_norm),
         rescale=_rescale(rescale, chosen),
         branch_gain=chosen.branch_gain if branch_gain is None else _branch_gain(branch_gain),
+        gain_asked=branch_gain not in (None, "none"),
         seed=check_seed(seed),
         backend=_backend(backend),
         progress=progress,
@@ -194,16 +202,20 @@ def _rescale(value: Any, preset: Preset) -> bool:
 
 
 def _branch_gain(value: Any) -> BranchGain:
-    expected = "branch_gain must be a finite number, 'depth', 'none' or None"
+    expected = f"branch_gain must be a number up to {_MOST_GAIN:g} in size, 'depth', 'none' or None"
     if isinstance(value, str):
         if value not in ("depth", "none"):
             raise OptionError(f"{expected}, got {value!r}")
         return value
+    if isinstance(value, bool):
+        raise OptionTypeError(f"{expected}, got {value!r}")
     try:
         gain = float(value)
     except (TypeError, ValueError) as error:
         raise OptionTypeError(f"{expected}, got {value!r}") from error
-    if not math.isfinite(gain):
+    except OverflowError:
+        gain = math.inf
+    if not abs(gain) <= _MOST_GAIN:
         raise OptionError(f"{expected}, got {value!r}")
     return gain
 

@@ -13,7 +13,7 @@ from sylvinit.codes import Code, OneHot
 from sylvinit.errors import LabelError, ModelError
 from sylvinit.layers import Layer
 from sylvinit.modules import parameter_holders
-from sylvinit.norms import Norm, has_scale, reason_to_skip, uses_batch_statistics
+from sylvinit.norms import Norm, own_scale, reason_to_skip, uses_batch_statistics
 from sylvinit.options import Options
 from sylvinit.report import LayerReport
 from sylvinit.survey import Survey
@@ -105,10 +105,33 @@ def make_work(survey: Survey, options: Options, classes: Classes | str) -> Work:
             work.norms[id(norm)] = norm
         else:
             work.skipped[norm.name] = LayerReport(norm.name, norm.kind, "skipped", reason)
-        if reason is None and norm.module in survey.branch_ends and has_scale(norm.module):
-            norm.gain = options.gain_of_branches(len(survey.branch_ends))
+    _plan_gains(survey, options, work)
     _report_rest(survey, work)
     return work
+
+
+def _plan_gains(survey: Survey, options: Options, work: Work) -> None:
+    """Which normalisations get a scale: those that end branches whose last layer is solved."""
+    gain = options.gain_of_branches(survey.branch_ends.total())
+    solved = {
+        point.module
+        for points in survey.points.values()
+        for point in points
+        if id(point) in work.unit_of
+    }
+    ends = {end.norm for end in survey.branch_ends if end.layer in solved}
+    holders = parameter_holders(survey.names)
+    norms = [norm for norm in work.norms.values() if norm.module in ends]
+    for norm in norms:
+        weight = own_scale(norm.module)
+        # Another holder would get the gain, too, after layers behind it have been solved.
+        if weight is not None and len(holders[id(weight)]) == 1:
+            norm.gain = gain
+    if options.gain_asked and not options.head_only and all(norm.gain is None for norm in norms):
+        work.warnings.append(
+            "branch_gain has no effect: no batch normalisation that is calibrated and has a scale "
+            "of its own ends a residual branch whose last layer is solved"
+        )
 
 
 def _unwanted(norm: Norm, options: Options) -> str | None:

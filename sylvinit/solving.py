@@ -208,8 +208,7 @@ def _finish(target: Target, guard: ModelGuard) -> LayerReport:
     report.patches = target.count
     report.d_out = report.d_in
     report.std_before, report.std_after = target.finish()
-    if target.gain is not None:
-        report.notes.append(f"ends a residual branch: scale {target.gain:.3g}")
+    report.notes = target.notes()
     target.reset()
     report.seconds = time.perf_counter() - begin
     return report

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from sylvinit.batches import Batch
-from sylvinit.branches import BranchWatch
+from sylvinit.branches import BranchWatch, End
 from sylvinit.layers import Layer, layers_of
 from sylvinit.modules import clean_name
 from sylvinit.norms import NORM_TYPES, Norm
@@ -41,7 +42,8 @@ class Survey:
         last: the layer whose last call was the last of all.
         most_calls: how often every module ran on a microbatch later on, at most.
         rectified: modules whose output passes through a rectifier before the next layer.
-        branch_ends: batch normalisations that end a residual branch.
+        branch_ends: in how many additions a batch normalisation, and the layer before it, end a
+            residual branch.
     """
 
     names: dict[nn.Module, str]
@@ -52,7 +54,7 @@ class Survey:
     last: Layer | None = None
     most_calls: Counter[nn.Module] = field(default_factory=Counter)
     rectified: set[nn.Module] = field(default_factory=set)
-    branch_ends: set[nn.Module] = field(default_factory=set)
+    branch_ends: Counter[End] = field(default_factory=Counter)
 
     @property
     def layers(self) -> list[Layer]:
@@ -100,8 +102,13 @@ def run_survey(
     batch: Batch,
     call: Callable[[Batch], Any],
     ambient: Ambient,
+    *,
+    branches: bool = False,
 ) -> None:
-    """Run the model on the first samples of a batch and write down what happens."""
+    """Run the model on the first samples of a batch and write down what happens.
+
+    Residual branches are looked for only if ``branches`` says so.
+    """
     kept: list[Tensor] = []  # alive, so that no two inputs share an address
     observing = False
 
@@ -127,14 +134,15 @@ def run_survey(
             kept.append(x)
             survey.inputs[id(point)] = _identity(point, x)
 
-    rectifiers, branches = RectifierWatch(), BranchWatch()
+    rectifiers, watch = RectifierWatch(), BranchWatch()
 
     def follow(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         points = survey.points[module]
         if isinstance(points[0], Norm):
-            branches.passed_norm(module, args, output)
+            watch.passed_norm(module, output)
             return
-        branches.passed_layer(args, output)
+        if branches:
+            watch.passed_layer(module, args, output)
         if len(points) == 1:
             rectifiers.begin(module, output)
 
@@ -143,9 +151,11 @@ def run_survey(
     ]
     handles += [module.register_forward_hook(follow) for module in survey.points]
     try:
-        with forward_modes(ambient), rectifiers, branches:
+        with ExitStack() as stack:
+            for mode in (forward_modes(ambient), rectifiers, *([watch] if branches else [])):
+                stack.enter_context(mode)
             call(batch.head(SURVEY_SAMPLES))
-        survey.rectified, survey.branch_ends = rectifiers.rectified, set(branches.ends)
+        survey.rectified, survey.branch_ends = rectifiers.rectified, watch.ends
     finally:
         for handle in handles:
             handle.remove()

@@ -48,10 +48,15 @@ JOINED = {
     "another layout": lambda y, x: y.view(-1, 6, 1).reshape(-1, 6).contiguous() + x,
     "a shortcut without layers": lambda y, x: y + F.pad(x[:, ::2], (0, 3)),
     "sum of three": lambda y, x: y + x + 1,
+    "Python's sum": lambda y, x: sum([y, x]),
+    "out": lambda y, x: torch.add(y, x, out=torch.empty_like(x)),
+    "float": lambda y, x: y.float().transpose(0, 1).transpose(0, 1).squeeze() + x,
 }
 OTHERS = {
     "rectified before": lambda y, x: F.relu(y) + x,
     "scaled before": lambda y, x: 0.5 * y + x,
+    "scaled by alpha": lambda y, x: torch.add(x, y, alpha=0.5),
+    "of another input": lambda y, x: y + F.linear(torch.ones_like(x), torch.eye(6)),
     "no sum": lambda y, x: y,
     "a constant": lambda y, x: y + 1,
     "a row": lambda y, x: y + x[:1],
@@ -59,6 +64,64 @@ OTHERS = {
     "a difference": lambda y, x: y - x,
     "concatenated": lambda y, x: torch.cat((y, x), dim=1)[:, :6],
     "twice the same": lambda y, x: y + y,
+}
+
+
+class Free(nn.Module):
+    """Layers and normalisations, and a function that joins them."""
+
+    def __init__(self, forward: Callable[..., Tensor], layers: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(6, 6) for _ in range(layers))
+        self.norms = nn.ModuleList(nn.BatchNorm1d(6) for _ in range(layers + 1))
+        self.run = forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(x, list(self.layers), list(self.norms))
+
+
+def bn(x: Tensor, layer: nn.Module, norm: nn.Module) -> Tensor:
+    return norm(layer(x))
+
+
+# Layers, what becomes of a rectified input, and the normalisations that end a branch.
+SHAPES: dict[str, tuple[int, Callable[..., Tensor], set[int]]] = {
+    "one layer": (1, lambda x, a, n: x + bn(x, a[0], n[0]), {0}),
+    "two branches": (2, lambda x, a, n: x + bn(x, a[0], n[0]) + bn(x, a[1], n[1]), {0, 1}),
+    "branches first": (2, lambda x, a, n: bn(x, a[0], n[0]) + bn(x, a[1], n[1]) + x, {0, 1}),
+    "in parentheses": (2, lambda x, a, n: x + (bn(x, a[0], n[0]) + bn(x, a[1], n[1])), {0, 1}),
+    "parallel layers": (2, lambda x, a, n: bn(x, a[0], n[0]) + bn(x, a[1], n[1]), set()),
+    "a layer and none": (1, lambda x, a, n: bn(x, a[0], n[0]) + n[1](x), set()),
+    "three and none": (
+        2,
+        lambda x, a, n: bn(x, a[0], n[0]) + n[2](x) + bn(x, a[1], n[1]),
+        set(),
+    ),
+    "no layer": (0, lambda x, a, n: x + n[0](x), set()),
+    "a stream of normalised outputs": (
+        2,
+        lambda x, a, n: (y := bn(x, a[0], n[0])) + bn(y, a[1], n[1]),
+        {1},
+    ),
+    "a branch within a branch": (
+        3,
+        lambda x, a, n: x + bn((y := a[0](x)) + bn(y, a[1], n[1]), a[2], n[2]),
+        {1, 2},
+    ),
+    "two inputs": (
+        3,
+        lambda x, a, n: (
+            bn(x[:, :1] * torch.ones(6), a[0], n[0])
+            + bn(bn(torch.rand(len(x), 6), a[1], n[1]), a[2], n[2])
+        ),
+        set(),
+    ),
+    "an additive skip": (
+        3,
+        lambda x, a, n: (y := F.relu(a[0](x))) + bn(F.relu(bn(y, a[1], n[1])), a[2], n[2]),
+        {2},
+    ),
+    "an activation in the norm": (1, lambda x, a, n: x + F.relu(bn(x, a[0], n[0])), set()),
 }
 
 
@@ -87,13 +150,78 @@ pytestmark = pytest.mark.filterwarnings("ignore::sylvinit.SylvinitWarning")
 def test_the_normalisation_before_the_sum_ends_the_branch(join: str, projected: bool) -> None:
     block = Block(JOINED[join], projection() if projected else None)
     model = nn.Sequential(block, nn.Linear(6, 3))
-    assert changed(model, torch.randn(50, 6)) == {"0.bn2": 0.25}
+    # A shortcut may have one layer, or something else, but not both.
+    both = projected and join == "a shortcut without layers"
+    assert changed(model, torch.randn(50, 6)) == ({} if both else {"0.bn2": 0.25})
 
 
 @pytest.mark.parametrize("join", OTHERS)
 def test_what_is_no_branch_that_ends_in_a_normalisation(join: str) -> None:
     model = nn.Sequential(Block(OTHERS[join]), nn.Linear(6, 3))
     assert changed(model, torch.randn(50, 6)) == {}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_shapes_of_networks(shape: str) -> None:
+    layers, forward, ends = SHAPES[shape]
+    body = Free(forward, layers)
+    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), body, nn.Linear(6, 3))
+    assert changed(model, torch.randn(50, 6)) == {f"2.norms.{i}": 0.25 for i in ends}
+
+
+class Active(nn.BatchNorm1d):
+    """A normalisation and an activation in one module."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input).relu()
+
+
+class Plain(nn.Module):
+    """A layer that the library does not know."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix = nn.Parameter(torch.randn(6, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.matrix
+
+
+def test_a_normalisation_with_an_activation_ends_no_branch() -> None:
+    block = Block(JOINED["sum"])
+    block.bn2 = Active(6)
+    assert changed(nn.Sequential(block, nn.Linear(6, 3)), torch.randn(50, 6)) == {}
+
+
+def test_layers_of_other_types_count_as_layers() -> None:
+    """Else the shortcut with its known layer would be taken for the branch."""
+    block = Block(JOINED["sum"], projection())
+    block.a, block.b = Plain(), Plain()
+    model = nn.Sequential(block, nn.Linear(6, 3))
+    assert changed(model, torch.randn(50, 6)) == {}  # for its last layer is not solved
+    block.b = nn.Linear(6, 6)
+    assert changed(model, torch.randn(50, 6)) == {"0.bn2": 0.25}
+
+
+def test_sums_count_and_not_modules() -> None:
+    block = Block(lambda y, x: F.relu(y + x))
+    model = nn.Sequential(*[block] * 4, nn.Linear(6, 3))
+    sylvinit.initialize_(model, torch.randn(50, 6), branch_gain="depth")
+    assert block.bn2.weight.tolist() == [0.5] * 6
+
+
+def test_sums_of_nested_tensors_are_passed_over() -> None:
+    class Nested(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(6, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            rows = torch.nested.nested_tensor(list(self.layer(x)))
+            return torch.nested.to_padded_tensor(rows + rows, 0.0)
+
+    model = nn.Sequential(Nested(), nn.Linear(6, 3))
+    assert len(sylvinit.initialize_(model, torch.randn(50, 6)).solved) == 2
 
 
 def test_of_two_ways_of_equal_depth_neither_is_a_branch() -> None:
@@ -153,16 +281,46 @@ LEFT_ALONE = {
 }
 
 
-@pytest.mark.parametrize("case", [*LEFT_ALONE, "frozen", "no scale"])
+@pytest.mark.parametrize("case", [*LEFT_ALONE, "frozen", "no scale", "shared", "layer frozen"])
 def test_scales_that_are_left_alone(case: str) -> None:
     model = nn.Sequential(Block(JOINED["sum"]), nn.Linear(6, 3))
+    block, options = model[0], {"branch_gain": 0.25, **LEFT_ALONE.get(case, {})}
     if case == "frozen":
-        model[0].bn2.weight.requires_grad_(False)
+        block.bn2.weight.requires_grad_(False)
     if case == "no scale":
-        model[0].bn2 = nn.BatchNorm1d(6, affine=False)
-        sylvinit.initialize_(model, torch.randn(50, 6), branch_gain=0.25)
-        return
-    assert changed(model, torch.randn(50, 6), **LEFT_ALONE.get(case, {})) == {}
+        block.bn2 = nn.BatchNorm1d(6, affine=False)
+    if case == "shared":  # with a normalisation that layers have been solved behind
+        block.bn1.weight = block.bn2.weight
+    if case == "layer frozen":
+        block.b.requires_grad_(False)
+    report = sylvinit.initialize_(model, torch.randn(50, 6), code="pca", **options)
+    left = [
+        value for name, value in model.state_dict().items() if "bn" in name and "weight" in name
+    ]
+    assert all(bool((value == 1).all()) for value in left)
+    planned = case == "dry run"
+    assert any("residual branch" in str(layer.notes) for layer in report.layers) == planned
+    quiet = planned or case == "the paper's"
+    assert any("branch_gain has no effect" in text for text in report.warnings) != quiet
+
+
+def test_the_presets_that_train_have_gains_and_others_do_not_warn() -> None:
+    x = torch.randn(50, 6)
+    for preset in sylvinit.presets.available_presets():
+        model = nn.Sequential(Block(JOINED["sum"]), Block(JOINED["sum"]), nn.Linear(6, 3))
+        report = sylvinit.initialize_(model, x, preset=preset)
+        gain = 1.0 if preset == "paper" else pytest.approx(2**-0.5)
+        assert [scales(model)[f"{i}.bn2"] for i in (0, 1)] == [gain, gain]
+        assert report.settings["branch_gain"] == ("none" if preset == "paper" else "depth")
+    plain = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Linear(6, 3))
+    assert not any("branch_gain" in text for text in sylvinit.initialize_(plain, x).warnings)
+
+
+def test_a_new_head_leaves_them_alone() -> None:
+    model, labels = nn.Sequential(Block(JOINED["sum"]), nn.Linear(6, 3)), torch.arange(50) % 3
+    report = sylvinit.initialize_head_(model, (torch.randn(50, 6), labels))
+    assert scales(model) == {"0.bn1": 1, "0.bn2": 1}
+    assert report.settings["branch_gain"] == "none"
 
 
 def test_a_failed_call_puts_scales_back() -> None:
@@ -172,6 +330,7 @@ def test_a_failed_call_puts_scales_back() -> None:
 
     class Broken(sylvinit.codes.PCA):
         def fit(self, stats: object, k: int, seed: int) -> sylvinit.codes.Latent:
+            assert model[0].bn2.weight.tolist() == [0.25] * 6
             raise RuntimeError("broken")
 
     with pytest.raises(RuntimeError, match="broken"):
@@ -180,12 +339,13 @@ def test_a_failed_call_puts_scales_back() -> None:
         torch.testing.assert_close(value, before[name], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("gain", ["half", float("nan"), float("inf")])
+@pytest.mark.parametrize("gain", ["half", float("nan"), float("inf"), 1e300, 10**400])
 def test_gains_out_of_their_domain(gain: object) -> None:
-    with pytest.raises(OptionError, match="branch_gain must be a finite number, 'depth'"):
+    with pytest.raises(OptionError, match="branch_gain must be a number up to 10000"):
         sylvinit.initialize_(nn.Linear(2, 2), torch.randn(4, 2), branch_gain=gain)
 
 
-def test_gains_of_the_wrong_type() -> None:
-    with pytest.raises(OptionTypeError, match="branch_gain must be a finite number"):
-        sylvinit.initialize_(nn.Linear(2, 2), torch.randn(4, 2), branch_gain=[1.0])
+@pytest.mark.parametrize("gain", [[1.0], True])
+def test_gains_of_the_wrong_type(gain: object) -> None:
+    with pytest.raises(OptionTypeError, match="branch_gain must be a number up to 10000"):
+        sylvinit.initialize_(nn.Linear(2, 2), torch.randn(4, 2), branch_gain=gain)

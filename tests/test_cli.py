@@ -130,6 +130,13 @@ def test_init_with_a_preset(workshop: Path) -> None:
         torch.testing.assert_close(written[name], model.state_dict()[name])
 
 
+@pytest.mark.parametrize(("given", "meant"), [("depth", "depth"), ("none", "none"), ("0.5", 0.5)])
+def test_init_with_a_branch_gain(workshop: Path, given: str, meant: object) -> None:
+    assert init("--branch-gain", given, "--report", "report.json") == 0
+    report = json.loads((workshop / "report.json").read_text())
+    assert report["settings"]["branch_gain"] == meant
+
+
 @pytest.mark.parametrize("model", ["double", "built"])
 def test_init_takes_models_in_any_form(workshop: Path, model: str) -> None:
     assert init(model=model) == 0
@@ -172,6 +179,8 @@ def test_head_only_keeps_the_loaded_weights(workshop: Path, suffix: str) -> None
         (["--lam", "0=-1"], {}, "lam"),
         (["--patches", "some"], {}, "--patches: expected a number, got 'some'"),
         (["--head-only", "--code", "lda"], {}, "--code: not with --head-only"),
+        (["--branch-gain", "half"], {}, "--branch-gain: expected a number, got 'half'"),
+        (["--head-only", "--branch-gain", "1"], {}, "--branch-gain: not with --head-only"),
         (["--report", "report.txt"], {}, "expected a file ending in .json"),
         (["--report", "no/where.json"], {}, "there is no folder no"),
         (["--weights", "none.pt"], {}, "there is no file none.pt"),

@@ -43,7 +43,7 @@ def initialise(model: nn.Module, arm: Arm, samples: Samples, seed: int) -> float
         The seconds that it took.
 
     Raises:
-        ConfigError: a gain of branches for a network that has none.
+        ConfigError: a gain of branches, not by sylvinit, for a network that has none.
     """
     he_init_on_cpu(model, seed)
     settings = arguments_from(arm.settings)

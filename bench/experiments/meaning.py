@@ -23,8 +23,8 @@ SYLVINIT, CORRELATED, HEAD = "sylvinit", "correlated", "head"
 SYLVINIT_HEAD, SKLEARN, SKLEARN_LDA = "sylvinit-head", "sklearn-logistic", "sklearn-lda"
 # The preset of an arm that names none: the tables vary one setting of the first paper.
 PRESET = "paper"
-# Settings that are no argument of an initialiser: they choose the samples, change the network
-# before it is initialised, or say what of an image a new head gets to see.
+# Settings that are no argument of every initialiser: they choose the samples, change the network
+# (sylvinit has an argument for that), or say what of an image a new head gets to see.
 OF_SAMPLES = ("augmented", "per_class")
 OF_NETWORK = ("branch_gain",)
 OF_HEADS = ("views",)

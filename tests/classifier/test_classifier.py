@@ -187,35 +187,72 @@ def test_steps_in_float32_and_with_a_spectrum_at_hand(n: int, classes: int, d: i
             assert new.dtype == torch.float64
 
 
-def test_steps_are_in_float32_where_the_data_are() -> None:
-    x, labels = (torch.from_numpy(a) for a in classes_of(200, 5, 8, 0))
+@pytest.mark.parametrize("offset", [0.0, 10.0, 1000.0])
+def test_float32_heads_of_features_with_a_mean(offset: float) -> None:
+    """What all classes have in common is far larger than what tells them apart."""
+    x, labels = (torch.from_numpy(a) for a in classes_of(300, 5, 8, 0))
+    x = (x + offset).float()  # in float32 from here on: what that rounds is not the question
     heads = []
     for dtype in (torch.float64, torch.float32):
         model = nn.Sequential(nn.Linear(8, 5)).to(dtype)
         sylvinit.initialize_head_(model, (x.to(dtype), labels), head_code="logistic")
-        heads.append(model[0].weight.detach().double())
-    # Rounded rows and weights as well: seen 5.2e-8 of the largest entry, over six seeds.
-    difference = float((heads[0] - heads[1]).abs().max() / heads[0].abs().max())
-    assert 0 < difference < 5e-7
+        heads.append(torch.cat((model[0].weight, model[0].bias[:, None]), dim=1).detach().double())
+    rows = torch.cat((x.double(), torch.ones(len(x), 1, dtype=torch.float64)), dim=1)
+    probabilities = [torch.softmax(rows @ head.mT, dim=1) for head in heads]
+    difference = float((probabilities[0] - probabilities[1]).abs().max())
+    # Over three seeds seen 1.1e-7, 6e-7 and 5.1e-5; 0.04 at 1000 if the mean is not taken off.
+    assert difference < 2e-7 * (1 + offset)
+    assert float(heads[1].mean(dim=0).abs().max()) < 1e-7 * float(heads[1].abs().max())
 
 
-def test_of_many_rows_the_coordinates_are_those_of_the_sample(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The covariance of all rows is at hand, and another one than that of the sample."""
-    fitted = []
+Call = tuple[tuple[torch.Tensor, ...], dict[str, Any]]
 
-    def spy(x: torch.Tensor, labels: torch.Tensor, *start: torch.Tensor, **more: Any) -> Any:
-        fitted.append((x, labels))
-        return refine_logistic(x, labels, *start, **more)
+
+@pytest.fixture
+def steps_taken(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
+    """What the steps behind a head were called with."""
+    calls: list[Call] = []
+
+    def spy(*given: torch.Tensor, **more: Any) -> Any:
+        calls.append((given, more))
+        return refine_logistic(*given, **more)
 
     monkeypatch.setattr("sylvinit.classifier.layer.refine_logistic", spy)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("dtype", "precision"),
+    [
+        (torch.float64, torch.float64),
+        (torch.float32, torch.float32),
+        (torch.bfloat16, torch.float32),
+    ],
+)
+def test_steps_have_the_precision_and_the_covariance_of_the_data(
+    dtype: torch.dtype, precision: torch.dtype, steps_taken: list[Call]
+) -> None:
+    x, labels = (torch.from_numpy(a) for a in classes_of(200, 5, 8, 0))
+    model = nn.Sequential(nn.Linear(8, 5)).to(dtype)
+    sylvinit.initialize_head_(model, (x.to(dtype), labels), head_code="logistic")
+    (((rows, *_), more),) = steps_taken
+    assert more["precision"] == precision
+    values, vectors = more["spectrum"]
+    covariance = torch.cov(rows.mT, correction=0)
+    # Entries of about 2; seen 10 eps.
+    torch.testing.assert_close(
+        vectors * values @ vectors.mT, covariance, rtol=0, atol=20 * torch.finfo(precision).eps
+    )
+
+
+def test_of_many_rows_the_coordinates_are_those_of_the_sample(steps_taken: list[Call]) -> None:
+    """The covariance of all rows is at hand, and another one than that of the sample."""
     x, labels = (torch.from_numpy(a) for a in classes_of(600, 3, 4, 0))
     model = nn.Sequential(nn.Linear(4, 3)).double()
     code = sylvinit.codes.Logistic(reservoir=60)
     report = sylvinit.initialize_head_(model, (x, labels), head_code=code)
     assert any("random sample of 60" in note for note in report.layers[0].notes)
-    ((sample, of_sample),) = fitted
+    (((sample, of_sample, *_), _),) = steps_taken
     start = fit_gaussian(sample, of_sample, 3)
     weight, bias = refine_logistic(sample, of_sample, start.weight, start.bias)
     # Seen 0; with the covariance of all rows 5e-3.

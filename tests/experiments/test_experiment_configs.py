@@ -5,13 +5,17 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import architectures
 import pytest
 import torch
 from architectures import make_network
 from config import PRETRAINED, TRAINED, Config, cell_label, load_config, names, parse
+from meaning import meaning
 from networks import NETWORKS
 from torch import nn
 from training import Recipe
+
+import sylvinit
 
 CLASSES = {"cifar10": 10, "cifar100": 100, "mnist5k": 10, "digits": 10}
 SHAPES = {"cifar10": (3, 32), "cifar100": (3, 32), "mnist5k": (1, 28), "digits": (1, 8)}
@@ -41,6 +45,21 @@ def test_networks_and_recipes_of_a_configuration(name: str) -> None:
         settings = tuple(run.network_settings.items())
         shape = scores_shape(run.network, settings, classes, *SHAPES[config.dataset])
         assert shape == (2, classes)
+
+
+@pytest.mark.parametrize("network", sorted(architectures.NETWORKS))
+def test_networks_with_residual_branches_are_known_by_their_names(network: str) -> None:
+    """Results of presets depend on the gain of branches in these networks alone."""
+    settings = {} if network in ("resnet20", "digits_net") else {"width": 0.125}
+    channels, side = (1, 8) if network == "digits_net" else (3, 32)
+    model = make_network(network, settings, 10, channels)
+    report = sylvinit.initialize_(
+        model, torch.rand(4, channels, side, side), dry_run=True, branch_gain="depth"
+    )
+    found = any("ends a residual branch" in str(layer.notes) for layer in report.layers)
+    assert found == network.startswith("resnet")
+    kept = meaning("sylvinit", {"preset": "best", "branch_gain": "none"}, network)
+    assert (meaning("sylvinit", {"preset": "best"}, network) != kept) == found
 
 
 def test_published_numbers_are_per_cent() -> None:
