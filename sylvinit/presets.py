@@ -59,7 +59,7 @@ class Preset:
 # no better after it than random weights. "best" is the default since "paper" has not been better
 # after training in any table, and fails in networks without normalisation (few_shot_vgg8.json),
 # where outputs of rows as they solve the equation grow from layer to layer.
-# The gain of branches was chosen in the same way, with a ResNet-20 (ideas_branches.json), and raises
+# The gain of branches was chosen in the same way with a ResNet-20 (ideas_branches.json), and raises
 # the accuracy of "frozen" before training, too (ideas_before.json).
 _PAPER = Preset(
     name="paper",
