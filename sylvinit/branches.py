@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from sylvinit.rectifiers import tensors_in
+from sylvinit.rectifiers import plain_name, tensors_in
 
 _ADDITIONS = frozenset({"add", "__add__", "__radd__", "__iadd__"})
 # What they return is still the output of the normalisation that their argument is.
@@ -111,8 +111,7 @@ class BranchWatch(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
-        name = name if name.startswith("__") else name.strip("_")
+        name = plain_name(func)
         given = self._joined((args, tuple(kwargs.values())))
         if given is None and name in _PRODUCTS:  # the first layer of the network
             given = self._numbered(_Trace())

@@ -67,9 +67,7 @@ class RectifierWatch(TorchFunctionMode):
         output = func(*args, **kwargs)
         if not found:
             return output
-        name = getattr(func, "__name__", "")
-        # relu_ works in place, and torch.nn.functional.threshold is called _threshold.
-        name = name if name.startswith("__") else name.strip("_")
+        name = plain_name(func)
         if name in _RECTIFIERS or (name in _CLAMPS and _clamps_at_zero(args, kwargs)):
             self.rectified |= found
             found = frozenset()
@@ -82,6 +80,15 @@ class RectifierWatch(TorchFunctionMode):
     def _set(self, tensor: Tensor, sources: frozenset[nn.Module]) -> None:
         self._alive.append(tensor)
         self._sources[id(tensor)] = sources
+
+
+def plain_name(func: Callable[..., Any]) -> str:
+    """The name of a function of torch without underscores, but for operators.
+
+    relu_ works in place, and torch.nn.functional.threshold is called _threshold.
+    """
+    name = getattr(func, "__name__", "")
+    return name if name.startswith("__") else name.strip("_")
 
 
 def tensors_in(value: Any) -> list[Tensor]:
