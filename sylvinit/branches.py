@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import reduce
+from operator import or_
 from typing import Any
 
 from torch import Tensor, nn
@@ -49,10 +51,11 @@ class _Trace:
 
     Attributes:
         depth: products on the longest way to it.
-        sources: the last numbers on the ways to it; the input of the first product has one, too.
-        past: all numbers on the ways to it.
+        sources: the last numbers on the ways to it; an input of the model has one, too.
+        past: all numbers on the ways to it, as bits.
         roots: the sources of what a product was made from, for the output of that product and of a
             normalisation right behind it.
+        product: the number of that product; 0 is none.
         carried: of the sum of a branch and a shortcut, the sources of the shortcut.
         ends: what it is the output of, or the sum of the outputs of; empty for other tensors.
         layer: the last layer on the way to it, if that is a module.
@@ -61,8 +64,9 @@ class _Trace:
 
     depth: int = 0
     sources: frozenset[int] = _NOTHING
-    past: frozenset[int] = _NOTHING
+    past: int = 0
     roots: frozenset[int] = _NOTHING
+    product: int = 0
     carried: frozenset[int] = _NOTHING
     ends: tuple[End, ...] = ()
     layer: nn.Module | None = None
@@ -76,7 +80,8 @@ class BranchWatch(TorchFunctionMode):
     the output of a batch normalisation, and the other one, the shortcut, is something that the
     branch was made from, as it was or behind a single layer and fewer than the branch. So sums of
     parallel layers, of what was made from different inputs, and of branches that end in something
-    else are not taken for it. Of several parallel branches all are seen.
+    else are not taken for it. Of parallel branches all are seen that have the same number of layers
+    or are added to the shortcut one by one.
 
     Attributes:
         ends: in how many additions a normalisation and the layer before it end a branch.
@@ -87,7 +92,15 @@ class BranchWatch(TorchFunctionMode):
         self.ends: Counter[End] = Counter()
         self._traces: dict[int, _Trace] = {}
         self._alive: list[Tensor] = []  # no two tensors share an id
-        self._depths: list[int] = []  # of the tensor behind every number
+        self._depths = [0]  # of the tensor behind every number
+        self._begun = False
+
+    def begin(self, inputs: Any) -> None:
+        """Take ``inputs`` as those of the model. Without it the first product's argument is one."""
+        self._begun = True
+        for tensor in tensors_in(inputs):
+            if id(tensor) not in self._traces:  # a model may call itself
+                self._set(tensor, self._numbered(_Trace()))
 
     def passed_layer(self, module: nn.Module, args: Any, output: Any) -> None:
         """Take ``output`` (a tensor, or a tuple of them) as what a layer makes of ``args``."""
@@ -113,14 +126,14 @@ class BranchWatch(TorchFunctionMode):
         kwargs = kwargs or {}
         name = plain_name(func)
         given = self._joined((args, tuple(kwargs.values())))
-        if given is None and name in _PRODUCTS:  # the first layer of the network
+        if given is None and name in _PRODUCTS and not self._begun:
             given = self._numbered(_Trace())
             self._set(tensors_in(args)[:1], given)
         if given is None or name in _UNLIKE:  # made from weights or constants alone
             return func(*args, **kwargs)
         trace = self._after(name, given, args, kwargs)
         output = func(*args, **kwargs)
-        self._set(output, trace)
+        self._set(args[0] if name == "__setitem__" else output, trace)
         return output
 
     def _after(
@@ -136,10 +149,10 @@ class BranchWatch(TorchFunctionMode):
             return self._product(given)
         if name == _NORM:
             made = self._numbered(_Trace(given.depth, past=given.past, layer=given.layer))
-            return replace(made, roots=given.roots, normalised=True)
+            return replace(made, roots=given.roots, product=given.product, normalised=True)
         if name in _SAME:
             return given
-        return replace(given, roots=_NOTHING, carried=_NOTHING, ends=(), normalised=False)
+        return _Trace(given.depth, given.sources, given.past, layer=given.layer)
 
     def _sum(self, *summands: Tensor) -> _Trace:
         """The trace of a sum of two tensors, after looking whether it ends a branch."""
@@ -159,19 +172,22 @@ class BranchWatch(TorchFunctionMode):
     def _is_branch(self, branch: _Trace, shortcut: _Trace) -> bool:
         if not branch.ends:
             return False
-        for number in (shortcut.sources | shortcut.carried) & branch.past:
-            if self._depths[number] < branch.depth:
+        for number in shortcut.sources | shortcut.carried:
+            if _in(number, branch.past) and self._depths[number] < branch.depth:
                 return True
-        return bool(shortcut.roots & branch.past) and shortcut.depth < branch.depth
+        if shortcut.depth >= branch.depth or _in(shortcut.product, branch.past):
+            return False  # the layer is on the branch, too
+        return any(_in(number, branch.past) for number in shortcut.roots)
 
     def _product(self, given: _Trace) -> _Trace:
-        made = self._numbered(_Trace(given.depth + 1, past=given.past, layer=given.layer))
-        return replace(made, roots=given.sources | given.carried)
+        made = self._numbered(_Trace(given.depth + 1, past=given.past))
+        roots = given.sources | given.carried
+        return replace(made, roots=roots, product=len(self._depths) - 1)
 
     def _numbered(self, trace: _Trace) -> _Trace:
         number = len(self._depths)
         self._depths.append(trace.depth)
-        return replace(trace, sources=frozenset({number}), past=trace.past | {number})
+        return replace(trace, sources=frozenset({number}), past=trace.past | 1 << number)
 
     def _joined(self, value: Any) -> _Trace | None:
         """The trace of what is made of the tensors in a value, None if none of them has one."""
@@ -188,10 +204,13 @@ def _join(*traces: _Trace) -> _Trace:
     if len(traces) == 1:
         return traces[0]
     deepest = max(traces, key=lambda trace: trace.depth)
-    sources, past = zip(*((trace.sources, trace.past) for trace in traces), strict=True)
-    return _Trace(
-        deepest.depth, _NOTHING.union(*sources), _NOTHING.union(*past), layer=deepest.layer
-    )
+    sources = _NOTHING.union(*(trace.sources for trace in traces))
+    past = reduce(or_, (trace.past for trace in traces))
+    return _Trace(deepest.depth, sources, past, layer=deepest.layer)
+
+
+def _in(number: int, past: int) -> bool:
+    return bool(past >> number & 1)
 
 
 def _plus_nothing(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

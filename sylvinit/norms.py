@@ -30,6 +30,13 @@ class Norm:
         self.gain: float | None = None
         self.reset()
 
+    def write_gain(self) -> None:
+        """Write the scale, if there is a gain."""
+        weight = self.module.weight
+        if self.gain is not None:
+            with torch.inference_mode(weight.is_inference()), torch.no_grad():
+                weight.fill_(self.gain)
+
     def notes(self) -> list[str]:
         """What is done beside the calibration."""
         return [] if self.gain is None else [f"ends a residual branch: scale {self.gain:.3g}"]
@@ -64,7 +71,7 @@ class Norm:
         self.count = total
 
     def finish(self) -> tuple[float, float]:
-        """Write the running statistics, and the scale if there is a gain.
+        """Write the running statistics.
 
         Returns:
             Root mean square over channels of the running deviation before, and of the new one.
@@ -89,9 +96,6 @@ class Norm:
                 module.running_var.copy_(variance)
             if module.num_batches_tracked is not None:
                 module.num_batches_tracked.add_(1)
-        if self.gain is not None:
-            with torch.inference_mode(module.weight.is_inference()), torch.no_grad():
-                module.weight.fill_(self.gain)
         return std_before, float(variance.mean().sqrt())
 
 

@@ -85,6 +85,10 @@ def solve_in_order(
     Returns:
         Reports by the id of the unit or norm.
     """
+    for norm in work.norms.values():  # before anything runs, for modules may be called again
+        if norm.gain is not None:
+            guard.save([norm.module.weight])
+            norm.write_gain()
     progress = _Progress(survey, work)
     outputs = OutputWatch()
     propagation = Propagation(call, survey.points, progress.pending, ambient, outputs.look)
@@ -202,8 +206,6 @@ def _finish(target: Target, guard: ModelGuard) -> LayerReport:
     begin = time.perf_counter()
     for name in buffers(target.module):
         guard.keep_buffer(target.module, name)
-    if target.gain is not None:
-        guard.save([target.module.weight])
     report = LayerReport(target.name, target.kind, "calibrated", d_in=target.module.num_features)
     report.patches = target.count
     report.d_out = report.d_in

@@ -146,10 +146,16 @@ def run_survey(
         if len(points) == 1:
             rectifiers.begin(module, output)
 
+    def begin(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        watch.begin((args, tuple(kwargs.values())))
+
     handles = [
         module.register_forward_pre_hook(observe, with_kwargs=True) for module in survey.points
     ]
     handles += [module.register_forward_hook(follow) for module in survey.points]
+    if branches:
+        root = next(iter(survey.names))
+        handles.append(root.register_forward_pre_hook(begin, with_kwargs=True))
     try:
         with ExitStack() as stack:
             for mode in (forward_modes(ambient), rectifiers, *([watch] if branches else [])):

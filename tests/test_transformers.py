@@ -116,10 +116,14 @@ def test_a_model_from_its_configuration(name: str) -> None:
     assert {layer.name for layer in report.layers} == set(parameterised(model))
     for layer in report.layers:
         assert layer.status in ("solved", "calibrated") or layer.reason
-    # Exactly the weights and biases of the solved layers are new.
+    # Exactly the weights and biases of the solved layers are new, and the scales that end a
+    # residual branch: in each of a ResNet's two stages one.
     written = {
         f"{layer}.{key}" for layer in solved for key in model.get_submodule(layer)._parameters
     }
+    ends = [layer.name for layer in report.layers if "residual branch" in str(layer.notes)]
+    assert len(ends) == (2 if name == "resnet" else 0)
+    written |= {f"{end}.weight" for end in ends}
     after = {key: bits(value) for key, value in model.named_parameters()}
     assert {key for key in after if after[key] != before[key]} == {
         key for key in written if key in after
