@@ -89,9 +89,8 @@ def initialize_(
         preset: what code, head_code, lam, patches, rescale and branch_gain are where they are not
             given.
             "best": PCA codes, one-hot for the head, lam 10, 10 patches, rows scaled to unit output
-            variance, residual branches by the root of their number. "paper": the same without
-            either, rows as they solve the equation, whose outputs grow from layer to layer where
-            nothing normalises them. "frozen", for deep networks whose
+            variance. "paper": the same with rows as they solve the equation, whose outputs grow
+            from layer to layer where nothing normalises them. "frozen", for deep networks whose
             hidden layers will not be trained (it had the highest accuracy before training of a
             ResNet-20 on CIFAR-10): as "best" with 30 patches, entries in pairs of opposite sign
             where a rectifier follows, and discriminant directions of the samples' mean patches
@@ -126,7 +125,8 @@ def initialize_(
             given, where its output is added to a shortcut: a number, "depth" for L^(-1/2) with L
             such sums in the network, or "none" to leave it as it is. What was there before is
             overwritten, but only where the normalisation is calibrated and the layer before it is
-            solved. None: the preset's, "depth" but for "paper".
+            solved. None: the preset's, "depth" for "frozen" and "none" for the others. ("depth"
+            is better for long trainings of ResNets, too, and worse for short ones.)
         seed: of patch positions and codes. Global random states are neither used nor changed.
         backend: "auto", "cpu", "torch" or "cuda".
         progress: whether to show a bar; None shows it on terminals.

@@ -348,7 +348,7 @@ LEFT_ALONE = {
     "not selected": {"exclude": "*bn2"},
     "not calibrated": {"calibrate_norm": False},
     "dry run": {"dry_run": True},
-    "the paper's": {"branch_gain": None, "preset": "paper"},
+    "the default": {"branch_gain": None},
 }
 
 
@@ -371,18 +371,18 @@ def test_scales_that_are_left_alone(case: str) -> None:
     assert all(bool((value == 1).all()) for value in left)
     planned = case == "dry run"
     assert any("residual branch" in str(layer.notes) for layer in report.layers) == planned
-    quiet = planned or case == "the paper's"
+    quiet = planned or case == "the default"
     assert any("branch_gain has no effect" in text for text in report.warnings) != quiet
 
 
-def test_the_presets_that_train_have_gains_and_others_do_not_warn() -> None:
+def test_which_preset_has_a_gain_and_that_none_warns() -> None:
     x = torch.randn(50, 6)
     for preset in sylvinit.presets.available_presets():
         model = nn.Sequential(Block(JOINED["sum"]), Block(JOINED["sum"]), nn.Linear(6, 3))
         report = sylvinit.initialize_(model, x, preset=preset)
-        gain = 1.0 if preset == "paper" else pytest.approx(2**-0.5)
+        gain = pytest.approx(2**-0.5) if preset == "frozen" else 1.0
         assert [scales(model)[f"{i}.bn2"] for i in (0, 1)] == [gain, gain]
-        assert report.settings["branch_gain"] == ("none" if preset == "paper" else "depth")
+        assert report.settings["branch_gain"] == ("depth" if preset == "frozen" else "none")
     plain = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Linear(6, 3))
     assert not any("branch_gain" in text for text in sylvinit.initialize_(plain, x).warnings)
 
