@@ -124,10 +124,10 @@ def _plan_gains(survey: Survey, options: Options, work: Work) -> None:
     norms = [norm for norm in work.norms.values() if norm.module in ends]
     for norm in norms:
         weight = own_scale(norm.module)
-        # Another holder would get the gain, too, after layers behind it have been solved.
+        # Another holder would get the gain, too, and need not end a branch.
         if weight is not None and len(holders[id(weight)]) == 1:
             norm.gain = gain
-    if options.gain_asked and not options.head_only and all(norm.gain is None for norm in norms):
+    if options.gain_asked and all(norm.gain is None for norm in norms):
         work.warnings.append(
             "branch_gain has no effect: no batch normalisation that is calibrated and has a scale "
             "of its own ends a residual branch whose last layer is solved"
