@@ -125,8 +125,8 @@ def initialize_(
             given, where its output is added to a shortcut: a number, "depth" for L^(-1/2) with L
             such sums in the network, or "none" to leave it as it is. What was there before is
             overwritten, but only where the normalisation is calibrated and the layer before it is
-            solved. None: the preset's, "depth" for "frozen" and "none" for the others. ("depth"
-            is better for long trainings of ResNets, too, and worse for short ones.)
+            solved. None: the preset's, "depth" for "frozen" and "none" for the others.
+            ("depth" may help trainings of ResNets at a high rate, and harms short ones at a low.)
         seed: of patch positions and codes. Global random states are neither used nor changed.
         backend: "auto", "cpu", "torch" or "cuda".
         progress: whether to show a bar; None shows it on terminals.
