@@ -59,9 +59,9 @@ class Preset:
 # no better after it than random weights. "best" is the default since "paper" has not been better
 # after training in any table, and fails in networks without normalisation (few_shot_vgg8.json),
 # where outputs of rows as they solve the equation grow from layer to layer.
-# A gain of residual branches raises the accuracy of "frozen" before training (ideas_before.json).
+# With a gain of residual branches "frozen" is a little higher before training (ideas_before.json).
 # It helps "best" after 200 epochs (ideas_branches.json), but slows branches down: after five epochs
-# at a low rate the demo's ResNet-20 is 5 points behind. So "best" leaves them as they are.
+# at a low rate the demo's ResNet-20 is 6 points behind. So "best" leaves them as they are.
 _PAPER = Preset(
     name="paper",
     patches=10,

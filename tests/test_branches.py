@@ -261,7 +261,7 @@ def test_long_loops_take_little_memory() -> None:
     body = Free(lambda x, a, n: [x := F.relu(bn(x, a[0], n[0])) for _ in range(2000)][-1], 1)
     tracemalloc.start()
     try:
-        sylvinit.initialize_(body, torch.randn(4, 6), code="pca", dry_run=True)
+        sylvinit.initialize_(body, torch.randn(4, 6), code="pca", dry_run=True, branch_gain="depth")
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -286,7 +286,8 @@ def test_sums_of_nested_tensors_are_passed_over() -> None:
             return torch.nested.to_padded_tensor(rows + rows, 0.0)
 
     model = nn.Sequential(Nested(), nn.Linear(6, 3))
-    assert len(sylvinit.initialize_(model, torch.randn(50, 6)).solved) == 2
+    report = sylvinit.initialize_(model, torch.randn(50, 6), branch_gain="depth")
+    assert len(report.solved) == 2
 
 
 def test_of_two_ways_of_equal_depth_neither_is_a_branch() -> None:
