@@ -35,7 +35,8 @@ def initialise(model: nn.Module, arm: Arm, samples: Samples, seed: int) -> float
             with "+head". ``settings`` are arguments of the initialiser, "head" those of the solved
             head, "augmented": true adds the mirror images, "per_class" takes fewer images,
             "branch_gain" is given to the last batch norm of every residual branch, by sylvinit
-            as its argument.
+            as its argument. "norms_of" is another arm, {"initialiser": ..., "settings": ...}, whose
+            weights the convolutions get the norms of: to tell scale from direction.
         samples: on the device of ``model``.
         seed: of everything random.
 
@@ -59,7 +60,16 @@ def initialise(model: nn.Module, arm: Arm, samples: Samples, seed: int) -> float
         warnings.simplefilter("ignore", sylvinit.SylvinitWarning)
         if base == SYLVINIT and gain is not None:
             settings["branch_gain"] = gain
+        other = arm.settings.get("norms_of")
+        example = None
+        if other is not None:
+            example = copy.deepcopy(model)
+            initialise(example, Arm("", **other), samples, seed)
         _apply(model, base, samples, seed, settings)
+        if example is not None:
+            match_norms(model, example)
+            if base == SYLVINIT:  # it leaves running statistics, which are no longer right
+                calibrate_norm(model, samples.inputs)
         if base != SYLVINIT:  # after it, for others may give batch norm its defaults
             set_branch_gain(model, gain)
         if plus:
@@ -82,6 +92,22 @@ def set_branch_gain(model: nn.Module, gain: float | None) -> None:
         raise ConfigError(f"branch_gain: {type(model).__name__} has no residual branches")
     for norm in last:
         norm.get_parameter("weight").fill_(gain)
+
+
+@torch.no_grad()
+def match_norms(model: nn.Module, example: nn.Module) -> None:
+    """Scale every convolution, with its bias, so that its weight has the norm of another's.
+
+    Args:
+        model: changed in place.
+        example: a network of the same modules.
+    """
+    for layer, other in zip(model.modules(), example.modules(), strict=True):
+        if isinstance(layer, nn.Conv2d) and isinstance(other, nn.Conv2d):
+            factor = other.weight.norm() / layer.weight.norm()
+            for tensor in (layer.weight, layer.bias):
+                if tensor is not None:
+                    tensor.mul_(factor)
 
 
 def warm_up(model: nn.Module, arm: Arm, samples: Samples) -> None:

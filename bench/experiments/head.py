@@ -78,7 +78,7 @@ Predict = Callable[[Samples], float]
 def _fit(arm: Arm, samples: Samples, classes: int, seed: int) -> Callable[[], Predict]:
     """A function that fits the arm's head and returns what measures its accuracy."""
     if arm.initialiser == SKLEARN:
-        return functools.partial(_logistic, samples, bool(arm.settings.get("standardise")))
+        return functools.partial(_logistic, samples, **arm.settings)
     if arm.initialiser == SKLEARN_LDA:
         return functools.partial(_discriminant_analysis, samples)
 
@@ -89,14 +89,24 @@ def _fit(arm: Arm, samples: Samples, classes: int, seed: int) -> Callable[[], Pr
     return network
 
 
-def _logistic(samples: Samples, standardise: bool) -> Predict:
-    """scikit-learn's logistic regression, on features as they are or standardised."""
-    from sklearn.linear_model import LogisticRegression
+def _logistic(samples: Samples, standardise: bool = False, C: float | str = 1.0) -> Predict:
+    """scikit-learn's logistic regression.
+
+    Args:
+        samples: to fit.
+        standardise: whether the features are standardised.
+        C: how little the weights are held back, or "cv": one of ten by its cross-validation.
+    """
+    from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     steps = [StandardScaler()] if standardise else []
-    return _fit_sklearn(make_pipeline(*steps, LogisticRegression(max_iter=1000)), samples)
+    if C == "cv":
+        classifier = LogisticRegressionCV(max_iter=1000)
+    else:
+        classifier = LogisticRegression(C=C, max_iter=1000)
+    return _fit_sklearn(make_pipeline(*steps, classifier), samples)
 
 
 def _discriminant_analysis(samples: Samples) -> Predict:

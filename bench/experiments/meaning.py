@@ -26,7 +26,7 @@ PRESET = "paper"
 # Settings that are no argument of every initialiser: they choose the samples, change the network
 # (sylvinit has an argument for that), or say what of an image a new head gets to see.
 OF_SAMPLES = ("augmented", "per_class")
-OF_NETWORK = ("branch_gain",)
+OF_NETWORK = ("branch_gain", "norms_of")
 OF_HEADS = ("views",)
 # Features of an image and of its mirror image: two samples, or their mean as one.
 VIEWS = ("rows", "mean")
@@ -73,6 +73,9 @@ def meaning(initialiser: str, settings: Mapping[str, Any], network: str) -> list
             value = code_from(part.get(key))
             values = value.values() if isinstance(value, Mapping) else [value]
             found += [repr(get_code(item)) for item in values if item not in (None, "auto")]
+    other = settings.get("norms_of")
+    if other is not None:
+        found += meaning(other["initialiser"], other.get("settings", {}), network)
     return found
 
 
@@ -93,6 +96,8 @@ def wrong_with(initialiser: str, settings: Mapping[str, Any], of_head: bool) -> 
     wrong = _unknown(initialiser, settings, _settings_of(base, bool(plus), of_head))
     if wrong is None and plus:
         wrong = _unknown("head", settings.get(HEAD, {}), _keywords(sylvinit.initialize_head_))
+    if wrong is None and "norms_of" in settings:
+        wrong = _wrong_example(settings["norms_of"])
     gain = settings.get("branch_gain", 1.0)
     known = isinstance(gain, int | float) and math.isfinite(gain)
     if wrong is None and not (known or (base == SYLVINIT and gain in ("depth", "none"))):
@@ -107,9 +112,19 @@ def wrong_with(initialiser: str, settings: Mapping[str, Any], of_head: bool) -> 
     return wrong
 
 
+def _wrong_example(value: Any) -> str | None:
+    """Why the arm whose norms are to be taken cannot be run, or None."""
+    if not isinstance(value, dict) or "initialiser" not in value:
+        return "norms_of: expected an object with initialiser and settings"
+    unknown = value.keys() - {"initialiser", "settings"}
+    if unknown:
+        return f"norms_of: unknown fields {sorted(unknown)}"
+    return wrong_with(value["initialiser"], value.get("settings", {}), of_head=False)
+
+
 def _settings_of(base: str, with_head: bool, of_head: bool) -> set[str]:
     if base == SKLEARN:
-        return {*OF_HEADS, "standardise"}
+        return {*OF_HEADS, "standardise", "C"}
     if base == SKLEARN_LDA:
         return {*OF_HEADS}
     if base == SYLVINIT_HEAD:
