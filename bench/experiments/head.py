@@ -12,7 +12,7 @@ from typing import Any
 import data
 import torch
 from config import Arm, Run
-from meaning import SKLEARN, SKLEARN_LDA
+from meaning import SKLEARN, SKLEARN_LDA, arguments_from
 from pretrained import (
     NORMALISATION,
     features,
@@ -78,7 +78,7 @@ Predict = Callable[[Samples], float]
 def _fit(arm: Arm, samples: Samples, classes: int, seed: int) -> Callable[[], Predict]:
     """A function that fits the arm's head and returns what measures its accuracy."""
     if arm.initialiser == SKLEARN:
-        return functools.partial(_logistic, samples, **arm.settings)
+        return functools.partial(_logistic, samples, **arguments_from(arm.settings))
     if arm.initialiser == SKLEARN_LDA:
         return functools.partial(_discriminant_analysis, samples)
 
@@ -89,7 +89,7 @@ def _fit(arm: Arm, samples: Samples, classes: int, seed: int) -> Callable[[], Pr
     return network
 
 
-def _logistic(samples: Samples, standardise: bool = False, C: float | str = 1.0) -> Predict:
+def _logistic(samples: Samples, *, standardise: bool = False, C: float | str = 1.0) -> Predict:
     """scikit-learn's logistic regression.
 
     Args:
@@ -103,7 +103,7 @@ def _logistic(samples: Samples, standardise: bool = False, C: float | str = 1.0)
 
     steps = [StandardScaler()] if standardise else []
     if C == "cv":
-        classifier = LogisticRegressionCV(max_iter=1000)
+        classifier = LogisticRegressionCV(max_iter=1000, scoring="accuracy")
     else:
         classifier = LogisticRegression(C=C, max_iter=1000)
     return _fit_sklearn(make_pipeline(*steps, classifier), samples)
@@ -123,6 +123,7 @@ def _fit_sklearn(classifier: Any, samples: Samples) -> Predict:
 
     with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
+        warnings.simplefilter("ignore", FutureWarning)  # what defaults will be in later versions
         classifier.fit(samples.inputs.numpy(), samples.labels.numpy())
 
     def predict(test: Samples) -> float:

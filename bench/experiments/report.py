@@ -23,8 +23,10 @@ is in [bench/experiments](../bench/experiments/__main__.py), and each section is
 Mean ± half the width of the 95 % interval over seeds (Student's t), accuracies in per cent. All
 arms of a seed have the same images in the same order. Comparisons are paired t tests over the
 seeds, and their p values are adjusted by Holm's method for all comparisons that a table is to have
-in the end. Where all seeds have the same images, there are means alone. "-" is a cell whose seeds
-are not all there yet. Arms of sylvinit that name no preset have "paper", whose rows are not scaled.
+in the end. At 500 shots of CIFAR-10 all seeds have the same images: of new heads, on which little
+else depends, there are means alone; where networks are trained, the intervals are over the weights
+and the order and say nothing of other images. "-" is a cell whose seeds are not all there yet. Arms
+of sylvinit that name no preset have "paper", whose rows are not scaled.
 """
 _PARTIAL = """
 This report shows unfinished cells, too: {3 of 5 seeds} stands beside them. They have no p values.
@@ -55,7 +57,8 @@ def _section(results: Measured, out: Path, partial: bool) -> str:
         needs = [NEEDS.get(config.dataset, config.dataset)]
         if config.checkpoint:
             needs.append(f"{config.checkpoint} in the folder that SYLVINIT_CHECKPOINTS names")
-        return "\n".join([*lines, f"**Not run yet.** It needs {' and '.join(needs)}.", ""])
+        command = f"python bench/experiments run {config.name}"
+        return "\n".join([*lines, f"**Not run yet.** `{command}` needs {' and '.join(needs)}.", ""])
     lines += [_accuracies(results, partial), _comparisons(results, partial)]
     lines += [_seconds(results, partial), *_figures(results, out)]
     lines += _environments(results.environments)
@@ -66,7 +69,8 @@ def _origin(config: Config) -> str:
     training = ", ".join(f"{key} {_plain(value)}" for key, value in config.training.items())
     measured_on = "the test set" if config.split == "test" else "training images left over"
     place = f"{', '.join(config.networks)} on {config.dataset}, measured on {measured_on}"
-    seeds = "one seed" if len(config.seeds) == 1 else f"{len(config.seeds)} seeds"
+    counts = sorted({len(config.cell_seeds(cell)) for cell in config.cells})
+    seeds = "one seed" if counts == [1] else f"{' or '.join(map(str, counts))} seeds"
     parts = [f"`{config.name}`: {config.paper}.", f"{place}, {seeds}."]
     if training:
         parts.append(f"Training: {training}.")

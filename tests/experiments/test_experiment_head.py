@@ -63,6 +63,8 @@ def record_of(initialiser: str, settings: dict[str, Any], split: str = "test") -
         ("sylvinit-head", {"views": "mean"}),
         ("sklearn-logistic", {"standardise": True}),
         ("sklearn-logistic", {"views": "rows"}),
+        ("sklearn-logistic", {"C": 0.1}),
+        ("sklearn-logistic", {"C": "cv"}),
         ("sklearn-lda", {}),
     ],
 )
@@ -83,9 +85,16 @@ def test_random_heads_do_not(features: Dataset) -> None:
 
 def test_scikit_learn_gets_the_features_as_they_are(features: Dataset) -> None:
     drawn = head.data.draw(features, 10, 4).train
-    expected = LogisticRegression(max_iter=1000).fit(drawn.inputs.flatten(1), drawn.labels)
-    score = expected.score(features.test.inputs.flatten(1), features.test.labels)
-    assert record_of("sklearn-logistic", {})["accuracy_before"] == pytest.approx(100 * score)
+    inputs, labels = drawn.inputs.flatten(1).numpy(), drawn.labels.numpy()
+    found: list[float] = []
+    for settings in ({}, {"C": 0.01}):
+        fitted = LogisticRegression(max_iter=1000, **settings)
+        fitted.fit(inputs, labels)
+        test = features.test.inputs.flatten(1).numpy()
+        found.append(float(fitted.score(test, features.test.labels.numpy())))
+        record = record_of("sklearn-logistic", settings)
+        assert record["accuracy_before"] == pytest.approx(100 * found[-1])
+    assert found[0] != found[1]
 
 
 def test_views_are_two_samples_of_an_image_or_one(

@@ -157,3 +157,27 @@ def test_the_gain_of_branches_is_there_after_every_initialiser(
 def test_networks_without_branches_refuse_a_gain(data: tuple[Tensor, Tensor]) -> None:
     with pytest.raises(ConfigError, match="no residual branches"):
         initialise(plain(), Arm("gained", "he-normal", {"branch_gain": 0.0}), Samples(*data), 5)
+
+
+@pytest.mark.parametrize("name", ["he-normal", "sylvinit"])
+def test_convolutions_take_the_norms_of_another_arm_and_keep_their_directions(
+    name: str, data: tuple[Tensor, Tensor]
+) -> None:
+    samples = Samples(*data)
+    example = {"initialiser": "sylvinit", "settings": {"preset": "frozen"}}
+    plain_network, scaled, other = tiny_resnet(), tiny_resnet(), tiny_resnet()
+    initialise(plain_network, Arm("plain", name), samples, 5)
+    initialise(scaled, Arm("scaled", name, {"norms_of": example}), samples, 5)
+    initialise(other, Arm("other", **example), samples, 5)
+    for key, module in scaled.named_modules():
+        if isinstance(module, nn.Conv2d):
+            before = plain_network.get_parameter(f"{key}.weight").detach().flatten().double()
+            after = module.weight.detach().flatten().double()
+            norm = other.get_parameter(f"{key}.weight").detach().double().norm()
+            assert float(after.norm()) == pytest.approx(float(norm), rel=1e-6), key
+            # The angle between them is at most a few roundings of float32.
+            assert float((after / after.norm() - before / before.norm()).norm()) < 1e-6, key
+    if name == "sylvinit":  # its running statistics are those of the new scale
+        scaled.eval(), plain_network.eval()
+        gap = (scaled(data[0]) - plain_network(data[0])).abs().max()
+        assert gap < 0.02 * plain_network(data[0]).abs().max()
