@@ -44,9 +44,10 @@ def run_head(run: Run) -> dict[str, Any]:
         MissingDataError: the checkpoint is not there.
     """
     checkpoint, views = find_checkpoint(run.config.checkpoint), run.arm.settings.get("views")
+    grid = int(run.network_settings.get("grid", 1))
 
     def drawn(mirrored: bool) -> data.Dataset:
-        everything = _features(checkpoint, run.config.dataset, mirrored)
+        everything = _features(checkpoint, run.config.dataset, mirrored, grid)
         return data.draw(everything, run.cell.get("shots"), run.seed, run.config.split)
 
     plain = drawn(False)
@@ -132,10 +133,13 @@ def _fit_sklearn(classifier: Any, samples: Samples) -> Predict:
     return predict
 
 
-@functools.lru_cache(maxsize=2)
-def _features(checkpoint: Path, dataset: str, mirrored: bool) -> data.Dataset:
-    """The inputs of the last layer for all images or all mirror images, float32 (N, 64, 1, 1)."""
-    model = without_head(pretrained_network(checkpoint))
+@functools.lru_cache(maxsize=4)
+def _features(checkpoint: Path, dataset: str, mirrored: bool, grid: int) -> data.Dataset:
+    """The inputs of the last layer for all images or all mirror images.
+
+    float32 (N, d, 1, 1), with d = 64 channels times the parts of the map.
+    """
+    model = without_head(pretrained_network(checkpoint), grid)
     parts = data.load(dataset, NORMALISATION)
     if mirrored:
         parts = data.Dataset(*(Samples(part.inputs.flip(3), part.labels) for part in parts))

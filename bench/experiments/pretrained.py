@@ -45,8 +45,17 @@ def pretrained_network(checkpoint: Path) -> CifarResNet:
     return model
 
 
-def without_head(model: CifarResNet) -> CifarResNet:
-    """``model``, changed so that it returns what its last layer gets."""
+def without_head(model: CifarResNet, grid: int = 1) -> nn.Module:
+    """What ``model``, which is changed, has before its last layer, of every image.
+
+    Args:
+        model: the network.
+        grid: 1 for the mean of the last map; more for those of its grid x grid parts, channels
+            first.
+    """
+    if grid > 1:
+        first = (model.conv1, model.bn1, nn.ReLU(), model.blocks)
+        return nn.Sequential(*first, nn.AdaptiveAvgPool2d(grid), nn.Flatten()).eval()
     model.fc = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
     return model
 

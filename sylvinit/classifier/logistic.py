@@ -35,7 +35,7 @@ def refine_logistic(
     weight: Tensor,
     bias: Tensor,
     *,
-    strength: float = 30.0,
+    strength: float = 0.5,
     steps: int = 20,
     spectrum: tuple[Tensor, Tensor] | None = None,
     precision: torch.dtype = torch.float64,
@@ -47,7 +47,8 @@ def refine_logistic(
         labels: int64 (n,), less than classes.
         weight: float64 (classes, d), V_0 with ``bias``.
         bias: float64 (classes,).
-        strength: tau, in rows: how much the given classifier counts.
+        strength: tau / d, in rows: how much the given classifier counts. (A weight of more
+            entries fits more of what is accident in the same rows.)
         steps: how many.
         spectrum: eigenvalues (d,), ascending, and eigenvectors (d, d) of the covariance of x,
             divided by n, if they are at hand.
@@ -72,8 +73,9 @@ def refine_logistic(
     start = torch.cat((weight @ (basis * root), (bias + weight @ mean)[:, None]), dim=1)
     target = torch.nn.functional.one_hot(labels, weight.shape[0]).mT.to(z)
     # Z^T Z is diagonal: the rows are in the eigenvectors' coordinates, and centred.
-    inverse = 1 / (strength + n / 2 * torch.cat((spread / values, values.new_ones(1))))
-    kept, rest = 1 - strength * inverse, strength * inverse * start
+    tau = strength * x.shape[1]
+    inverse = 1 / (tau + n / 2 * torch.cat((spread / values, values.new_ones(1))))
+    kept, rest = 1 - tau * inverse, tau * inverse * start
     before = now = start
     for step in range(steps):
         ahead = torch.lerp(before, now, 1 + step / (step + 3))

@@ -19,8 +19,8 @@ class Logistic(OneHot):
     their reports say so.
 
     Attributes:
-        strength: tau, how many rows the start counts as: the fewer rows there are, the nearer the
-            classifier stays to it.
+        strength: how many rows the start counts as, for each feature (tau = strength * d): the
+            fewer rows a feature there are, the nearer the classifier stays to it.
         steps: how many.
         reservoir: rows that the classifier is fitted to at most; of more a random sample is taken.
 
@@ -29,7 +29,7 @@ class Logistic(OneHot):
             least 1.
     """
 
-    strength: float = 30.0
+    strength: float = 0.5
     steps: int = 20
     name: str = "logistic"
     reservoir: int = 10_000

@@ -146,7 +146,7 @@ def test_many_steps_reach_the_minimum(n: int, classes: int, d: int, seed: int) -
 
     best = scipy.optimize.minimize(objective, np.zeros(classes * (d + 1)), tol=1e-12)
     new = refine_logistic(
-        *(torch.from_numpy(a) for a in (x, labels, weight, bias)), strength=5.0, steps=400
+        *(torch.from_numpy(a) for a in (x, labels, weight, bias)), strength=5.0 / d, steps=400
     )
     found = (torch.from_numpy(x) @ new[0].mT + new[1]).numpy() - before
     expected = z @ best.x.reshape(classes, d + 1).T
@@ -163,7 +163,7 @@ def test_steps_lower_the_loss_and_none_change_nothing() -> None:
     losses = []
     for steps in (0, 1, 5, 20):
         weight, bias = refine_logistic(
-            x, labels, start.weight, start.bias, strength=0.1, steps=steps
+            x, labels, start.weight, start.bias, strength=0.1 / 5, steps=steps
         )
         losses.append(float(torch.nn.functional.cross_entropy(x @ weight.mT + bias, labels)))
     assert losses == sorted(losses, reverse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import pytest
 import torch
 from config import parse
 from data import Dataset
+from pretrained import without_head
 from sklearn.linear_model import LogisticRegression
 from work import planned
 
 from sylvinit.datasets import Samples
+from sylvinit.demo.networks import resnet20
 
 
 def three_classes(count: int, seed: int) -> Samples:
@@ -32,7 +35,9 @@ def features(monkeypatch: pytest.MonkeyPatch) -> Dataset:
     # "Mirror images" whose features are three times as long.
     longer = Dataset(*(Samples(3 * part.inputs, part.labels) for part in stored))
     both = {False: stored, True: longer}
-    monkeypatch.setattr(head, "_features", lambda checkpoint, dataset, mirrored: both[mirrored])
+    monkeypatch.setattr(
+        head, "_features", lambda checkpoint, dataset, mirrored, grid: both[mirrored]
+    )
     return stored
 
 
@@ -95,6 +100,20 @@ def test_scikit_learn_gets_the_features_as_they_are(features: Dataset) -> None:
         record = record_of("sklearn-logistic", settings)
         assert record["accuracy_before"] == pytest.approx(100 * found[-1])
     assert found[0] != found[1]
+
+
+def test_features_of_a_grid_are_means_of_parts_of_the_map() -> None:
+    torch.manual_seed(0)
+    model = resnet20(num_classes=5, widths=(4, 6, 8), blocks=1).eval()
+    images = torch.randn(3, 3, 16, 16)
+    with torch.no_grad():
+        last = model.blocks(torch.relu(model.bn1(model.conv1(images))))
+        quarters = without_head(copy.deepcopy(model), 2)(images)
+        whole = without_head(copy.deepcopy(model))(images)
+    rows, columns = (slice(0, 2), slice(2, 4)), (slice(0, 2), slice(2, 4))
+    parts = [last[:, :, row, column].mean(dim=(2, 3)) for row in rows for column in columns]
+    torch.testing.assert_close(quarters, torch.stack(parts, dim=2).flatten(1))
+    torch.testing.assert_close(whole, last.mean(dim=(2, 3)))
 
 
 def test_views_are_two_samples_of_an_image_or_one(
