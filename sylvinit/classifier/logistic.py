@@ -36,7 +36,7 @@ def refine_logistic(
     bias: Tensor,
     *,
     strength: float = 0.5,
-    steps: int = 10,
+    steps: int = 20,
     spectrum: tuple[Tensor, Tensor] | None = None,
     precision: torch.dtype = torch.float64,
 ) -> tuple[Tensor, Tensor]:

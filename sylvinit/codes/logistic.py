@@ -30,7 +30,7 @@ class Logistic(OneHot):
     """
 
     strength: float = 0.5
-    steps: int = 10
+    steps: int = 20
     name: str = "logistic"
     reservoir: int = 10_000
 
