@@ -36,12 +36,13 @@ def initialise(model: nn.Module, arm: Arm, samples: Samples, seed: int) -> float
             head, "augmented": true adds the mirror images, "per_class" takes fewer images,
             "branch_gain" is given to the last batch norm of every residual branch, by sylvinit
             as its argument. "norms_of" is another arm, {"initialiser": ..., "settings": ...}, whose
-            weights the convolutions get the norms of: to tell scale from direction.
+            weights the convolutions get the norms of: to tell scale from direction behind batch
+            norm, which takes the scale away again (a solved head is not solved once more).
         samples: on the device of ``model``.
         seed: of everything random.
 
     Returns:
-        The seconds that it took.
+        The seconds that it took, the other arm's included where its norms are taken.
 
     Raises:
         ConfigError: a gain of branches, not by sylvinit, for a network that has none.

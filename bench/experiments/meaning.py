@@ -102,6 +102,9 @@ def wrong_with(initialiser: str, settings: Mapping[str, Any], of_head: bool) -> 
     known = isinstance(gain, int | float) and math.isfinite(gain)
     if wrong is None and not (known or (base == SYLVINIT and gain in ("depth", "none"))):
         wrong = f"branch_gain: expected a finite number, got {gain!r}"
+    regular = settings.get("C", 1.0)
+    if wrong is None and regular != "cv" and not (isinstance(regular, float) and regular > 0):
+        wrong = f'C: expected a positive number or "cv", got {regular!r}'
     if wrong is None and settings.get("views", VIEWS[0]) not in VIEWS:
         wrong = f"views: expected one of {VIEWS}, got {settings['views']!r}"
     if wrong is None:
@@ -114,12 +117,11 @@ def wrong_with(initialiser: str, settings: Mapping[str, Any], of_head: bool) -> 
 
 def _wrong_example(value: Any) -> str | None:
     """Why the arm whose norms are to be taken cannot be run, or None."""
-    if not isinstance(value, dict) or "initialiser" not in value:
-        return "norms_of: expected an object with initialiser and settings"
-    unknown = value.keys() - {"initialiser", "settings"}
-    if unknown:
-        return f"norms_of: unknown fields {sorted(unknown)}"
-    return wrong_with(value["initialiser"], value.get("settings", {}), of_head=False)
+    content = dict[str, Any](value) if isinstance(value, dict) else {}
+    initialiser, settings = content.pop("initialiser", None), content.pop("settings", {})
+    if not isinstance(initialiser, str) or not isinstance(settings, dict) or content:
+        return f"norms_of: expected an object with initialiser and settings alone, got {value!r}"
+    return wrong_with(initialiser, settings, of_head=False)
 
 
 def _settings_of(base: str, with_head: bool, of_head: bool) -> set[str]:

@@ -91,6 +91,16 @@ def test_the_stored_configurations_are_valid() -> None:
         {"arms": {"He": {"initialiser": "he-normal", "settings": {"norms_of": {"settings": {}}}}}},
         {
             "arms": {
+                "He": {"initialiser": "he-normal", "settings": {"norms_of": {"initialiser": 3}}}
+            }
+        },
+        {
+            "arms": {"cv": {"initialiser": "sklearn-logistic", "settings": {"C": "often"}}},
+            "runner": "head",
+            "checkpoint": "none.pt",
+        },
+        {
+            "arms": {
                 "He": {"initialiser": "lsuv", "settings": {"norms_of": {"initialiser": "nobody"}}}
             }
         },
