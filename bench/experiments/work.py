@@ -23,7 +23,8 @@ from store import Results
 class Shard:
     """Every ``count``-th seed of a cell from the ``index``-th on, counted from 1.
 
-    All arms of a seed are run on one machine: they are compared with one another.
+    All arms of a seed are in one shard: they are compared with one another, and processors round
+    differently. (Arms that were added later ran where they could; records name their environments.)
     """
 
     index: int = 1
