@@ -103,7 +103,7 @@ def wrong_with(initialiser: str, settings: Mapping[str, Any], of_head: bool) -> 
     if wrong is None and not (known or (base == SYLVINIT and gain in ("depth", "none"))):
         wrong = f"branch_gain: expected a finite number, got {gain!r}"
     regular = settings.get("C", 1.0)
-    if wrong is None and regular != "cv" and not (isinstance(regular, float) and regular > 0):
+    if wrong is None and regular != "cv" and not (isinstance(regular, int | float) and regular > 0):
         wrong = f'C: expected a positive number or "cv", got {regular!r}'
     if wrong is None and settings.get("views", VIEWS[0]) not in VIEWS:
         wrong = f"views: expected one of {VIEWS}, got {settings['views']!r}"
