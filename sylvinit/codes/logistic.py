@@ -19,9 +19,9 @@ class Logistic(OneHot):
     their reports say so.
 
     Attributes:
-        strength: how many rows the start counts as, for each feature (tau = strength * d; d the
-            dimensions that the rows span, where these are fewer than the features): the fewer
-            rows a feature there are, the nearer the classifier stays to it.
+        strength: how many rows the start counts as, for each feature (tau = strength * d, d the
+            smaller number of features and of rows): the fewer rows a feature there are, the nearer
+            the classifier stays to it.
         steps: how many.
         reservoir: rows that the classifier is fitted to at most; of more a random sample is taken.
 

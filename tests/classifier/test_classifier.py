@@ -416,3 +416,25 @@ def test_leave_one_out_is_fooled_by_views_of_one_sample() -> None:
     mean = fit_gaussian((views[0] + views[1]) / 2, labels, 10).ridge
     assert both < alone / 2
     assert mean > both
+
+
+def test_of_fewer_rows_than_features_the_start_counts_by_rows() -> None:
+    """The classifier is that of the rows' coordinates in an orthonormal basis of their span."""
+    generator = torch.Generator().manual_seed(3)
+    labels = torch.arange(30) % 3
+    x = torch.randn(30, 50, generator=generator, dtype=torch.float64)
+    x[torch.arange(30), labels] += 2
+    basis = torch.linalg.qr(x.mT)[0]
+    rows = x @ basis
+    start = fit_gaussian(rows, labels, 3)
+    model = nn.Sequential(nn.Linear(50, 3, dtype=torch.float64))
+    sylvinit.initialize_head_(model, (x, labels), head_code="logistic")
+    scores = model(x).detach()
+
+    def gap(tau: float) -> float:
+        weight, bias = refine_logistic(rows, labels, start.weight, start.bias, strength=tau / 30)
+        expected = rows @ weight.mT + bias
+        return float((scores - expected).abs().max() / expected.abs().max())
+
+    assert gap(15.0) < 1e-12  # seen 2e-15
+    assert gap(25.0) > 1e-3  # half of the features; seen 0.03
