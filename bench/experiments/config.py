@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,12 +34,14 @@ class Arm:
         initialiser: what :mod:`arms` knows it by.
         settings: of the initialiser.
         x: its place on the x axis of a figure.
+        training: what it changes of the recipe, the rate that suits it above all.
     """
 
     name: str
     initialiser: str
     settings: dict[str, Any] = field(default_factory=dict)
     x: float | None = None
+    training: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -121,8 +123,8 @@ class Run:
 
     @property
     def training(self) -> dict[str, Any]:
-        """The recipe of the configuration with what the cell changes."""
-        return self.config.training | self.cell.get("training", {})
+        """The recipe of the configuration with what the cell changes, and then the arm."""
+        return self.config.training | self.cell.get("training", {}) | self.arm.training
 
     @property
     def network(self) -> str:
@@ -270,9 +272,9 @@ def _check_types(name: str, content: dict[str, Any]) -> None:
 
 
 def _arm(config: str, name: str, content: dict[str, Any]) -> Arm:
-    unknown = content.keys() - {"initialiser", "settings", "x"}
-    if unknown or "initialiser" not in content:
-        raise ConfigError(f"{config}, arm {name!r}: expected initialiser, settings and x only")
+    known = {item.name for item in dataclasses.fields(Arm)} - {"name"}
+    if content.keys() - known or "initialiser" not in content:
+        raise ConfigError(f"{config}, arm {name!r}: expected initialiser, some of {sorted(known)}")
     return Arm(name, **content)
 
 
@@ -294,11 +296,27 @@ def _check(config: Config) -> None:
         expect(wrong is None, f"arm {arm.name!r}: {wrong}")
         heads = config.runner == "head" or not arm.settings.keys() & {*OF_HEADS}
         expect(heads, f"arm {arm.name!r}: {OF_HEADS} are for runner head alone")
+        trained = config.runner in TRAINED or not arm.training
+        expect(trained, f"arm {arm.name!r}: training is for runners {TRAINED} alone")
+    if pretrained:
+        _check_pretrained(config, expect)
     labels = [cell_label(cell) for cell in config.cells]
     expect(len(set(labels)) == len(labels), "cells: two have the same label")
     for arm, values in config.reference.get("values", {}).items():
         expect(arm in arms, f"reference: no arm {arm!r}")
         expect(values.keys() <= set(labels), f"reference, {arm}: expected cells of {labels}")
+
+
+def _check_pretrained(config: Config, expect: Callable[[bool, str], None]) -> None:
+    """Their network is built by its checkpoint: there is only what a head may see to be set."""
+    for cell in config.cells:
+        settings = config.network_settings | cell.get("network_settings", {})
+        known = {"grid"} if config.runner == "head" else set[str]()
+        expect(settings.keys() <= known, f"network_settings: expected {sorted(known)} alone")
+        grid = settings.get("grid", 1)
+        expect(
+            type(grid) is int and grid >= 1, f"grid: expected an integer from 1 on, got {grid!r}"
+        )
 
 
 def _canonical(content: Any) -> str:

@@ -93,11 +93,11 @@ def missing(runs: Iterable[Run], folder: Path) -> list[Run]:
 
 
 def grouped(runs: Sequence[Run], stack: int) -> list[list[Run]]:
-    """Runs that are done at once: up to ``stack`` of one configuration and cell that train."""
+    """Runs that are done at once: up to ``stack`` of one configuration, cell and recipe."""
     groups: list[list[Run]] = []
     open_groups: dict[str, list[Run]] = {}
     for run in runs:
-        place = f"{run.config.name} {cell_identity(run.cell)}"
+        place = f"{run.config.name} {cell_identity(run.cell)} {run.training}"
         group = open_groups.get(place)
         if run.config.runner != "train" or group is None or len(group) >= stack:
             group = open_groups[place] = []
@@ -108,9 +108,9 @@ def grouped(runs: Sequence[Run], stack: int) -> list[list[Run]]:
 
 def check_all(runs: Iterable[Run]) -> None:
     """Raise what is missing or wrong before hours of work, once for each kind of run."""
-    seen: set[tuple[str, str, str]] = set()
+    seen: set[tuple[str, ...]] = set()
     for run in runs:
-        place = run.config.name, str(run.cell), run.arm.initialiser
+        place = run.config.name, str(run.cell), run.arm.initialiser, str(run.training)
         if place not in seen:
             seen.add(place)
             check(run)

@@ -104,6 +104,25 @@ def test_the_stored_configurations_are_valid() -> None:
                 "He": {"initialiser": "lsuv", "settings": {"norms_of": {"initialiser": "nobody"}}}
             }
         },
+        {"arms": {"He": {"initialiser": "he-normal", "training": {"rate": 1}}}, "runner": "before"},
+        {
+            "arms": {"He": {"initialiser": "sklearn-logistic"}},
+            "cells": [{"shots": 2, "network_settings": {"gird": 2}}],
+            "runner": "head",
+            "checkpoint": "none.pt",
+        },
+        {
+            "arms": {"He": {"initialiser": "sklearn-logistic"}},
+            "network_settings": {"grid": 0},
+            "runner": "head",
+            "checkpoint": "none.pt",
+        },
+        {
+            "arms": {"He": {"initialiser": "sylvinit-head"}},
+            "network_settings": {"grid": 2},
+            "runner": "finetune",
+            "checkpoint": "none.pt",
+        },
         {"arms": {"He": {"initialiser": "sylvinit", "settings": {"prset": "best"}}}},
         {"arms": {"He": {"initialiser": "sylvinit", "settings": {"preset": "worst"}}}},
         {"arms": {"He": {"initialiser": "sylvinit", "settings": {"code": "rot13"}}}},
@@ -190,6 +209,19 @@ def test_stacks_hold_one_cell() -> None:
     groups = grouped(planned([config()]), 3)
     assert sorted(map(len, groups)) == [1, 1, 3, 3]
     assert all(len({cell_label(run.cell) for run in group}) == 1 for group in groups)
+
+
+def test_an_arm_may_have_a_rate_of_its_own() -> None:
+    """The same result as that of a cell with this rate, and in no stack with another."""
+    slow = {"training": {"rate": 0.01}}
+    own = config(arms=content()["arms"] | {"He": {"initialiser": "he-normal"} | slow})
+    assert [run.training["rate"] for run in own.runs(0)] == [0.01, 0.05, 0.01, 0.05]
+    cells = config(cells=[{"shots": 2, "label": "2"} | slow], reference={})
+    plain = config()
+    by_arm, by_cell, before = (next(item.runs(0)) for item in (own, cells, plain))
+    assert by_arm.digest == by_cell.digest != before.digest
+    groups = grouped(planned([own], seeds=[0]), 4)
+    assert sorted(map(len, groups)) == [1, 1, 1, 1]
 
 
 def test_many_writers_lose_nothing(tmp_path: Path) -> None:
