@@ -5,8 +5,9 @@
 Each step runs in a process of its own with a limit of time, so that a crash, a hang or an error
 that ends the CUDA context costs one step; its rows are stored as they come. A step measures as many
 of its cases as there is time for, the most important first. The results of an earlier run of the
-same sources on the same kind of GPU can be completed with --previous. --dry-run goes the same way
-on a machine without a GPU, on tiny tensors of the CPU: nothing that it writes is a measurement.
+same sources on the same kind of GPU can be completed with --previous. Without a GPU it stops at
+once; --dry-run goes the same way there on tiny tensors of the CPU: nothing that it writes is a
+measurement.
 
 Times are medians over samples by CUDA events after a warm-up, on inputs that take turns so that
 none is in the cache; what is compared runs in the same process. Settings of the GPU are left alone.
@@ -77,6 +78,9 @@ def main(argv: list[str] | None = None) -> int:
         else:
             document["steps"][name] = _run_apart(name, options, document, limit)
         _complete(document)
+        if name == "environment" and _without_gpu(document) and not options.dry_run:
+            print("no GPU: torch.cuda.is_available() is False. See --dry-run.", file=sys.stderr)
+            return 2
         write_json(options.output, document)
     line, _ = evidence.verdict(document)
     if line and options.record:
@@ -149,6 +153,11 @@ def _complete(document: Document) -> None:
     document.update(device=found, date=machine.get("date"))
     document["targets"] = summary.all_targets(document)
     document["verified"], document["not_verified"] = evidence.verdict(document)
+
+
+def _without_gpu(document: Document) -> bool:
+    """Whether the environment was looked at, and none was there."""
+    return document["steps"]["environment"]["status"] == "ok" and document["device"] is None
 
 
 def _earlier(document: Document) -> Document:

@@ -67,6 +67,19 @@ def test_a_dry_run_is_kept_out_of_the_results(capsys: pytest.CaptureFixture[str]
     assert "choose an --output" in capsys.readouterr().err
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_stops_and_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else it would build for minutes, and then every step would fail."""
+    output = tmp_path / "result.json"
+    assert gpu_check.main(["--in-process", "--output", str(output)]) == 2
+    captured = capsys.readouterr()
+    assert "--dry-run" in captured.err
+    assert "build" not in captured.out
+    assert not output.exists()
+
+
 def test_targets_are_collected(dry: dict[str, Any]) -> None:
     assert dry["targets"]
     for target in dry["targets"]:
