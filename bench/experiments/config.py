@@ -68,6 +68,7 @@ class Config:
         seeds: of the choice of images, of the initial weights and of the order of training.
         training: fields of ``training.Recipe``.
         curve: whether accuracy is measured during training.
+        directions: whether it is measured how far training turns the filters.
         checkpoint: file of a pretrained network, for "head" and "finetune".
         compare_with: name of the arm that others are compared with.
         compared: names of those others, empty for all.
@@ -89,6 +90,7 @@ class Config:
     network_settings: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     curve: bool = False
+    directions: bool = False
     checkpoint: str | None = None
     compare_with: str | None = None
     compared: tuple[str, ...] = ()
@@ -286,6 +288,7 @@ def _check(config: Config) -> None:
     expect(config.runner in RUNNERS, f"runner: expected one of {RUNNERS}")
     expect(config.split in ("test", "validation"), "split: expected test or validation")
     expect(config.runner not in TRAINED or bool(config.training), "training: missing")
+    expect(config.runner == "train" or not config.directions, "directions: for runner train alone")
     pretrained = config.runner in PRETRAINED
     expect(not pretrained or config.checkpoint is not None, "checkpoint: missing")
     arms = {arm.name for arm in config.arms}

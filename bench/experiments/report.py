@@ -60,6 +60,7 @@ def _section(results: Measured, out: Path, partial: bool) -> str:
         command = f"python bench/experiments run {config.name}"
         return "\n".join([*lines, f"**Not run yet.** `{command}` needs {' and '.join(needs)}.", ""])
     lines += [_accuracies(results, partial), _comparisons(results, partial)]
+    lines += [_directions(results, partial)] if config.directions else []
     lines += [_seconds(results, partial), *_figures(results, out)]
     lines += _environments(results.environments)
     return "\n".join([*lines, ""])
@@ -138,6 +139,17 @@ def _comparisons(results: Measured, partial: bool) -> str:
 
     caption = f"{first.name} minus other arms, in points, with p values adjusted for {len(pairs)}"
     return _table(results, f"{caption} comparisons", cell, arms, places)
+
+
+def _directions(results: Measured, partial: bool) -> str:
+    def cell(place: int, arm: Arm) -> str:
+        return _estimate(results, place, arm, "cosine", 2)
+
+    return _table(
+        results,
+        "Mean cosine of the angle between a filter before and after training",
+        lambda place, arm: _or_dash(results, place, arm, partial, cell),
+    )
 
 
 def _seconds(results: Measured, partial: bool) -> str:

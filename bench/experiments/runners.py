@@ -9,6 +9,7 @@ import data
 from architectures import make_network
 from arms import now
 from config import PRETRAINED, TRAINED, Run
+from directions import cosine, filters
 from finetune import run_finetune
 from head import run_head
 from initialisers.lsuv import require_package
@@ -72,6 +73,7 @@ def _train(runs: Sequence[Run], device: str) -> list[dict[str, Any]]:
     prepared = [Prepared(run, device) for run in runs]
     probes = [data.probe(item.test) for item in prepared] if curve else []
     curves: list[list[list[float]]] = [[] for _ in runs]
+    starts = [filters(item.model) for item in prepared] if runs[0].config.directions else []
     _look(curves, prepared, probes, 0, 0.0, runs[0].training)
     seconds, begin = 0.0, now(prepared[0].samples)
     for epoch in _epochs(runs, prepared, recipe, stops):
@@ -86,6 +88,8 @@ def _train(runs: Sequence[Run], device: str) -> list[dict[str, Any]]:
             item.outcome["curve"] = points
         if len(runs) > 1:
             item.outcome["stacked"] = len(runs)
+    for item, start in zip(prepared, starts, strict=False):
+        item.outcome["cosine"] = cosine(start, filters(item.model))
     return [run.fields | item.outcome for run, item in zip(runs, prepared, strict=True)]
 
 

@@ -16,6 +16,7 @@ import torch
 from cli import main
 from config import Config, ConfigError, cell_label, load_config, names, parse
 from data import load
+from directions import cosine, filters
 from store import Results
 from work import Settings, Shard, grouped, missing, planned, work
 
@@ -68,6 +69,7 @@ def test_the_stored_configurations_are_valid() -> None:
     "changes",
     [
         {"runner": "walk"},
+        {"runner": "before", "directions": True},
         {"colour": "red"},
         {"compare_with": "nobody"},
         {"cells": [{"shots": 2}, {"shots": 2}]},
@@ -296,6 +298,34 @@ def test_from_run_to_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     command("report", path, "--out", out)
     assert out.read_text() == text
     assert (out.parent / "results_tiny_curves.png").read_bytes() == picture
+
+
+def test_how_far_filters_turn_is_stored_and_reported(tmp_path: Path) -> None:
+    path, out = tmp_path / "tiny.json", tmp_path / "results.md"
+    cells = [{"shots": 3, "training": {"rate": rate}} for rate in (1e-4, 0.1)]
+    path.write_text(json.dumps(content(cells=cells, reference={}, directions=True)))
+    for command in (["run", "--stack", "2"], ["report", "--out", str(out)]):
+        assert main([*command, str(path), "--results", str(tmp_path)]) == 0
+    found = Results("tiny", tmp_path).records().values()
+    slow, fast = (
+        [item["cosine"] for item in found if item["cell"]["training"]["rate"] == rate]
+        for rate in (1e-4, 0.1)
+    )
+    assert len(slow) == len(fast) == 4
+    assert 0.99 < min(slow) <= max(slow) <= 1
+    assert 0 < max(fast) < min(slow)
+    assert "Mean cosine" in out.read_text()
+
+
+def test_cosine_of_filters() -> None:
+    first, second = torch.eye(3).double(), torch.tensor([[3.0, 4.0]]).double()
+    assert cosine([first, second], [2 * first, -second]) == pytest.approx(0.0)
+    assert cosine([first], [first.roll(1, 0)]) == 0
+    assert cosine([second], [torch.tensor([[1.0, 0.0]]).double()]) == pytest.approx(0.6)
+    before = filters(torch.nn.Sequential(torch.nn.Conv2d(2, 3, 2), torch.nn.Linear(3, 4)))
+    assert [item.shape for item in before] == [(3, 8)]
+    with pytest.raises(ValueError, match="convolutions"):
+        cosine([], [])
 
 
 def test_reports_that_would_surprise(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
