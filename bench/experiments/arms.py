@@ -38,6 +38,7 @@ def initialise(model: nn.Module, arm: Arm, samples: Samples, seed: int) -> float
             as its argument. "norms_of" is another arm, {"initialiser": ..., "settings": ...}, whose
             weights the convolutions get the norms of: to tell scale from direction behind batch
             norm, which takes the scale away again (a solved head is not solved once more).
+            "head_scale" multiplies weight and bias of the last layer in the end, 0 for scores of 0.
         samples: on the device of ``model``.
         seed: of everything random.
 
@@ -78,6 +79,8 @@ def initialise(model: nn.Module, arm: Arm, samples: Samples, seed: int) -> float
             sylvinit.initialize_head_(
                 model, (samples.inputs, samples.labels), seed=seed, progress=False, **head_settings
             )
+        if "head_scale" in arm.settings:
+            scale_head(model, arm.settings["head_scale"])
     return now(samples) - begin
 
 
@@ -93,6 +96,14 @@ def set_branch_gain(model: nn.Module, gain: float | None) -> None:
         raise ConfigError(f"branch_gain: {type(model).__name__} has no residual branches")
     for norm in last:
         norm.get_parameter("weight").fill_(gain)
+
+
+@torch.no_grad()
+def scale_head(model: nn.Module, factor: float) -> None:
+    """Multiply the parameters of the last linear layer."""
+    head = [layer for layer in model.modules() if isinstance(layer, nn.Linear)][-1]
+    for parameter in head.parameters():
+        parameter.mul_(factor)
 
 
 @torch.no_grad()

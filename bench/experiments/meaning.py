@@ -26,7 +26,7 @@ PRESET = "paper"
 # Settings that are no argument of every initialiser: they choose the samples, change the network
 # (sylvinit has an argument for that), or say what of an image a new head gets to see.
 OF_SAMPLES = ("augmented", "per_class")
-OF_NETWORK = ("branch_gain", "norms_of")
+OF_NETWORK = ("branch_gain", "norms_of", "head_scale")
 OF_HEADS = ("views",)
 # Features of an image and of its mirror image: two samples, or their mean as one.
 VIEWS = ("rows", "mean")
@@ -102,6 +102,9 @@ def wrong_with(initialiser: str, settings: Mapping[str, Any], of_head: bool) -> 
     known = isinstance(gain, int | float) and math.isfinite(gain)
     if wrong is None and not (known or (base == SYLVINIT and gain in ("depth", "none"))):
         wrong = f"branch_gain: expected a finite number, got {gain!r}"
+    scale = settings.get("head_scale", 1.0)
+    if wrong is None and not (isinstance(scale, int | float) and math.isfinite(scale)):
+        wrong = f"head_scale: expected a finite number, got {scale!r}"
     regular = settings.get("C", 1.0)
     if wrong is None and regular != "cv" and not (isinstance(regular, int | float) and regular > 0):
         wrong = f'C: expected a positive number or "cv", got {regular!r}'

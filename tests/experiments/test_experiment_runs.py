@@ -89,6 +89,7 @@ def test_the_stored_configurations_are_valid() -> None:
             "runner": "head",
             "checkpoint": "none.pt",
         },
+        {"arms": {"He": {"initialiser": "he-normal", "settings": {"head_scale": "small"}}}},
         {"arms": {"He": {"initialiser": "he-normal", "settings": {"norms_of": "best"}}}},
         {"arms": {"He": {"initialiser": "he-normal", "settings": {"norms_of": {"settings": {}}}}}},
         {

@@ -159,6 +159,18 @@ def test_networks_without_branches_refuse_a_gain(data: tuple[Tensor, Tensor]) ->
         initialise(plain(), Arm("gained", "he-normal", {"branch_gain": 0.0}), Samples(*data), 5)
 
 
+@pytest.mark.parametrize("name", ["he-normal", "lsuv+head", "sylvinit"])
+def test_heads_are_scaled_in_the_end(name: str, data: tuple[Tensor, Tensor]) -> None:
+    if name.startswith("lsuv"):
+        pytest.importorskip("lsuv")
+    whole, scaled = tiny_resnet(), tiny_resnet()
+    initialise(whole, Arm("whole", name), Samples(*data), 5)
+    initialise(scaled, Arm("scaled", name, {"head_scale": -0.5}), Samples(*data), 5)
+    for key, value in scaled.state_dict().items():
+        factor = -0.5 if key.startswith("fc.") else 1
+        assert torch.equal(value, factor * whole.state_dict()[key]), key
+
+
 @pytest.mark.parametrize("name", ["he-normal", "sylvinit"])
 def test_convolutions_take_the_norms_of_another_arm_and_keep_their_directions(
     name: str, data: tuple[Tensor, Tensor]
