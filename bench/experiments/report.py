@@ -9,6 +9,7 @@ from typing import Any
 
 from analysis import Comparison, compare, estimate, holm
 from config import Arm, Config, cell_label
+from contents import contents
 from data import NEEDS
 from figures import draw_curves, draw_maps, draw_over_x
 from measures import Measured, measured
@@ -43,8 +44,9 @@ def write_report(configs: Sequence[Config], folder: Path, out: Path, partial: bo
         partial: whether cells with some of their seeds are shown, too.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
+    results = [measured(config, folder) for config in configs]
     header = _HEADER + (_PARTIAL if partial else "")
-    sections = [header, *(_section(measured(config, folder), out, partial) for config in configs)]
+    sections = [header, contents(results), *(_section(item, out, partial) for item in results)]
     out.write_text("\n".join(sections), encoding="utf-8")
 
 
