@@ -77,10 +77,10 @@ def main(argv: list[str] | None = None) -> int:
             document["steps"][name] = _run_here(name, options, document, limit)
         else:
             document["steps"][name] = _run_apart(name, options, document, limit)
-        _complete(document)
-        if name == "environment" and _without_gpu(document) and not options.dry_run:
+        if name == "environment" and not options.dry_run and _without_gpu(document):
             print("no GPU: torch.cuda.is_available() is False. See --dry-run.", file=sys.stderr)
             return 2
+        _complete(document)
         write_json(options.output, document)
     line, _ = evidence.verdict(document)
     if line and options.record:
@@ -105,8 +105,8 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
         parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     options.output = options.output or _default_output(options.dry_run)
-    if options.previous and "environment" not in options.only:
-        options.only = ["environment", *options.only]  # is it the same kind of GPU?
+    if (options.previous or not options.dry_run) and "environment" not in options.only:
+        options.only = ["environment", *options.only]  # is there a GPU, and of the same kind?
     if options.dry_run and options.output.resolve().is_relative_to(ROOT / "bench" / "results"):
         parser.error("a dry run writes no results: choose an --output outside bench/results")
     return options
@@ -156,8 +156,9 @@ def _complete(document: Document) -> None:
 
 
 def _without_gpu(document: Document) -> bool:
-    """Whether the environment was looked at, and none was there."""
-    return document["steps"]["environment"]["status"] == "ok" and document["device"] is None
+    """Whether the environment was looked at, and there was none."""
+    step = document["steps"]["environment"]
+    return step["status"] == "ok" and step["results"].get("gpu") is None
 
 
 def _earlier(document: Document) -> Document:

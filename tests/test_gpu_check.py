@@ -73,11 +73,13 @@ def test_without_a_gpu_it_stops_and_writes_nothing(
 ) -> None:
     """Else it would build for minutes, and then every step would fail."""
     output = tmp_path / "result.json"
-    assert gpu_check.main(["--in-process", "--output", str(output)]) == 2
-    captured = capsys.readouterr()
-    assert "--dry-run" in captured.err
-    assert "build" not in captured.out
-    assert not output.exists()
+    for steps in ([], ["--only", "gram"]):
+        assert gpu_check.main(["--in-process", "--output", str(output), *steps]) == 2
+        captured = capsys.readouterr()
+        assert "--dry-run" in captured.err
+        assert "build" not in captured.out
+        assert "gram" not in captured.out
+        assert not output.exists()
 
 
 def test_targets_are_collected(dry: dict[str, Any]) -> None:

@@ -46,7 +46,8 @@ def initialise(model: nn.Module, arm: Arm, samples: Samples, seed: int) -> float
         The seconds that it took, the other arm's included where its norms are taken.
 
     Raises:
-        ConfigError: a gain of branches, not by sylvinit, for a network that has none.
+        ConfigError: a gain of branches, not by sylvinit, for a network that has none; a scale of
+            the head where there is no linear layer.
     """
     he_init_on_cpu(model, seed)
     settings = arguments_from(arm.settings)
@@ -101,8 +102,10 @@ def set_branch_gain(model: nn.Module, gain: float | None) -> None:
 @torch.no_grad()
 def scale_head(model: nn.Module, factor: float) -> None:
     """Multiply the parameters of the last linear layer."""
-    head = [layer for layer in model.modules() if isinstance(layer, nn.Linear)][-1]
-    for parameter in head.parameters():
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
+    if not layers:
+        raise ConfigError(f"head_scale: {type(model).__name__} has no linear layer")
+    for parameter in layers[-1].parameters():
         parameter.mul_(factor)
 
 

@@ -34,7 +34,8 @@ class Arm:
         initialiser: what :mod:`arms` knows it by.
         settings: of the initialiser.
         x: its place on the x axis of a figure.
-        training: what it changes of the recipe, the rate that suits it above all.
+        training: what it changes of the recipe: a "rate" of its own. (With anything else arms would
+            not see the same images in the same order.)
     """
 
     name: str
@@ -68,7 +69,8 @@ class Config:
         seeds: of the choice of images, of the initial weights and of the order of training.
         training: fields of ``training.Recipe``.
         curve: whether accuracy is measured during training.
-        directions: whether it is measured how far training turns the filters.
+        directions: whether it is measured how far training turns the filters. It changes no result:
+            runs that were done without it count as done.
         checkpoint: file of a pretrained network, for "head" and "finetune".
         compare_with: name of the arm that others are compared with.
         compared: names of those others, empty for all.
@@ -268,6 +270,10 @@ def _check_types(name: str, content: dict[str, Any]) -> None:
         expect(
             not unknown, f"cells: unknown fields {unknown}, expected some of {sorted(_IN_CELLS)}"
         )
+    for part in (content, *cells, *arms.values()):
+        for key in ("training", "network_settings", "settings"):
+            expect(isinstance(part.get(key, {}), dict), f"{key}: expected an object")
+    expect(isinstance(content.get("directions", False), bool), "directions: expected true or false")
     for numbers in (seeds, *(cell["seeds"] for cell in cells if "seeds" in cell)):
         whole = isinstance(numbers, list) and all(type(seed) is int for seed in numbers)
         expect(whole and len(set(numbers)) == len(numbers), "seeds: expected different integers")
@@ -301,6 +307,9 @@ def _check(config: Config) -> None:
         expect(heads, f"arm {arm.name!r}: {OF_HEADS} are for runner head alone")
         trained = config.runner in TRAINED or not arm.training
         expect(trained, f"arm {arm.name!r}: training is for runners {TRAINED} alone")
+        rate = arm.training.get("rate", 1.0)
+        own = arm.training.keys() <= {"rate"} and type(rate) in (int, float)
+        expect(own, f"arm {arm.name!r}: expected training with a rate alone, got {arm.training}")
     if pretrained:
         _check_pretrained(config, expect)
     labels = [cell_label(cell) for cell in config.cells]
@@ -311,7 +320,9 @@ def _check(config: Config) -> None:
 
 
 def _check_pretrained(config: Config, expect: Callable[[bool, str], None]) -> None:
-    """Their network is built by its checkpoint: there is only what a head may see to be set."""
+    """Their network is that of the checkpoint: there is only what a head may see to be set."""
+    networks = set(config.networks)
+    expect(networks == {"resnet20"}, f"network: expected resnet20, got {sorted(networks)}")
     for cell in config.cells:
         settings = config.network_settings | cell.get("network_settings", {})
         known = {"grid"} if config.runner == "head" else set[str]()

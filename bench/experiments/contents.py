@@ -9,13 +9,31 @@ from measures import Measured
 
 
 def contents(results: Sequence[Measured]) -> str:
-    """A row for each section: those after the first paper, after the second, and the others."""
-    lines = ["| Section | Of | Runs |", "|---|---|---|"]
-    for item in sorted(results, key=lambda item: _paper(item.config.paper)):
+    """A row for each section, in their order.
+
+    Raises:
+        ValueError: two have one title, and a link would lead to the first of them.
+    """
+    titles = [item.config.title for item in results]
+    if len(set(titles)) < len(titles):
+        raise ValueError(f"expected different titles, got {sorted(titles)}")
+    lines = [
+        "The sections, which table or figure they repeat (paper 1: Das, Bhalgat and Porikli;",
+        "paper 2: Schneider), and how many of their runs are done:",
+        "",
+        "| section | repeats | runs done |",
+        "|---|---|---|",
+    ]
+    for item in results:
         config = item.config
         link = f"[{config.title}](#{anchor(config.title)})"
         lines.append(f"| {link} | {config.paper} | {_progress(item)} |")
     return "\n".join([*lines, ""])
+
+
+def by_paper(results: Sequence[Measured]) -> list[Measured]:
+    """Those after the first paper, those after the second, and the others."""
+    return sorted(results, key=lambda item: _paper(item.config.paper))
 
 
 def anchor(title: str) -> str:

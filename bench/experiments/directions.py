@@ -21,8 +21,8 @@ def cosine(before: list[Tensor], after: list[Tensor]) -> float:
         before, after: from :func:`filters`, of the same network.
 
     Returns:
-        The mean over the layers of the mean over their filters, from -1 to 1; 0 is what random
-        filters have with one another.
+        The mean over the layers of the mean over their filters, from -1 to 1; that of independent
+        random filters is 0 in expectation.
 
     Raises:
         ValueError: the network has no convolutions.

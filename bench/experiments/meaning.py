@@ -103,7 +103,7 @@ def wrong_with(initialiser: str, settings: Mapping[str, Any], of_head: bool) -> 
     if wrong is None and not (known or (base == SYLVINIT and gain in ("depth", "none"))):
         wrong = f"branch_gain: expected a finite number, got {gain!r}"
     scale = settings.get("head_scale", 1.0)
-    if wrong is None and not (isinstance(scale, int | float) and math.isfinite(scale)):
+    if wrong is None and not (type(scale) in (int, float) and math.isfinite(scale)):
         wrong = f"head_scale: expected a finite number, got {scale!r}"
     regular = settings.get("C", 1.0)
     if wrong is None and regular != "cv" and not (isinstance(regular, int | float) and regular > 0):
@@ -124,6 +124,8 @@ def _wrong_example(value: Any) -> str | None:
     initialiser, settings = content.pop("initialiser", None), content.pop("settings", {})
     if not isinstance(initialiser, str) or not isinstance(settings, dict) or content:
         return f"norms_of: expected an object with initialiser and settings alone, got {value!r}"
+    if "head_scale" in settings:
+        return "norms_of: head_scale changes no convolution"
     return wrong_with(initialiser, settings, of_head=False)
 
 

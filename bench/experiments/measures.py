@@ -33,7 +33,7 @@ class Measured:
     def values(self, cell: int, arm: Arm, name: str) -> dict[int, float]:
         """A field of the records of a cell and an arm, by seed, where it was measured."""
         records = self.records[cell, arm.name].items()
-        return {seed: record[name] for seed, record in records if record[name] is not None}
+        return {seed: record[name] for seed, record in records if record.get(name) is not None}
 
     def finished(self, cell: int, arm: Arm) -> bool:
         """Whether all planned seeds are there."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from analysis import Comparison, compare, estimate, holm
 from config import Arm, Config, cell_label
-from contents import contents
+from contents import by_paper, contents
 from data import NEEDS
 from figures import draw_curves, draw_maps, draw_over_x
 from measures import Measured, measured
@@ -38,13 +38,13 @@ def write_report(configs: Sequence[Config], folder: Path, out: Path, partial: bo
     """Write the report, and its figures beside it.
 
     Args:
-        configs: one section each, in this order.
+        configs: one section each, in the order of the papers, and in this one within a paper.
         folder: of the results.
         out: the Markdown file.
         partial: whether cells with some of their seeds are shown, too.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
-    results = [measured(config, folder) for config in configs]
+    results = by_paper([measured(config, folder) for config in configs])
     header = _HEADER + (_PARTIAL if partial else "")
     sections = [header, contents(results), *(_section(item, out, partial) for item in results)]
     out.write_text("\n".join(sections), encoding="utf-8")
@@ -77,6 +77,9 @@ def _origin(config: Config) -> str:
     parts = [f"`{config.name}`: {config.paper}.", f"{place}, {seeds}."]
     if training:
         parts.append(f"Training: {training}.")
+    own = [f"rate {arm.training['rate']} for {arm.name}" for arm in config.arms if arm.training]
+    if own:
+        parts.append(f"But {', '.join(own)}.")
     return " ".join(parts)
 
 
@@ -145,7 +148,8 @@ def _comparisons(results: Measured, partial: bool) -> str:
 
 def _directions(results: Measured, partial: bool) -> str:
     def cell(place: int, arm: Arm) -> str:
-        return _estimate(results, place, arm, "cosine", 2)
+        found = len(results.values(place, arm, "cosine"))
+        return _estimate(results, place, arm, "cosine", 2) if found else "-"
 
     return _table(
         results,

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
 import pytest
 from config import load_config
-from contents import anchor, contents
+from contents import anchor, by_paper, contents
 from measures import measured
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def without_code(page: Path) -> str:
+    return re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
 
 
 @pytest.mark.parametrize(
@@ -29,21 +34,30 @@ def test_anchors_by_hand(title: str, expected: str) -> None:
 
 def test_sections_are_in_the_order_of_the_papers(tmp_path: Path) -> None:
     names = ("digits", "correlated_l2_small", "codes_cifar10")
-    text = contents([measured(load_config(name), tmp_path) for name in names])
-    rows = text.splitlines()[2:]
+    text = contents(by_paper([measured(load_config(name), tmp_path) for name in names]))
+    rows = [row for row in text.splitlines() if row.startswith("| [")]
     assert [row.split("|")[2].strip() for row in rows] == [
         "paper 1, figure 3 (a)",
         "after paper 2, table 2",
-        "not in the papers",
+        "of neither paper",
     ]
     assert all(re.search(r"\| 0 of \d+ \|$", row) for row in rows)
+
+
+def test_titles_that_are_the_same_are_refused(tmp_path: Path) -> None:
+    first = load_config("digits")
+    second = dataclasses.replace(first, name="other")
+    with pytest.raises(ValueError, match="different titles"):
+        contents([measured(first, tmp_path), measured(second, tmp_path)])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
     """Links to files of the repository and to headings in its pages."""
-    text = page.read_text(encoding="utf-8")
-    targets = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r"^\[[^\]]+\]: (\S+)", text, re.M)
+    text = without_code(page)
+    labelled = dict(re.findall(r"^\[([^\]]+)\]: (\S+)", text, re.MULTILINE))
+    assert set(re.findall(r"\]\[([^\]]+)\]", text)) <= labelled.keys()
+    targets = [*re.findall(r"\]\(([^)\s]+)\)", text), *labelled.values()]
     local = [target for target in targets if "://" not in target]
     assert local
     for target in local:
@@ -51,5 +65,5 @@ def test_links_lead_somewhere(page: Path) -> None:
         path = (page.parent / name).resolve() if name else page
         assert path.exists(), target
         if place:
-            headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+            headings = re.findall(r"^#+ (.+)$", without_code(path), re.MULTILINE)
             assert place in {anchor(heading.replace("`", "")) for heading in headings}, target

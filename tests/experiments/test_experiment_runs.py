@@ -89,7 +89,31 @@ def test_the_stored_configurations_are_valid() -> None:
             "runner": "head",
             "checkpoint": "none.pt",
         },
+        {"arms": {"He": {"initialiser": "he-normal", "training": 5}}},
+        {"arms": {"He": {"initialiser": "he-normal", "training": {"rat": 5}}}},
+        {"arms": {"He": {"initialiser": "he-normal", "training": {"batch": 5}}}},
+        {"arms": {"He": {"initialiser": "he-normal", "training": {"rate": "high"}}}},
+        {"arms": {"He": {"initialiser": "he-normal", "settings": [1]}}},
         {"arms": {"He": {"initialiser": "he-normal", "settings": {"head_scale": "small"}}}},
+        {"arms": {"He": {"initialiser": "he-normal", "settings": {"head_scale": True}}}},
+        {
+            "arms": {
+                "He": {
+                    "initialiser": "he-normal",
+                    "settings": {
+                        "norms_of": {"initialiser": "lsuv", "settings": {"head_scale": 0}}
+                    },
+                }
+            }
+        },
+        {"directions": "yes"},
+        {"network_settings": [1]},
+        {
+            "arms": {"He": {"initialiser": "sklearn-logistic"}},
+            "network": "vgg8",
+            "runner": "head",
+            "checkpoint": "none.pt",
+        },
         {"arms": {"He": {"initialiser": "he-normal", "settings": {"norms_of": "best"}}}},
         {"arms": {"He": {"initialiser": "he-normal", "settings": {"norms_of": {"settings": {}}}}}},
         {
@@ -225,6 +249,23 @@ def test_an_arm_may_have_a_rate_of_its_own() -> None:
     assert by_arm.digest == by_cell.digest != before.digest
     groups = grouped(planned([own], seeds=[0]), 4)
     assert sorted(map(len, groups)) == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("stack", [1, 3])
+def test_an_arm_is_trained_at_its_rate(stack: int, tmp_path: Path) -> None:
+    he = {"initialiser": "he-normal"}
+    arms = {"plain": he, "slow": he | {"training": {"rate": 1e-6}}, "third": he}
+    recipe = {"epochs": 2, "rate": 1.0, "batch": 16}
+    changes: dict[str, Any] = {"compare_with": None, "reference": {}, "directions": True}
+    changes["training"] = recipe
+    runs = planned([config(arms=arms, cells=[{"shots": 3}], **changes)], seeds=[0])
+    assert work(runs, Settings(tmp_path, stack=stack)) == 0
+    found = {item["arm"]: item["cosine"] for item in Results("tiny", tmp_path).records().values()}
+    # A step of 1e-6 turns a filter by less than six digits show; at 1.0 it was 0.795.
+    assert found["slow"] == pytest.approx(1, abs=2e-6)
+    assert found["plain"] < 0.95
+    # The same arm twice; the networks of a stack may be rounded in different orders.
+    assert found["third"] == pytest.approx(found["plain"], abs=1e-3)
 
 
 def test_many_writers_lose_nothing(tmp_path: Path) -> None:
