@@ -56,9 +56,10 @@ class Preset:
 #
 # "best" was chosen by the accuracy after training, on images that were neither trained on nor
 # tested on (bench/experiments/configs/choose_preset.json). What wins before training ("frozen") was
-# no better after it than random weights. "best" is the default since "paper" has not been better
-# after training in any table, and fails in networks without normalisation (few_shot_vgg8.json),
-# where outputs of rows as they solve the equation grow from layer to layer.
+# no better after it than random weights. "best" is the default since "paper" has not been
+# significantly better after training in any table (above it with 500 images a class,
+# few_shot_500_cifar10.json; below or level with fewer), and fails in networks without normalisation
+# (few_shot_vgg8.json), where outputs of rows as they solve the equation grow from layer to layer.
 # With a gain of residual branches "frozen" is a little higher before training (ideas_before.json).
 # It helps "best" after 200 epochs (ideas_branches.json), but slows branches down: after five epochs
 # at a low rate the demo's ResNet-20 is 6 points behind. So "best" leaves them as they are.
