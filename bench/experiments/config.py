@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -308,7 +309,8 @@ def _check(config: Config) -> None:
         trained = config.runner in TRAINED or not arm.training
         expect(trained, f"arm {arm.name!r}: training is for runners {TRAINED} alone")
         rate = arm.training.get("rate", 1.0)
-        own = arm.training.keys() <= {"rate"} and type(rate) in (int, float)
+        positive = type(rate) in (int, float) and math.isfinite(rate) and rate > 0
+        own = arm.training.keys() <= {"rate"} and positive
         expect(own, f"arm {arm.name!r}: expected training with a rate alone, got {arm.training}")
     if pretrained:
         _check_pretrained(config, expect)

@@ -18,10 +18,10 @@ def contents(results: Sequence[Measured]) -> str:
     if len(set(titles)) < len(titles):
         raise ValueError(f"expected different titles, got {sorted(titles)}")
     lines = [
-        "The sections, which table or figure they repeat (paper 1: Das, Bhalgat and Porikli;",
+        "The sections, what they repeat or follow (paper 1: Das, Bhalgat and Porikli;",
         "paper 2: Schneider), and how many of their runs are done:",
         "",
-        "| section | repeats | runs done |",
+        "| section | table or figure | runs done |",
         "|---|---|---|",
     ]
     for item in results:

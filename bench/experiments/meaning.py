@@ -99,14 +99,15 @@ def wrong_with(initialiser: str, settings: Mapping[str, Any], of_head: bool) -> 
     if wrong is None and "norms_of" in settings:
         wrong = _wrong_example(settings["norms_of"])
     gain = settings.get("branch_gain", 1.0)
-    known = isinstance(gain, int | float) and math.isfinite(gain)
+    known = type(gain) in (int, float) and math.isfinite(gain)
     if wrong is None and not (known or (base == SYLVINIT and gain in ("depth", "none"))):
         wrong = f"branch_gain: expected a finite number, got {gain!r}"
     scale = settings.get("head_scale", 1.0)
     if wrong is None and not (type(scale) in (int, float) and math.isfinite(scale)):
         wrong = f"head_scale: expected a finite number, got {scale!r}"
     regular = settings.get("C", 1.0)
-    if wrong is None and regular != "cv" and not (isinstance(regular, int | float) and regular > 0):
+    positive = type(regular) in (int, float) and math.isfinite(regular) and regular > 0
+    if wrong is None and regular != "cv" and not positive:
         wrong = f'C: expected a positive number or "cv", got {regular!r}'
     if wrong is None and settings.get("views", VIEWS[0]) not in VIEWS:
         wrong = f"views: expected one of {VIEWS}, got {settings['views']!r}"

@@ -77,9 +77,9 @@ def _origin(config: Config) -> str:
     parts = [f"`{config.name}`: {config.paper}.", f"{place}, {seeds}."]
     if training:
         parts.append(f"Training: {training}.")
-    own = [f"rate {arm.training['rate']} for {arm.name}" for arm in config.arms if arm.training]
+    own = [f'"{arm.name}" at {arm.training["rate"]}' for arm in config.arms if arm.training]
     if own:
-        parts.append(f"But {', '.join(own)}.")
+        parts.append(f"With rates of their own: {', '.join(own)}.")
     return " ".join(parts)
 
 
@@ -147,9 +147,15 @@ def _comparisons(results: Measured, partial: bool) -> str:
 
 
 def _directions(results: Measured, partial: bool) -> str:
+    config = results.config
+
     def cell(place: int, arm: Arm) -> str:
         found = len(results.values(place, arm, "cosine"))
-        return _estimate(results, place, arm, "cosine", 2) if found else "-"
+        if not found:
+            return "-"
+        planned = len(config.cell_seeds(config.cells[place]))
+        some = f" (in {found} of {planned} runs)" if found < planned else ""
+        return f"{_estimate(results, place, arm, 'cosine', 2)}{some}"
 
     return _table(
         results,

@@ -93,6 +93,8 @@ def test_the_stored_configurations_are_valid() -> None:
         {"arms": {"He": {"initialiser": "he-normal", "training": {"rat": 5}}}},
         {"arms": {"He": {"initialiser": "he-normal", "training": {"batch": 5}}}},
         {"arms": {"He": {"initialiser": "he-normal", "training": {"rate": "high"}}}},
+        {"arms": {"He": {"initialiser": "he-normal", "training": {"rate": float("nan")}}}},
+        {"arms": {"He": {"initialiser": "he-normal", "settings": {"branch_gain": True}}}},
         {"arms": {"He": {"initialiser": "he-normal", "settings": [1]}}},
         {"arms": {"He": {"initialiser": "he-normal", "settings": {"head_scale": "small"}}}},
         {"arms": {"He": {"initialiser": "he-normal", "settings": {"head_scale": True}}}},
