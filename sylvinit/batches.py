@@ -168,6 +168,8 @@ def read_batches(
             batch = batch.head(max_samples - start)
         if batch.size == 0:
             continue
+        if batches:
+            _check_alike(batches[0], batch)
         step = microbatch or (_default_microbatch(batch) if whole else batch.size)
         batches.extend(
             batch.part(begin, min(begin + step, batch.size)) for begin in range(0, batch.size, step)
@@ -180,6 +182,21 @@ def read_batches(
     if len({batch.labels is None for batch in batches}) > 1:
         raise LabelError("some batches have labels and some have none; give all or none of them")
     return batches
+
+
+def _check_alike(first: Batch, batch: Batch) -> None:
+    """Batches differ in size, but not in what they consist of.
+
+    Raises:
+        DataError: they do, as if a list [inputs, labels] were given in place of a tuple.
+    """
+    for a, b in zip(_tensors(first.inputs), _tensors(batch.inputs), strict=False):
+        if a.ndim != b.ndim or a.is_floating_point() != b.is_floating_point():
+            raise DataError(
+                f"data: the batch at sample {batch.start} has inputs of {b.ndim} axes ({b.dtype}), "
+                f"the first one of {a.ndim} ({a.dtype}); a list is read as batches, so give inputs "
+                "with labels as a tuple (inputs, labels)"
+            )
 
 
 def _batch(item: Any, start: int) -> Batch:

@@ -54,7 +54,8 @@ class InputWatch:
 def non_finite_input(name: str, kind: str) -> NonFiniteError:
     """The error for a layer's input."""
     return NonFiniteError(
-        f"NaN or Inf in the input of {name} ({kind}); look at what runs before it"
+        f"NaN or Inf in the input of {name} ({kind}), or values whose squares overflow; look at "
+        "what runs before it, and at the scale of the data"
     )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextvars
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -20,6 +20,8 @@ import greenlet
 from torch import Tensor, nn
 
 from sylvinit.batches import Batch
+from sylvinit.contents import Lender, ModuleContents
+from sylvinit.errors import ModelError
 from sylvinit.state import Ambient, forward_modes, plain_modes
 from sylvinit.switches import Switches, exchange_switches, read_switches
 
@@ -58,8 +60,12 @@ class Arrival:
 class Runner:
     """One microbatch on its way through the model."""
 
-    def __init__(self, batch: Batch, body: Callable[[Batch], None]) -> None:
+    def __init__(
+        self, batch: Batch, body: Callable[[Batch], None], contents: ModuleContents, watch: bool
+    ) -> None:
         self.batch = batch
+        self._contents, self._watch = contents, watch
+        self._own = Lender()
         self.calls: Counter[nn.Module] = Counter()
         self.observing = False
         self.arrival: Arrival | None = None
@@ -76,30 +82,40 @@ class Runner:
     def resume(self) -> None:
         """Run until the next pending point (then :attr:`arrival` is set) or the end."""
         self.arrival = None
-        with self._own_switches():
+        with self._own_state():
             self._greenlet.switch()
 
     @contextmanager
-    def _own_switches(self) -> Iterator[None]:
-        """The switches as the forward has left them at its last pause; put aside afterwards."""
+    def _own_state(self) -> Iterator[None]:
+        """Switches and modules as the forward has left them at its last pause; put aside after."""
         outside = exchange_switches(self._switches)
         try:
-            yield
+            with self._contents.lent(self._own, watch=self._watch):
+                yield
         finally:
             self._switches = exchange_switches(outside)
+            if self.finished:
+                self._own = Lender()  # nobody needs what it has stored
 
     def pause(self, arrival: Arrival) -> None:
         """Called inside the forward: wait until resumed."""
         self.arrival = arrival
         with plain_modes():
             # The forward's own grad mode and autocast are put back on leaving this block.
-            self._hub.switch()
+            try:
+                self._hub.switch()
+            except greenlet.error as error:
+                layer: Any = arrival.point
+                raise ModelError(
+                    f"the forward runs {layer.name} in another thread, where it cannot be stopped; "
+                    "leave the layer out with exclude="
+                ) from error
 
     def abandon(self) -> None:
         """End the forward here; its `finally` blocks run."""
         self.arrival = None
         if not self._greenlet.dead:
-            with self._own_switches():
+            with self._own_state():
                 self._greenlet.throw(greenlet.GreenletExit)
 
 
@@ -108,6 +124,7 @@ class Propagation:
 
     Args:
         call: runs the model on a batch.
+        modules: of the model.
         points: what is observed, by module, in the order in which it is needed.
         pending: whether a point still has to be stopped at.
         ambient: the caller's modes, for the forward.
@@ -115,11 +132,13 @@ class Propagation:
 
     Attributes:
         calls: how often modules with points have been called in one forward, at most.
+        contents: of the modules, of which every forward has its own.
     """
 
     def __init__(
         self,
         call: Callable[[Batch], Any],
+        modules: Iterable[nn.Module],
         points: Mapping[nn.Module, list[Any]],
         pending: Callable[[Any], bool],
         ambient: Ambient,
@@ -129,6 +148,7 @@ class Propagation:
         self._ambient, self._check = ambient, check
         self._current: Runner | None = None
         self.calls: Counter[nn.Module] = Counter()
+        self.contents = ModuleContents(modules)
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -143,9 +163,16 @@ class Propagation:
             for handle in handles:
                 handle.remove()
 
-    def start(self, batch: Batch) -> Runner:
-        """A runner for a batch; it does nothing until it is advanced."""
-        return Runner(batch, self._body)
+    def start(self, batches: Iterable[Batch]) -> Iterator[Runner]:
+        """Runners for some batches; they do nothing until they are advanced.
+
+        What a forward stores on modules may depend on the size of the batch: the first of each size
+        is watched.
+        """
+        sizes: set[int] = set()
+        for batch in batches:
+            yield Runner(batch, self._body, self.contents, batch.size not in sizes)
+            sizes.add(batch.size)
 
     def advance(self, runner: Runner) -> Arrival | None:
         """Resume a runner; its next arrival, or None at the end of its forward."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from torch import nn
@@ -99,7 +99,8 @@ def initialize_(
         code: "pca", "lda", "ica", "kmeans", "onehot", "correlated", "discriminant", a
             :class:`sylvinit.Code`, or a mapping from name patterns to those (the first match
             decides; layers without one use the preset's). None: the preset's.
-        head: name of the classifier; None takes the layer whose last call is the last of all.
+        head: name of the classifier; None takes the layer whose last call is the last of all, and
+            no layer if a product with other parameters follows it.
         head_code: code of the head; "auto" is one-hot if there are labels and the head has an
             output for every class, else ``code``. ("logistic" is for features that come from
             elsewhere, see :func:`initialize_head_`. On those made here, of the same samples, its
@@ -113,7 +114,8 @@ def initialize_(
             data come in one piece.
         max_samples: use at most so many samples.
         storage: "memory" holds the live activations of all samples; "recompute" holds only the
-            inputs and runs the network again for each layer.
+            inputs and runs the network again for each layer; it is also for models whose forward
+            keeps tensors outside of its modules, in a global variable or a closure.
         siblings: layers with the same input (q, k, v; branches) take successive components
             ("split") or the same ones ("same").
         calibrate_norm: set running statistics of batch normalisations to those of the whole data.
@@ -130,11 +132,14 @@ def initialize_(
         seed: of patch positions and codes. Global random states are neither used nor changed.
         backend: "auto", "cpu", "torch" or "cuda".
         progress: whether to show a bar; None shows it on terminals.
-        dry_run: report what would be done and change nothing; only lazy modules are materialised.
+        dry_run: report what would be done and change nothing; only lazy modules, and those that the
+            first forward makes, are materialised.
         forward_fn: (model, inputs) -> anything, if the model is not called as model(inputs).
         row_to_sample: (layer name, input, samples) -> sample of every entry of the input's leading
             axes, or -1 for those to drop, for layers whose input is not batch first. It replaces
-            the padding mask, too. None from it means the usual rule.
+            the padding mask, too. None from it means the usual rule. (Without it time-first inputs
+            are an error, but not if time and batch are flattened into one axis: nobody can see
+            their order.)
 
     Returns:
         A :class:`sylvinit.Report`; print it.
@@ -147,7 +152,9 @@ def initialize_(
         NonFiniteError: NaN or Inf appeared in an activation.
         SolverError: an equation could not be solved.
         Exception: whatever the model's forward or the data raise. In every case, Ctrl-C included,
-            the model is left bit for bit as it was (lazy modules stay materialised).
+            the model is left bit for bit as it was, with the attributes that a forward changes
+            (lazy modules stay materialised; changes in place of tensors that are neither parameters
+            nor buffers are not seen).
     """
     options = check_options(
         preset=preset,
@@ -241,12 +248,9 @@ def _initialize(model: nn.Module, data: Any, options: Options) -> Report:
             return call_model(model, batch, device, options.forward_fn)
 
         if materialise(model, batches[0], call, ambient):
-            guard.restore_buffers()
-            guard.save_buffers()
-        survey = find_points(model)
-        options.check_patterns(*survey.point_names())
-        run_survey(survey, batches[0], call, ambient, branches=options.wants_gains)
-        guard.restore_buffers()  # a mask that was cached for two samples would not fit the others
+            guard.restore_forward()
+            guard.remember()
+        survey = _survey(model, batches[0], call, ambient, guard, options)
         if not survey.layers:
             raise ModelError(
                 "the forward pass reached no layer that can be solved (Linear, Conv, "
@@ -275,6 +279,24 @@ def _initialize(model: nn.Module, data: Any, options: Options) -> Report:
         _warn(report, work, batches)  # in the guard, for users who turn warnings into errors
     _log.info("initialised %d layers in %.2f s", len(report.solved), report.seconds)
     return report
+
+
+def _survey(
+    model: nn.Module,
+    batch: Batch,
+    call: Callable[[Batch], Any],
+    ambient: Ambient,
+    guard: ModelGuard,
+    options: Options,
+) -> Survey:
+    """What runs on the first samples, including modules that their forward makes."""
+    while True:
+        survey = find_points(model)
+        run_survey(survey, batch, call, ambient, branches=options.wants_gains)
+        guard.restore_forward()  # a mask that was cached for two samples would not fit the others
+        if not guard.remember():
+            options.check_patterns(*survey.point_names())
+            return survey
 
 
 def _classes(batches: list[Batch], options: Options) -> Classes | str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from sylvinit.errors import ModelError, OptionTypeError
@@ -62,11 +62,19 @@ def clean_name(name: str) -> str:
     return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
 
-def parameter_holders(modules: Iterable[nn.Module]) -> dict[int, list[nn.Module]]:
-    """Which of the modules hold each parameter as an attribute of theirs, by the parameter's id."""
-    holders: dict[int, list[nn.Module]] = {}
+def memory_key(parameter: Tensor) -> Hashable:
+    """Equal for parameters that are one, or that lie in the same memory (``a.data = b.data``)."""
+    dense = parameter.layout == torch.strided and type(parameter.data) is Tensor
+    if not dense or is_lazy(parameter) or parameter.is_meta or parameter.numel() == 0:
+        return id(parameter)
+    return parameter.device, parameter.data_ptr(), parameter.numel()
+
+
+def parameter_holders(modules: Iterable[nn.Module]) -> dict[Hashable, list[nn.Module]]:
+    """Which of the modules hold each parameter, by :func:`memory_key`."""
+    holders: dict[Hashable, list[nn.Module]] = {}
     for module in modules:
         for parameter in module._parameters.values():
             if parameter is not None:
-                holders.setdefault(id(parameter), []).append(module)
+                holders.setdefault(memory_key(parameter), []).append(module)
     return holders

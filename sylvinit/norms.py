@@ -88,6 +88,7 @@ class Norm:
             )
         variance = scatter / max(self.count - 1, 1)
         before = module.running_var if module.running_var is not None else variance
+        self._check_range(mean, variance)
         std_before = float(before.double().mean().sqrt())
         # Buffers made in inference mode can only be written there.
         with torch.inference_mode(module.running_mean.is_inference()), torch.no_grad():
@@ -97,6 +98,20 @@ class Norm:
             if module.num_batches_tracked is not None:
                 module.num_batches_tracked.add_(1)
         return std_before, float(variance.mean().sqrt())
+
+    def _check_range(self, mean: Tensor, variance: Tensor) -> None:
+        """The buffers can hold the statistics."""
+        for value, buffer in (
+            (mean, self.module.running_mean),
+            (variance, self.module.running_var),
+        ):
+            if buffer is not None and not bool(value.to(buffer.dtype).isfinite().all()):
+                what = "mean" if value is mean else "variance"
+                raise NonFiniteError(
+                    f"the {what} of the input of {self.name} ({self.kind}), up to "
+                    f"{float(value.abs().max()):.3g}, is too large for {buffer.dtype}; scale the "
+                    "data down, use bfloat16 or float32, or leave it out with exclude="
+                )
 
 
 def buffers(module: nn.modules.batchnorm._BatchNorm) -> list[str]:

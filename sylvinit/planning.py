@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 
+import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -12,9 +14,10 @@ from sylvinit.batches import Classes
 from sylvinit.codes import Code, OneHot
 from sylvinit.errors import LabelError, ModelError
 from sylvinit.layers import Layer
-from sylvinit.modules import parameter_holders
+from sylvinit.modules import memory_key, parameter_holders
 from sylvinit.norms import Norm, own_scale, reason_to_skip, uses_batch_statistics
 from sylvinit.options import Options
+from sylvinit.patches.rows import assign_rows
 from sylvinit.report import LayerReport
 from sylvinit.survey import Survey
 from sylvinit.units import LayerUnit, Plan
@@ -23,6 +26,7 @@ from sylvinit.units import LayerUnit, Plan
 MAX_CLASSES = 2**20
 # A preset uses class means in every layer only where they are few beside the moments.
 _MOST_DISCRIMINANT_CLASSES = 2**12
+_HIDDEN = "its input cannot be looked at inside of torch.vmap and the like"
 
 
 @dataclass
@@ -49,11 +53,14 @@ class Work:
 def find_head(survey: Survey, options: Options) -> Layer | None:
     """The classifier: the layer named by ``head=``, or the one whose last call was the last.
 
+    None where a product outside of all layers comes after that.
+
     Raises:
-        ModelError: there is no such layer, or it never ran.
+        ModelError: there is no such layer, or it never ran; or there is none, and nothing else
+            is to be solved.
     """
     if options.head is None:
-        return survey.last
+        return None if survey.outside is not None else survey.last
     for layer in survey.layers:
         if layer.name == options.head:
             return layer
@@ -86,6 +93,14 @@ def make_work(survey: Survey, options: Options, classes: Classes | str) -> Work:
     """
     work = Work()
     head = find_head(survey, options)
+    if head is None and survey.outside is not None:
+        text = (
+            "the classifier seems to be no layer, for a product with the parameter "
+            f"{survey.outside} follows the last one, {_names(survey.layers[-1:])}"
+        )
+        if options.head_only:
+            raise ModelError(f"{text}; name the layer that is meant with head=")
+        work.warnings.append(f"{text}: no head is solved; head= names one")
     groups = _by_weight(survey, options, head, work)
     work.head = _solvable_head(head, options, work)
     taken: dict[tuple[object, ...], int] = {}
@@ -101,6 +116,8 @@ def make_work(survey: Survey, options: Options, classes: Classes | str) -> Work:
         )
     for norm in survey.norms:
         reason = reason_to_skip(norm.module) or _unwanted(norm, options)
+        if reason is None and id(norm) in survey.hidden:
+            reason = _HIDDEN
         if reason is None:
             work.norms[id(norm)] = norm
         else:
@@ -125,7 +142,7 @@ def _plan_gains(survey: Survey, options: Options, work: Work) -> None:
     for norm in norms:
         weight = own_scale(norm.module)
         # Another holder would get the gain, too, and need not end a branch.
-        if weight is not None and len(holders[id(weight)]) == 1:
+        if weight is not None and len(holders[memory_key(weight)]) == 1:
             norm.gain = gain
     if options.gain_asked and all(norm.gain is None for norm in norms):
         work.warnings.append(
@@ -162,9 +179,9 @@ def _by_weight(
     holders = parameter_holders(survey.names)
     groups: dict[tuple[object, ...], list[Layer]] = {}
     for layer in survey.layers:
-        reason = _reason(layer, options, head)
+        reason = _reason(layer, survey, options, head)
         if reason is None:
-            key = (*(id(p) for p in layer.parameters("weight")), layer.slot)
+            key = (*map(memory_key, layer.parameters("weight")), layer.slot)
             groups.setdefault(key, []).append(layer)
         else:
             work.skipped[layer.name] = LayerReport(layer.name, layer.kind, "skipped", reason)
@@ -179,20 +196,40 @@ def _by_weight(
     return chosen
 
 
-def _reason(layer: Layer, options: Options, head: Layer | None) -> str | None:
+def _reason(layer: Layer, survey: Survey, options: Options, head: Layer | None) -> str | None:
     """Why a layer that ran is not solved."""
     if options.head_only and layer is not head:
         return "not the head"
     if not options.selects(layer.name):
         return "not selected by include and exclude"
+    if id(layer) in survey.hidden:
+        return _HIDDEN
     return layer.reason_to_keep()
 
 
+def _check_layout(layer: Layer, survey: Survey, options: Options) -> None:
+    """Ask already now whether rows can be assigned to samples.
+
+    Larger batches may happen to have as many samples as time steps, and get by.
+
+    Raises:
+        RowLayoutError: they cannot.
+    """
+    if options.row_to_sample is None:
+        x = torch.empty(survey.shapes[id(layer)], device="meta")
+        features = 1 if layer.geometry is None else x.ndim - 1
+        assign_rows(layer.name, x, survey.samples, features=features)
+
+
 def _shared_reason(
-    layers: list[Layer], survey: Survey, holders: dict[int, list[nn.Module]]
+    layers: list[Layer], survey: Survey, holders: dict[Hashable, list[nn.Module]]
 ) -> str | None:
     """Why a weight that several modules hold is not solved."""
-    shapes = {(type(layer), tuple(layer.get_weight().shape)) for layer in layers}
+    shapes = {
+        (type(layer), tuple(layer.get_weight().shape), tuple(p.stride() for p in parameters))
+        for layer in layers
+        for parameters in (layer.parameters("weight"),)
+    }
     if len(shapes) > 1:
         return "its weight is tied to a layer that uses it in another shape"
     owners = {layer.owner for layer in layers}
@@ -201,7 +238,7 @@ def _shared_reason(
             # The tensors behind a parametrised weight lie in modules of its own.
             owners.update(owner.parametrizations.modules())  # type: ignore[union-attr]
     for parameter in layers[0].parameters("weight"):
-        for module in holders.get(id(parameter), []):
+        for module in holders.get(memory_key(parameter), []):
             if module not in owners:
                 kind = type(module).__name__
                 return f"its weight is tied to {survey.names[module]} ({kind}), which is not solved"
@@ -219,6 +256,8 @@ def _unit(
 ) -> LayerUnit:
     first = layers[0]
     weight = first.get_weight()
+    for layer in layers:
+        _check_layout(layer, survey, options)
     is_head = head is not None and head in layers
     code = (
         _head_code(options, first, survey, classes, work)
@@ -328,9 +367,9 @@ def _report_rest(survey: Survey, work: Work) -> None:
         if module in ran:
             continue
         for point in points:
-            work.skipped.setdefault(
-                point.name, LayerReport(point.name, point.kind, "skipped", "never executed")
-            )
+            reason = "its forward was not called"
+            report = LayerReport(point.name, point.kind, "skipped", reason)
+            work.skipped.setdefault(point.name, report)
     spoken = set(survey.points)
     for points in survey.points.values():
         spoken.update(point.owner for point in points if isinstance(point, Layer))

@@ -77,10 +77,11 @@ def solve_in_order(
     """Finish every unit and norm.
 
     All microbatches are held where they are while a target is finished. A target that is called
-    more
-    than once needs the inputs of all its calls before its weight is known: the microbatches run to
-    the end with the weights they have, the target is finished from the sum, and all start again.
-    The same, after every target, is what ``recompute`` means; then nothing but the inputs is held.
+    more than once needs the inputs of all its calls before its weight is known: the microbatches
+    run to the end with the weights they have, the target is finished from the sum, and all start
+    again. They also start again, after every target, where the forward puts tensors made of the old
+    weights in the place of parameters (``torch.func.functional_call``), and with ``recompute``,
+    where nothing but the inputs is held.
 
     Returns:
         Reports by the id of the unit or norm.
@@ -91,7 +92,9 @@ def solve_in_order(
             norm.write_gain()
     progress = _Progress(survey, work)
     outputs = OutputWatch()
-    propagation = Propagation(call, survey.points, progress.pending, ambient, outputs.look)
+    propagation = Propagation(
+        call, survey.names, survey.points, progress.pending, ambient, outputs.look
+    )
     runners: list[Runner] = []
     with propagation.attached():
         try:
@@ -99,7 +102,7 @@ def solve_in_order(
                 if recompute:
                     target = _collect_by_replay(propagation, progress, batches)
                 else:
-                    runners = runners or [propagation.start(batch) for batch in batches]
+                    runners = runners or list(propagation.start(batches))
                     target = _collect_in_lockstep(propagation, progress, runners)
                 if target is None:
                     outputs.check()
@@ -108,7 +111,7 @@ def solve_in_order(
                 torch.clear_autocast_cache()  # a module's own autocast has cast the old weight
                 progress.reports[id(target)] = report
                 done(report)
-                if progress.calls[id(target)] > 1:
+                if progress.calls[id(target)] > 1 or propagation.contents.replaces_weights:
                     runners = _abandon(runners)
                     progress.restart()
         finally:
@@ -172,13 +175,12 @@ def _collect_by_replay(
         for target in [*unfinished, None]:
             progress.only = target
             reached = False
-            for batch in batches:
-                runner = propagation.start(batch)
+            for runner in propagation.start(batches):
                 try:
                     arrival = propagation.advance(runner)
                     while arrival is not None:
                         reached = True
-                        _collect(progress, arrival, batch)
+                        _collect(progress, arrival, runner.batch)
                         once = target is None or progress.calls[id(target)] == 1
                         arrival = None if once else propagation.advance(runner)
                 finally:

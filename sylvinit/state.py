@@ -11,9 +11,12 @@ from types import TracebackType
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
-from sylvinit.switches import Switches, exchange_switches, read_switches
+from sylvinit.contents import ModuleContents, Values
+from sylvinit.originals import Original
+from sylvinit.switches import Switches, exchange_switches, read_switches, write_caching
 
 _AUTOCAST_DTYPES = {"cpu": torch.bfloat16, "cuda": torch.float16}
 
@@ -21,29 +24,26 @@ _AUTOCAST_DTYPES = {"cpu": torch.bfloat16, "cuda": torch.float16}
 class ModelGuard:
     """Context in which a model is in evaluation mode and may be written to.
 
-    On leaving, training flags, RNG states and process-wide switches are restored, and so are all
-    buffers but those that :meth:`keep_buffer` named; buffers that a forward has registered are
-    removed. If an exception leaves the block (Ctrl-C included), everything is restored, weights bit
-    for bit.
+    On leaving, training flags, RNG states and process-wide switches are restored, and so is what
+    else a forward may have changed (:mod:`sylvinit.contents`) and all buffers but those that
+    :meth:`keep_buffer` named; modules that a forward has made stay. If an exception leaves the
+    block (Ctrl-C included), everything is restored, weights bit for bit.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._stack = ExitStack()
-        self._training: list[tuple[nn.Module, bool]] = []
-        self._buffers: dict[tuple[int, str], tuple[nn.Module, Tensor | None, Tensor | None]] = {}
-        self._buffer_names: dict[nn.Module, frozenset[str]] = {}
+        self._training: dict[nn.Module, bool] = {}
+        self._contents: list[tuple[ModuleContents, list[Values]]] = []
+        self._known: set[nn.Module] = set()
+        self._buffers: dict[tuple[int, str], tuple[nn.Module, Original]] = {}
         self._kept: set[tuple[int, str]] = set()
-        self._originals: dict[int, tuple[nn.Parameter, Tensor]] = {}
+        self._parameters: dict[int, Original] = {}
 
     def __enter__(self) -> ModelGuard:
         try:
             self._stack.enter_context(_global_state(self._model))
-            for module in self._model.modules():
-                self._training.append((module, module.training))
-                # Not .eval(): a user's own train() may do more than set flags.
-                module.training = False
-            self.save_buffers()
+            self.remember()
         except BaseException:  # no memory for the copies, Ctrl-C
             self.__exit__(*sys.exc_info())
             raise
@@ -56,59 +56,68 @@ class ModelGuard:
         trace: TracebackType | None,
     ) -> None:
         failed = kind is not None
-        try:
-            self._restore_buffers(set() if failed else self._kept)
+        with ExitStack() as stack:  # last in, first out, and all of it even if one fails
+            stack.callback(self._stack.close)
+            for module, training in self._training.items():
+                stack.callback(setattr, module, "training", training)
             if failed:
-                for parameter, saved in self._originals.values():
-                    _copy(parameter, saved)
-        finally:
-            for module, training in self._training:
-                module.training = training
-            self._stack.close()
+                for original in self._parameters.values():
+                    stack.callback(original.restore)
+            stack.callback(self._restore_forward, set() if failed else self._kept)
 
-    def save_buffers(self) -> None:
-        """Remember all buffers that are not remembered yet; lazy modules may still add theirs."""
-        for module in self._model.modules():
-            if not _is_lazy(module):
-                self._buffer_names.setdefault(module, frozenset(module._buffers))
+    def remember(self) -> bool:
+        """Remember all modules that are not remembered yet, and put them in evaluation mode.
+
+        Lazy modules are left for later.
+
+        Returns:
+            Whether there were any.
+        """
+        found = [module for module in self._model.modules() if module not in self._known]
+        for module in found:
+            self._training.setdefault(module, module.training)
+            # Not .eval(): a user's own train() may do more than set flags.
+            module.training = False
+        found = [module for module in found if not _is_lazy(module)]
+        for module in found:
             for name, buffer in module._buffers.items():
-                lazy = buffer is not None and nn.parameter.is_lazy(buffer)
-                if lazy or (id(module), name) in self._buffers:
-                    continue
-                saved = None if buffer is None else buffer.detach().clone()
-                self._buffers[id(module), name] = (module, buffer, saved)
+                if buffer is not None:
+                    self._buffers[id(module), name] = (module, Original(buffer))
+        if found:
+            contents = ModuleContents(found)
+            self._contents.append((contents, contents.read()))
+            self._known.update(found)
+        return bool(found)
 
-    def restore_buffers(self) -> None:
-        """Put all remembered buffers back and remove the others."""
-        self._restore_buffers(set())
+    def restore_forward(self) -> None:
+        """Put back what forwards have changed: attributes and buffers."""
+        self._restore_forward(set())
 
-    def _restore_buffers(self, kept: set[tuple[int, str]]) -> None:
-        for (key, name), (module, buffer, saved) in self._buffers.items():
-            if (key, name) not in kept:
-                if buffer is not None and saved is not None:
-                    _copy(buffer, saved)
-                module._buffers[name] = buffer
-        for module, names in self._buffer_names.items():
-            for name in module._buffers.keys() - names:
-                delattr(module, name)
+    def _restore_forward(self, kept: set[tuple[int, str]]) -> None:
+        with ExitStack() as stack:
+            for key, (_, buffer) in self._buffers.items():
+                if key not in kept:
+                    stack.callback(buffer.restore)
+            for contents, values in self._contents:
+                stack.callback(contents.write, values)
 
     def save(self, parameters: list[nn.Parameter]) -> None:
         """Remember the values of parameters that are about to be written."""
         for parameter in parameters:
-            if id(parameter) not in self._originals:
-                self._originals[id(parameter)] = (parameter, parameter.detach().clone())
+            if id(parameter) not in self._parameters:
+                self._parameters[id(parameter)] = Original(parameter)
 
     def restore(self, module: nn.Module, parameters: list[nn.Parameter]) -> None:
-        """Put the remembered values of parameters, and of a module's buffers, back."""
-        for parameter in parameters:
-            if id(parameter) in self._originals:
-                _copy(*self._originals[id(parameter)])
+        """Put the remembered values of parameters, and a module's contents and buffers, back."""
         inside = set(module.modules())
-        for (_, name), (owner, buffer, saved) in self._buffers.items():
+        for contents, values in self._contents:
+            contents.write(values, inside)
+        for parameter in reversed(parameters):
+            if id(parameter) in self._parameters:
+                self._parameters[id(parameter)].restore()
+        for owner, buffer in self._buffers.values():
             if owner in inside:
-                if buffer is not None and saved is not None:
-                    _copy(buffer, saved)
-                owner._buffers[name] = buffer
+                buffer.restore()
 
     def keep_buffer(self, module: nn.Module, name: str) -> None:
         """Let a buffer keep what is written to it, if the block succeeds."""
@@ -117,14 +126,8 @@ class ModelGuard:
 
 def _is_lazy(module: nn.Module) -> bool:
     own = (*module._parameters.values(), *module._buffers.values())
-    return any(tensor is not None and nn.parameter.is_lazy(tensor) for tensor in own)
-
-
-def _copy(target: Tensor, value: Tensor) -> None:
-    if torch.equal(target, value):
-        return  # leaves the version counter alone, too
-    with torch.inference_mode(target.is_inference()), torch.no_grad():
-        target.copy_(value)
+    lazy = any(tensor is not None and nn.parameter.is_lazy(tensor) for tensor in own)
+    return lazy or isinstance(module, LazyModuleMixin)
 
 
 @contextmanager
@@ -140,6 +143,7 @@ def _global_state(model: nn.Module) -> Iterator[None]:
     ):
         try:
             _disable_fast_path()
+            write_caching(0)  # parametrised weights are computed anew after they have been written
             torch.set_float32_matmul_precision("highest")  # TF32 on CUDA is off with it
             yield
         finally:

@@ -20,6 +20,7 @@ from sylvinit.branches import BranchWatch, End
 from sylvinit.layers import Layer, layers_of
 from sylvinit.modules import clean_name
 from sylvinit.norms import NORM_TYPES, Norm
+from sylvinit.products import ProductWatch
 from sylvinit.rectifiers import RectifierWatch
 from sylvinit.state import Ambient, forward_modes
 
@@ -42,6 +43,10 @@ class Survey:
         last: the layer whose last call was the last of all.
         most_calls: how often every module ran on a microbatch later on, at most.
         rectified: modules whose output passes through a rectifier before the next layer.
+        shapes: of the input of every layer's first call, by layer.
+        hidden: points whose input cannot be looked at, inside of ``torch.vmap`` and the like.
+        outside: name of a parameter that a product outside of all layers uses after the last one.
+        samples: that were run.
         branch_ends: in how many additions a batch normalisation, and the layer before it, end a
             residual branch.
     """
@@ -54,6 +59,10 @@ class Survey:
     last: Layer | None = None
     most_calls: Counter[nn.Module] = field(default_factory=Counter)
     rectified: set[nn.Module] = field(default_factory=set)
+    shapes: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    hidden: set[int] = field(default_factory=set)
+    outside: str | None = None
+    samples: int = 0
     branch_ends: Counter[End] = field(default_factory=Counter)
 
     @property
@@ -117,6 +126,8 @@ def run_survey(
         if observing:
             return
         survey.calls[module] += 1
+        if isinstance(survey.points[module][0], Layer):
+            products.enter_layer()
         for point in survey.points[module]:
             if isinstance(point, Layer):
                 survey.last = point
@@ -124,23 +135,27 @@ def run_survey(
             return
         for point in survey.points[module]:
             survey.order.append(point)
-            if not isinstance(point, Layer):
-                continue
             observing = True
             try:
                 x = point.input(args, kwargs)
             finally:
                 observing = False
             kept.append(x)
-            survey.inputs[id(point)] = _identity(point, x)
+            if _is_hidden(x):
+                survey.hidden.add(id(point))
+            if isinstance(point, Layer):
+                survey.inputs[id(point)] = _identity(point, x)
+                survey.shapes[id(point)] = tuple(x.shape)
 
     rectifiers, watch = RectifierWatch(), BranchWatch()
+    products = ProductWatch(_parameter_names(survey))
 
     def follow(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         points = survey.points[module]
         if isinstance(points[0], Norm):
             watch.passed_norm(module, output)
             return
+        products.leave_layer()
         if branches:
             watch.passed_layer(module, args, output)
         if len(points) == 1:
@@ -153,22 +168,46 @@ def run_survey(
         module.register_forward_pre_hook(observe, with_kwargs=True) for module in survey.points
     ]
     handles += [module.register_forward_hook(follow) for module in survey.points]
-    if branches:
+    if branches and survey.points:
         root = next(iter(survey.names))
         handles.append(root.register_forward_pre_hook(begin, with_kwargs=True))
     try:
         with ExitStack() as stack:
-            for mode in (forward_modes(ambient), rectifiers, *([watch] if branches else [])):
+            modes = (forward_modes(ambient), products, rectifiers, *([watch] if branches else []))
+            for mode in modes:
                 stack.enter_context(mode)
-            call(batch.head(SURVEY_SAMPLES))
+            first = batch.head(SURVEY_SAMPLES)
+            survey.samples = first.size
+            call(first)
         survey.rectified, survey.branch_ends = rectifiers.rectified, watch.ends
+        survey.outside = products.last
     finally:
         for handle in handles:
             handle.remove()
 
 
+def _parameter_names(survey: Survey) -> dict[int, str]:
+    """Names of all parameters, by their ids."""
+    return {
+        id(parameter): f"{module_name}.{name}" if module_name else name
+        for module, module_name in survey.names.items()
+        for name, parameter in module._parameters.items()
+    }
+
+
+def _is_hidden(x: Tensor) -> bool:
+    """Whether a tensor has no memory of its own, as inside of ``torch.vmap``."""
+    try:
+        x.untyped_storage().data_ptr()
+    except NotImplementedError:
+        return True
+    return False
+
+
 def _identity(layer: Layer, x: Tensor) -> InputKey:
     """Equal for layers that see the same patches of the same values."""
+    if _is_hidden(x):
+        return (id(x), layer.geometry, layer.groups)
     version = 0 if x.is_inference() else x._version
     memory = (x.untyped_storage().data_ptr(), x.storage_offset(), tuple(x.shape), x.stride())
     return (*memory, version, layer.geometry, layer.groups)

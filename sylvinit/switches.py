@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch.nn.utils import parametrize
 
 Read = Callable[[], Any]
 Write = Callable[[Any], None]
@@ -105,6 +106,16 @@ def _attention_kernels() -> list[tuple[Read, Write]]:
     ]
 
 
+def _read_caching() -> int:
+    return parametrize._cache_enabled
+
+
+def write_caching(value: int) -> None:
+    """Within ``parametrize.cached()`` or outside; the cache may hold weights as they were."""
+    parametrize._cache_enabled = value
+    parametrize._cache = {}
+
+
 _PRECISIONS = _precisions()
 _SWITCHES: list[tuple[Read, Write]] = [
     (torch.get_default_dtype, torch.set_default_dtype),
@@ -112,6 +123,7 @@ _SWITCHES: list[tuple[Read, Write]] = [
     (torch.backends.mha.get_fastpath_enabled, torch.backends.mha.set_fastpath_enabled),
     *(_attribute(torch.backends.cudnn, name) for name in ("enabled", "benchmark", "deterministic")),
     *_attention_kernels(),
+    (_read_caching, write_caching),
     (_read_precisions, _write_precisions),
     (_read_warnings, _write_warnings),
 ]

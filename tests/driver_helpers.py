@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +33,7 @@ class Snapshot:
         values: bits of every parameter and buffer, by module and name.
         tensors: identity, layout and flags of every parameter and buffer.
         training: the flag of every module.
+        attributes: identities of what a module holds beside.
         hooks: keys and identities of everything in a module's dicts of hooks.
         modes: grad and inference mode, autocast, the attention fast path, defaults of torch.
         random: states of the generators of torch, NumPy and Python.
@@ -40,6 +42,7 @@ class Snapshot:
     values: dict[str, bytes | None]
     tensors: dict[str, tuple[Any, ...] | None]
     training: dict[str, bool]
+    attributes: dict[str, int]
     hooks: dict[str, list[tuple[Any, int]]]
     modes: dict[str, Any]
     random: dict[str, Any]
@@ -47,13 +50,15 @@ class Snapshot:
     @classmethod
     def of(cls, model: nn.Module) -> Snapshot:
         """The present state."""
-        shot = cls({}, {}, {}, {}, _modes(), _random_states())
+        shot = cls({}, {}, {}, {}, {}, _modes(), _random_states())
         for name, module in model.named_modules(remove_duplicate=False):
             shot.training[name] = module.training
             for attribute, value in vars(module).items():
                 if "hooks" in attribute and isinstance(value, dict):
                     entries = [(key, id(item)) for key, item in value.items()]
                     shot.hooks[f"{name}.{attribute}"] = entries
+                elif attribute != "training":
+                    shot.attributes[f"{name}.{attribute}"] = id(value)
             for key, tensor in (*module._parameters.items(), *module._buffers.items()):
                 place = f"{name}.{key}"
                 if tensor is None or is_lazy(tensor) or tensor.device.type == "meta":
@@ -142,17 +147,19 @@ class Mutant(nn.Module):
 
 
 class Trap(nn.Module):
-    """An identity that calls ``action(x)`` at the given call, counted from 0."""
+    """An identity that calls ``action(x)`` at the given call, counted from 0.
+
+    The counter is an object of its own: attributes are every forward's own.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.calls = 0
+        self.counter = itertools.count()
         self.at = -1
         self.action: Any = None
 
     def forward(self, x: Tensor) -> Tensor:
-        self.calls += 1
-        if self.calls - 1 == self.at:
+        if next(self.counter) == self.at:
             return self.action(x)
         return x
 

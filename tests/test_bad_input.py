@@ -127,6 +127,8 @@ BAD_DATA: list[tuple[str, Any, dict[str, Any], type[Exception], str]] = [
         "labels go up to 4, but",
     ),
     ("hashes", (X, Y + 10**12), {"code": "lda"}, LabelError, "labels go up to 10+3, more than"),
+    ("a list for a tuple", [X, Y], {}, DataError, r"1 axes \(torch.int64\).*as a tuple"),
+    ("the same with targets", [X, Y.float()], {}, DataError, r"give inputs with labels as a tuple"),
     ("some labels", [(X, Y), X], {}, LabelError, "some batches have labels and some have none"),
 ]
 

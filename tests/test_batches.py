@@ -243,11 +243,20 @@ class TimeFirst(nn.Module):
 def test_time_first_is_an_error_without_row_to_sample() -> None:
     model = TimeFirst(time_first=True)
     x = ROWS.reshape(30, 3, 4)
-    message = r"layer cell: .* shape \(3, 10, 4\) is not batch first for 10.*pass row_to_sample="
+    message = r"layer cell: .* shape \(3, 2, 4\) is not batch first for 2 .*pass row_to_sample="
     with unchanged(model), pytest.raises(RowLayoutError, match=message):
         sylvinit.initialize_(model, (x, Y), microbatch=10)
     with unchanged(model, written=("head.weight", "head.bias")):
         sylvinit.initialize_(model, (x, Y), microbatch=10, exclude="cell")
+
+
+def test_time_first_is_an_error_with_as_many_samples_as_steps() -> None:
+    """Batch first and time first have the same shape then; two samples tell them apart."""
+    model = TimeFirst(time_first=True)
+    x = ROWS.reshape(30, 3, 4)
+    message = "layer cell: .* is not batch first"
+    with unchanged(model), pytest.raises(RowLayoutError, match=message):
+        sylvinit.initialize_(model, (x, Y), microbatch=3)
 
 
 @pytest.mark.parametrize("patches", ["all", 2])
@@ -289,6 +298,6 @@ def test_windows_folded_into_the_batch_are_an_error() -> None:
             return super().forward(windows)
 
     model = Windows(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4, CLASSES))
-    message = r"layer 0: an input of shape \(120, 3, 3, 3\) is not batch first for 30 samples"
+    message = r"layer 0: an input of shape \(8, 3, 3, 3\) is not batch first for 2 samples"
     with unchanged(model), pytest.raises(RowLayoutError, match=message):
         sylvinit.initialize_(model, X)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 import weakref
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 from driver_helpers import CLASSES, images, mlp, unchanged
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import sylvinit
@@ -36,13 +38,13 @@ class CachedMask(nn.Module):
 
     def __init__(self, *, fails_at: int | None = None) -> None:
         super().__init__()
-        self.calls, self.fails_at = 0, fails_at
+        self.counter, self.fails_at = itertools.count(1), fails_at
 
     def forward(self, x: Tensor) -> Tensor:
-        self.calls += 1
+        call = next(self.counter)
         if not hasattr(self, "mask"):
             self.register_buffer("mask", torch.ones(len(x), 1), persistent=False)
-        if self.calls == self.fails_at:
+        if call == self.fails_at:
             raise RuntimeError("the forward fails")
         return x * self.mask
 
@@ -82,12 +84,12 @@ class Inside(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(4)
             self.body, self.last = nn.Linear(12, 12), nn.Linear(12, CLASSES)
-        self.change, self.seen = change, seen
+        self.change, self.note = change, seen.append
 
     def forward(self, x: Tensor) -> Tensor:
         with self.change():
             x = self.body(x)
-            self.seen.append(self.state())
+            self.note(self.state())
         return self.last(x)
 
     @staticmethod
@@ -211,6 +213,52 @@ def test_a_head_that_cannot_be_solved() -> None:
     with pytest.warns(sylvinit.SylvinitWarning, match="the head 4 is not solved: frozen"):
         report = sylvinit.initialize_(model, (ROWS, Y))
     assert report.head is None
+
+
+class Prototypes(nn.Module):
+    """A classifier that is no layer."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.weight = nn.Parameter(torch.randn(CLASSES, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "cosine":
+            return functional.linear(functional.normalize(x), functional.normalize(self.weight))
+        if self.kind == "product":
+            return x @ self.weight.T
+        return torch.cdist(x, self.weight)
+
+
+@pytest.mark.parametrize("kind", ["cosine", "product", "distance"])
+def test_a_classifier_that_is_no_layer(kind: str) -> None:
+    body = nn.Sequential(nn.Linear(12, 10), nn.ReLU(), nn.Linear(10, 8))
+    model = nn.Sequential(body, Prototypes(kind))
+    with unchanged(model), pytest.raises(ModelError, match=r"parameter 1\.weight follows .* 0\.2;"):
+        sylvinit.initialize_head_(model, (ROWS, Y))
+    with pytest.warns(sylvinit.SylvinitWarning, match=r"no head is solved; head= names one"):
+        report = sylvinit.initialize_(model, (ROWS, Y))
+    assert report.head is None
+    assert [layer.code for layer in report.solved] == ["pca", "pca"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", sylvinit.SylvinitWarning)
+        report = sylvinit.initialize_(model, (ROWS, Y), head="0.2")
+    assert (report.head, report["0.2"].code) == ("0.2", "onehot")
+
+
+@quiet
+def test_products_without_parameters_leave_the_head_alone() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.temperature = mlp(), nn.Parameter(torch.ones(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits = self.body(x) * self.temperature.exp()
+            return logits @ torch.eye(CLASSES)
+
+    assert sylvinit.initialize_(Scaled(), (ROWS, Y)).head == "body.4"
 
 
 @quiet

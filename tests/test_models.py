@@ -133,7 +133,7 @@ def test_modules_that_never_run() -> None:
     model = Idle()
     with unchanged(model, written=("used.weight", "used.bias")):
         report = sylvinit.initialize_(model, (ROWS, Y))
-    idle = {layer.name for layer in report.layers if layer.reason == "never executed"}
+    idle = {layer.name for layer in report.layers if layer.reason == "its forward was not called"}
     letters = {f"attention.{part}_proj" for part in ("q", "k", "v", "out")}
     assert idle == {"idle", "norm"} | letters
     assert "no layer type is registered for LayerNorm" in report["scale"].reason

@@ -23,6 +23,7 @@ from driver_helpers import (
 from torch import Tensor, nn
 
 import sylvinit
+from sylvinit.errors import NonFiniteError
 
 pytestmark = pytest.mark.filterwarnings("ignore::sylvinit.SylvinitWarning")
 
@@ -205,6 +206,15 @@ def test_half_precision(dtype: torch.dtype) -> None:
     wide = initialized(small_net(), (X.to(dtype).float(), Y))["conv1.weight"]
     error = (model.conv1.weight.float() - wide).abs().max()
     assert error <= 0.5 * torch.finfo(dtype).eps * wide.abs().max()
+
+
+def test_statistics_beyond_half_precision() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(64, 4))
+    model = model.half()
+    x = (1000 * X).half()  # finite, and with a variance of about a million
+    message = r"the variance of the input of 0 .* is too large for torch.float16.*bfloat16"
+    with unchanged(model), pytest.raises(NonFiniteError, match=message):
+        sylvinit.initialize_(model, (x, Y))
 
 
 def test_double_precision() -> None:

@@ -104,6 +104,68 @@ def test_siblings(siblings: Any) -> None:
         assert told == (siblings == "split" and index > 0)
 
 
+# ------------------------------------------------------------------------------ tied by memory
+
+
+class TiedByMemory(nn.Module):
+    """Two layers, or a layer and an embedding, whose parameters lie in the same memory."""
+
+    def __init__(self, first: nn.Module, *, transposed: bool = False) -> None:
+        super().__init__()
+        self.first, self.second = first, nn.Linear(7, 7)
+        self.head = nn.Linear(7, CLASSES)
+        data = first.weight.data  # type: ignore[union-attr, operator]
+        self.second.weight.data = data.mT if transposed else data
+
+    def forward(self, x: Tensor) -> Tensor:
+        if isinstance(self.first, nn.Embedding):
+            x = x.abs().long().clamp(max=6)[:, 0]
+        return self.head(self.second(self.first(x).relu()).relu())
+
+
+def test_layers_tied_by_memory_are_one_weight() -> None:
+    x = samples(7)
+    tied, shared = TiedByMemory(nn.Linear(7, 7).double()), TiedByMemory(nn.Linear(7, 7).double())
+    for model in (tied.double(), shared.double()):
+        model.load_state_dict(tied.state_dict())
+    shared.second.weight = shared.first.weight
+    tied.second.weight.data = tied.first.weight.data
+    for model in (tied, shared):
+        report = sylvinit.initialize_(model, batches(x), progress=False)
+        assert "shares its weight with first" in report["second"].reason
+    for name, value in shared.state_dict().items():
+        assert torch.equal(tied.state_dict()[name], value)
+
+
+@pytest.mark.parametrize("first", ["embedding", "transposed"])
+def test_memory_that_is_used_in_another_way_is_left_alone(first: str) -> None:
+    transposed = first == "transposed"
+    model = TiedByMemory(
+        nn.Linear(7, 7) if transposed else nn.Embedding(7, 7), transposed=transposed
+    )
+    before = model.first.weight.detach().clone()
+    report = sylvinit.initialize_(model.float(), batches(samples(7).float()), progress=False)
+    assert torch.equal(model.first.weight, before)
+    assert "its weight is tied to" in report["second"].reason
+
+
+def test_layers_tied_by_memory_are_restored() -> None:
+    model = TiedByMemory(nn.Linear(7, 7)).double()
+    model.second.weight.data = model.first.weight.data
+    before = model.first.weight.detach().clone()
+
+    def fail(*args: object) -> Tensor:
+        raise RuntimeError("the forward fails")
+
+    model.head.register_forward_pre_hook(
+        lambda module, args: None if len(args[0]) == 2 else fail(), prepend=False
+    )
+    with pytest.raises(RuntimeError, match="the forward fails"):
+        sylvinit.initialize_(model, batches(samples(7)), progress=False)
+    assert torch.equal(model.first.weight, before)
+    assert torch.equal(model.second.weight, before)
+
+
 # --------------------------------------------------------------------------------- parametrised
 
 

@@ -98,11 +98,11 @@ def _of_module(model: nn.Module) -> dict[str, Tensor]:
     model = check_module(model)
     refuse_lazy(model)
     for name, module in model.named_modules():
+        if not isinstance(module, _CONVOLUTIONS):
+            continue
         # Not getattr: computing a parametrised weight may change buffers and random states.
         own = module._parameters.get("weight") is not None
-        if not isinstance(module, _CONVOLUTIONS) or not (
-            own or parametrize.is_parametrized(module)
-        ):
+        if not own and not parametrize.is_parametrized(module):
             continue
         name = clean_name(name)
         found[f"{name}.weight" if name else "weight"] = _weight_of(module)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from os import PathLike
 from typing import Any
@@ -16,7 +16,7 @@ from sylvinit import priors
 from sylvinit.arguments import Selection, check_used, matches
 from sylvinit.errors import ModelError, OptionError, OptionTypeError
 from sylvinit.layers import ConvLayer, ConvTransposeLayer, Layer, LinearLayer, layers_of
-from sylvinit.modules import clean_name, parameter_holders, refuse_lazy
+from sylvinit.modules import clean_name, memory_key, parameter_holders, refuse_lazy
 from sylvinit.priors.distance import resample_correlation
 from sylvinit.priors.matrix import (
     check_correlation,
@@ -87,7 +87,7 @@ def plan_layers(model: nn.Module, selection: Selection) -> Plan:
     owners = {id(module) for layer in layers for module in _owning(layer)}
     names = {id(module): clean_name(name) for name, module in model.named_modules()}
     plan = Plan(convolutions=[layer.name for layer in layers if _is_spatial(layer)])
-    taken: dict[tuple[tuple[int, str], ...], str] = {}
+    taken: dict[tuple[tuple[Hashable, str], ...], str] = {}
     reasons = {layer.name: _reason(layer, selection) for layer in layers}
     left_alone = {key: layer for layer in layers if reasons[layer.name] for key in _keys(layer)}
     for layer in layers:
@@ -122,10 +122,12 @@ def plan_layers(model: nn.Module, selection: Selection) -> Plan:
     return plan
 
 
-def _keys(layer: Layer) -> tuple[tuple[int, str], ...]:
-    """The parameters behind a weight by their ids, and which part of them it is."""
+def _keys(layer: Layer) -> tuple[tuple[Hashable, str], ...]:
+    """The parameters behind a weight by their memory, and which part of them it is."""
     try:
-        return tuple((id(parameter), layer.slot) for parameter in layer.parameters("weight"))
+        return tuple(
+            (memory_key(parameter), layer.slot) for parameter in layer.parameters("weight")
+        )
     except ModelError:  # not a parameter
         return ()
 

@@ -61,7 +61,8 @@ def monitor(
 
     The model, its gradients, modes, buffers and the state of random numbers stay as they are; no
     hook is left behind, whatever ends the block. Parameters and modules that are added within the
-    block are not seen, nor are compiled modules and modules whose output is not one tensor.
+    block are not seen, nor are compiled modules, those in TorchScript, and modules whose output is
+    not one tensor.
     Monitors can be nested.
 
     Args:

@@ -36,7 +36,7 @@ def _is_layer(module: nn.Module) -> bool:
     parts = {name for name, _ in module.named_children()}
     if parametrize.is_parametrized(module):
         parts.discard("parametrizations")
-    if parts or isinstance(module, _NORMS):
+    if parts or isinstance(module, (*_NORMS, torch.jit.ScriptModule)):  # which take no hooks
         return False
     return any(weight.ndim >= 2 for weight in module.parameters())
 

@@ -73,6 +73,8 @@ class Layer:
             return str(error)
         if not parameters[0].is_floating_point():
             return f"its weight is {parameters[0].dtype}, not a real floating-point tensor"
+        if any(parameter.numel() == 0 for parameter in parameters):
+            return "its weight is empty"
         if not all(parameter.requires_grad for parameter in parameters):
             return "frozen (its weight does not require a gradient)"
         return None

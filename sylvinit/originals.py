@@ -1,0 +1,69 @@
+"""Tensors as they were, to be put back bit for bit."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Original:
+    """The memory that a tensor lies in and what is there."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+        self._place = tensor.detach()
+        self._values = self._place.clone()
+
+    def restore(self) -> None:
+        """Put everything back. A tensor that is as it was is not touched (nor its version)."""
+        target, place = self.tensor, self._place
+        if target.layout == torch.strided and not _same_place(target, place):
+            target.data = place  # resized, or given another memory
+        if not _same_bits(target, self._values):
+            values = self._values
+            with torch.inference_mode(target.is_inference()), torch.no_grad():
+                if target.layout == torch.strided:
+                    target, values = _distinct(target), _distinct(values)
+                target.copy_(values)
+
+
+def _same_place(a: Tensor, b: Tensor) -> bool:
+    if (a.shape, a.dtype, a.layout, a.device) != (b.shape, b.dtype, b.layout, b.device):
+        return False
+    if type(a.data) is not Tensor:  # subclasses may have no memory of their own
+        return True
+    same_view = a.stride() == b.stride() and a.storage_offset() == b.storage_offset()
+    return same_view and a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are the same; NaN is the same as NaN, and 0 is not -0."""
+    parts_a, parts_b = _parts(a), _parts(b)
+    if len(parts_a) == 1:
+        return a.shape == b.shape and torch.equal(_bits(parts_a[0]), _bits(parts_b[0]))
+    return a.shape == b.shape and all(map(_same_bits, parts_a, parts_b))
+
+
+def _parts(x: Tensor) -> list[Tensor]:
+    """The dense tensors that a tensor consists of."""
+    x = x.detach()
+    if x.layout == torch.sparse_coo:
+        return [x._indices(), x._values()]
+    if x.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return [x.crow_indices(), x.col_indices(), x.values()]
+    if x.layout in (torch.sparse_csc, torch.sparse_bsc):
+        return [x.ccol_indices(), x.row_indices(), x.values()]
+    return [x]
+
+
+def _bits(x: Tensor) -> Tensor:
+    plain = type(x) is Tensor and x.layout == torch.strided and not x.is_quantized
+    return x.contiguous().reshape(-1).view(torch.uint8) if plain else x
+
+
+def _distinct(x: Tensor) -> Tensor:
+    """Without the repetitions of expanded axes, which cannot be written to."""
+    for axis, (size, stride) in enumerate(zip(x.shape, x.stride(), strict=True)):
+        if stride == 0 and size > 1:
+            x = x.narrow(axis, 0, 1)
+    return x
