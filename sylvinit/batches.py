@@ -53,6 +53,10 @@ class Batch:
             self._moved[device] = to_device(self.labels.long(), device)
         return self._moved[device]
 
+    def shapes(self) -> tuple[torch.Size, ...]:
+        """Of all inputs."""
+        return tuple(x.shape for x in _tensors(self.inputs))
+
     def head(self, count: int) -> Batch:
         """The first ``count`` samples."""
         return self.part(0, min(count, self.size))
@@ -185,18 +189,20 @@ def read_batches(
 
 
 def _check_alike(first: Batch, batch: Batch) -> None:
-    """Batches differ in size, but not in what they consist of.
+    """A list [inputs, labels] is not taken for two batches of inputs.
 
     Raises:
-        DataError: they do, as if a list [inputs, labels] were given in place of a tuple.
+        DataError: it is one.
     """
-    for a, b in zip(_tensors(first.inputs), _tensors(batch.inputs), strict=False):
-        if a.ndim != b.ndim or a.is_floating_point() != b.is_floating_point():
-            raise DataError(
-                f"data: the batch at sample {batch.start} has inputs of {b.ndim} axes ({b.dtype}), "
-                f"the first one of {a.ndim} ({a.dtype}); a list is read as batches, so give inputs "
-                "with labels as a tuple (inputs, labels)"
-            )
+    a, b = first.inputs, batch.inputs
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor) or batch.labels is not None:
+        return
+    if a.ndim != b.ndim or a.is_floating_point() != b.is_floating_point():
+        raise DataError(
+            f"data: the batch at sample {batch.start} has inputs of {b.ndim} axes ({b.dtype}), "
+            f"the first one of {a.ndim} ({a.dtype}); a list is read as batches, so give inputs "
+            "with labels as a tuple (inputs, labels)"
+        )
 
 
 def _batch(item: Any, start: int) -> Batch:

@@ -5,17 +5,19 @@ the batch, what ``torch.func.functional_call`` puts in the place of parameters. 
 turns would find what another one has stored, so these attributes are exchanged together with the
 forwards, like the switches of :mod:`sylvinit.switches`.
 
-Looked at is which objects there are, and what plain lists, dicts and sets among them hold; not the
-values of tensors. What a forward keeps elsewhere (in a global variable, a closure) is not seen.
+Looked at is which objects there are: attributes, parameters, buffers, children, hooks, and what
+small plain lists, dicts, sets and deques among the attributes hold. Not looked at are the values of
+tensors, what containers within containers or other objects hold, and what a forward keeps elsewhere
+(in a global variable, a closure).
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
-from copy import copy
 from dataclasses import dataclass, field
+from itertools import chain
 from operator import is_
 from typing import Any
 
@@ -24,169 +26,208 @@ from torch import nn
 
 from sylvinit.norms import NORM_TYPES
 
-_PARAMETERS, _BUFFERS, _CHILDREN = _INNER = ("_parameters", "_buffers", "_modules")
-# These dictionaries are looked into or, if they hold hooks, left alone: we register hooks, too.
-_OF_EVERY_MODULE = frozenset(nn.Module().__dict__) - {"training", "_non_persistent_buffers_set"}
+_ATTRIBUTES, _PARAMETERS, _BUFFERS, _CHILDREN = "", "_parameters", "_buffers", "_modules"
+_DICTIONARIES = (_ATTRIBUTES, _PARAMETERS, _BUFFERS, _CHILDREN)
 _CONTAINERS = frozenset({list, dict, set, deque, OrderedDict, defaultdict})
-_MISSING = object()
+_LARGEST_CONTAINER = 256  # a vocabulary is no place for activations
 
 
 @dataclass(frozen=True)
 class _Place:
-    """One dictionary of a module: that of its attributes, parameters, buffers or children."""
+    """Something of a module that holds objects: one of its dictionaries, or a container in them."""
 
     module: nn.Module
     name: str
-    entries: dict[str, Any]
+    holder: Any
 
-
-@dataclass(frozen=True)
-class Values:
-    """What a place held.
-
-    Attributes:
-        entries: the objects.
-        inside: of the plain containers among them, what was in them.
-    """
-
-    entries: dict[str, Any]
-    inside: list[tuple[Any, Any]]
+    @property
+    def is_container(self) -> bool:
+        """Whether it is a container that an attribute refers to."""
+        return self.name not in _DICTIONARIES
 
 
 @dataclass
 class Lender:
-    """Contents of modules that belong to one forward alone, by the number of their place."""
+    """What places hold for one forward alone, by their numbers."""
 
-    values: dict[int, Values] = field(default_factory=dict)
+    held: dict[int, Any] = field(default_factory=dict)
 
 
 class ModuleContents:
     """The contents of modules, and which of them forwards change.
 
     Args:
-        modules: those that are looked at; parts in TorchScript are passed over.
+        modules: those that are looked at, as they are now; parts in TorchScript are passed over.
 
     Attributes:
         replaces_weights: whether a forward has been put aside in which a parameter, or a statistic
             of a batch normalisation, is another object than outside.
+        late: modules of which it was found too late that a forward changes them, so that others
+            may have found what it has stored.
     """
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
-        self._places = [
-            _Place(module, name, module.__dict__[name] if name else module.__dict__)
-            for module in modules
-            if not isinstance(module, torch.jit.ScriptModule)
-            for name in ("", *_INNER)
-        ]
-        self._changing: set[int] = set()
+        self._places = [place for module in modules for place in _places(module)]
+        self._outside = [_copy(place.holder) for place in self._places]
+        self._views = [_objects(place.holder) for place in self._places]
+        self._ids = self._present_ids()
+        self._changing: dict[int, None] = {}
+        self._in_containers: Lender | None = None
         self.replaces_weights = False
+        self.late: list[nn.Module] = []
 
-    def read(self) -> list[Values]:
-        """What all places hold."""
-        return [_read(place) for place in self._places]
-
-    def write(self, values: list[Values], modules: Container[nn.Module] | None = None) -> None:
-        """Put back what :meth:`read` has returned, but for children that have come since.
+    def restore(self, *, left: Container[nn.Module] = ()) -> None:
+        """Put everything back, but for children and parameters that have come since.
 
         Args:
-            values: of all places.
-            modules: those to be written; None writes all.
+            left: modules whose attributes, parameters, buffers and children stay as they are.
         """
-        for place, old in zip(self._places, values, strict=True):
-            if modules is not None and place.module not in modules:
-                continue
-            if place.name == _CHILDREN:
-                old = Values({**place.entries, **old.entries}, [])
-            elif not place.name:
-                children = place.module._modules
-                kept = {key: value for key, value in old.entries.items() if key not in children}
-                old = Values(kept, old.inside)
-            _write(place, old)
+        for place, held in zip(self._places, self._outside, strict=True):
+            if place.is_container or place.module not in left:
+                _write(place, _with_new_parts(place, held))
+
+    def restore_module(self, module: nn.Module) -> None:
+        """Put the attributes, parameters, buffers and children of a module back, not its hooks."""
+        inside = set(module.modules())
+        for place, held in zip(self._places, self._outside, strict=True):
+            if place.module in inside and not place.is_container:
+                _write(place, _with_new_parts(place, held))
+
+    def accept(self, module: nn.Module) -> None:
+        """Take what a module holds now as what it holds outside of the forwards."""
+        changed = self._changed()
+        if not changed:
+            return
+        inside = set(module.modules())
+        for number in changed:
+            place = self._places[number]
+            if place.module in inside and not place.is_container:
+                self._outside[number] = _copy(place.holder)
+        self._ids = list(map(id, chain.from_iterable(map(_objects, self._outside))))
 
     @contextmanager
     def lent(self, lender: Lender, *, watch: bool) -> Iterator[None]:
         """A forward's own contents, as it left them at its last pause; put aside afterwards.
+
+        Containers are put aside only when another forward goes on: this one may be iterating.
 
         Args:
             lender: where they are kept.
             watch: look at everything, for what this part of the forward changes. Otherwise only
                 those places are exchanged of which it is known that they change.
         """
-        before = self.read() if watch else []
-        outside = self._exchange(lender.values)
+        if watch:
+            self.put_back_unknown()
+        self._exchange_containers(lender)
+        for number, held in lender.held.items():
+            if not self._places[number].is_container:
+                _write(self._places[number], held)
         try:
             yield
         finally:
-            for number in self._changed(before):
-                self._changing.add(number)
-                outside.setdefault(number, before[number])
-            lender.values = self._exchange(outside)
-            aside = lender.values.items()
-            self.replaces_weights |= any(self._is_of_weights(*item) for item in aside)
+            if watch:
+                self._changing.update(dict.fromkeys(self._changed()))
+            for number in self._changing:
+                place = self._places[number]
+                if not place.is_container:
+                    lender.held[number] = held = _copy(place.holder)
+                    _write(place, self._outside[number])
+                    self.replaces_weights |= _is_of_weights(place, held)
 
-    def _exchange(self, values: Mapping[int, Values]) -> dict[int, Values]:
-        """Write the places that are given; what all that change held before."""
-        before = {number: _read(self._places[number]) for number in self._changing}
-        for number, new in values.items():
-            _write(self._places[number], new)
-        return before
+    def put_back_unknown(self) -> None:
+        """Look at what forwards have left that were not watched, and put it back."""
+        new = [number for number in self._changed() if number not in self._changing]
+        self._changing.update(dict.fromkeys(new))
+        for number in new:
+            _write(self._places[number], self._outside[number])
+            self.late.append(self._places[number].module)
 
-    def _changed(self, before: list[Values]) -> list[int]:
-        """Numbers of the places that hold something else than before."""
-        pairs = enumerate(zip(self._places, before, strict=True)) if before else ()
-        return [number for number, (place, old) in pairs if not _unchanged(place, old)]
+    def _exchange_containers(self, lender: Lender) -> None:
+        if self._in_containers is lender:
+            return
+        for number in self._changing:
+            place = self._places[number]
+            if place.is_container:
+                if self._in_containers is not None:
+                    self._in_containers.held[number] = _copy(place.holder)
+                _write(place, lender.held.get(number, self._outside[number]))
+        self._in_containers = lender
 
-    def _is_of_weights(self, number: int, values: Values) -> bool:
-        """Whether a place, put aside by a forward, holds other weights or statistics than now."""
-        place = self._places[number]
-        if _same_entries(place.entries, values.entries):
-            return False
-        statistics = place.name == _BUFFERS and isinstance(place.module, NORM_TYPES)
-        return statistics or place.name == _PARAMETERS
+    def _present_ids(self) -> list[int]:
+        return list(map(id, chain.from_iterable(self._views)))
+
+    def _changed(self) -> list[int]:
+        """Numbers of the places that hold something else than outside."""
+        if self._present_ids() == self._ids:  # tens of times as fast as place by place
+            return []
+        pairs = enumerate(zip(self._places, self._outside, strict=True))
+        return [number for number, (place, held) in pairs if not _same(place.holder, held)]
 
 
-def _read(place: _Place) -> Values:
-    entries = dict(place.entries)
-    if place.name:
-        return Values(entries, [])
-    inside = [
-        (value, copy(value))
-        for name, value in entries.items()
-        if type(value) in _CONTAINERS and name not in _OF_EVERY_MODULE
+def _places(module: nn.Module) -> list[_Place]:
+    if isinstance(module, torch.jit.ScriptModule):
+        return []
+    attributes = module.__dict__
+    places = [
+        _Place(module, name, attributes[name] if name else attributes) for name in _DICTIONARIES
     ]
-    return Values(entries, inside)
+    places += [
+        _Place(module, name, value)
+        for name, value in attributes.items()
+        if type(value) in _CONTAINERS and name not in _DICTIONARIES
+        if len(value) <= _LARGEST_CONTAINER
+    ]
+    return places
 
 
-def _unchanged(place: _Place, old: Values) -> bool:
-    if not _same_entries(place.entries, old.entries):
+def _objects(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value
+
+
+def _copy(value: Any) -> Any:
+    return dict(value) if isinstance(value, dict) else value.copy()
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two containers hold the same objects, in the same order and under the same keys."""
+    if len(a) != len(b) or not all(map(is_, _objects(a), _objects(b))):
         return False
-    return all(_same_inside(value, held) for value, held in old.inside)
+    return not isinstance(a, dict) or all(map(is_, a, b))
 
 
-def _same_entries(a: Mapping[Any, Any], b: Mapping[Any, Any]) -> bool:
-    return list(a) == list(b) and all(map(is_, a.values(), b.values()))
+def _write(place: _Place, held: Any) -> None:
+    holder = place.holder
+    if _same(holder, held):
+        return
+    if place.is_container:
+        if isinstance(holder, list):
+            holder[:] = held
+        else:
+            holder.clear()
+            (holder.extend if isinstance(holder, deque) else holder.update)(held)
+        return
+    for name in holder.keys() - held.keys():
+        del holder[name]
+    for name, value in held.items():
+        if name not in holder or holder[name] is not value:
+            holder[name] = value
+    if place.name and list(holder) != list(held):  # the order of a state dict
+        ordered = {name: holder.pop(name) for name in held}
+        holder.update(ordered)
 
 
-def _same_inside(value: Any, held: Any) -> bool:
-    if isinstance(value, dict):
-        return _same_entries(value, held)
-    if isinstance(value, set):
-        return value == held
-    return len(value) == len(held) and all(map(is_, value, held))
+def _with_new_parts(place: _Place, held: Any) -> Any:
+    """What is to be written so that children and parameters stay that were made since."""
+    if place.name in (_CHILDREN, _PARAMETERS):
+        new = {name: part for name, part in place.holder.items() if held.get(name) is None}
+        return {**held, **new}
+    if place.name == _ATTRIBUTES:
+        parts = place.module._modules.keys() | place.module._parameters.keys()
+        return {name: value for name, value in held.items() if name not in parts}
+    return held
 
 
-def _write(place: _Place, values: Values) -> None:
-    entries, wanted = place.entries, values.entries
-    for name in entries.keys() - wanted.keys():
-        del entries[name]
-    for name, value in wanted.items():
-        if entries.get(name, _MISSING) is not value:
-            entries[name] = value
-    if place.name and list(entries) != list(wanted):  # the order of a state dict
-        ordered = {name: entries.pop(name) for name in wanted}
-        entries.update(ordered)
-    for value, held in values.inside:
-        if _same_inside(value, held):
-            continue
-        value.clear()
-        (value.extend if isinstance(value, (list, deque)) else value.update)(held)
+def _is_of_weights(place: _Place, held: Any) -> bool:
+    """Whether a place, put aside by a forward, held other weights or statistics than now."""
+    statistics = place.name == _BUFFERS and isinstance(place.module, NORM_TYPES)
+    return (statistics or place.name == _PARAMETERS) and not _same(place.holder, held)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextvars
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -96,6 +96,8 @@ class Runner:
             self._switches = exchange_switches(outside)
             if self.finished:
                 self._own = Lender()  # nobody needs what it has stored
+                if not self._watch:
+                    self._contents.put_back_unknown()
 
     def pause(self, arrival: Arrival) -> None:
         """Called inside the forward: wait until resumed."""
@@ -132,7 +134,6 @@ class Propagation:
 
     Attributes:
         calls: how often modules with points have been called in one forward, at most.
-        contents: of the modules, of which every forward has its own.
     """
 
     def __init__(
@@ -148,17 +149,19 @@ class Propagation:
         self._ambient, self._check = ambient, check
         self._current: Runner | None = None
         self.calls: Counter[nn.Module] = Counter()
-        self.contents = ModuleContents(modules)
+        self._modules = list(modules)
+        self._contents = ModuleContents(())
 
     @contextmanager
-    def attached(self) -> Iterator[None]:
-        """The time during which the hooks are on the model."""
+    def attached(self) -> Iterator[ModuleContents]:
+        """The time during which the hooks are on the model; contents of which forwards have own."""
         handles = [
             module.register_forward_pre_hook(self._observe, with_kwargs=True)
             for module in self._points
         ]
+        self._contents = ModuleContents(self._modules)  # which has our hooks
         try:
-            yield
+            yield self._contents
         finally:
             for handle in handles:
                 handle.remove()
@@ -166,13 +169,14 @@ class Propagation:
     def start(self, batches: Iterable[Batch]) -> Iterator[Runner]:
         """Runners for some batches; they do nothing until they are advanced.
 
-        What a forward stores on modules may depend on the size of the batch: the first of each size
-        is watched.
+        What a forward stores on modules may depend on the shapes of its inputs: the first of each
+        shape is watched.
         """
-        sizes: set[int] = set()
+        seen: set[Hashable] = set()
         for batch in batches:
-            yield Runner(batch, self._body, self.contents, batch.size not in sizes)
-            sizes.add(batch.size)
+            shapes = batch.shapes()
+            yield Runner(batch, self._body, self._contents, shapes not in seen)
+            seen.add(shapes)
 
     def advance(self, runner: Runner) -> Arrival | None:
         """Resume a runner; its next arrival, or None at the end of its forward."""

@@ -115,7 +115,8 @@ def initialize_(
         max_samples: use at most so many samples.
         storage: "memory" holds the live activations of all samples; "recompute" holds only the
             inputs and runs the network again for each layer; it is also for models whose forward
-            keeps tensors outside of its modules, in a global variable or a closure.
+            keeps tensors elsewhere than in attributes of its modules: in a global variable, a
+            closure, a list within a list.
         siblings: layers with the same input (q, k, v; branches) take successive components
             ("split") or the same ones ("same").
         calibrate_norm: set running statistics of batch normalisations to those of the whole data.
@@ -153,8 +154,8 @@ def initialize_(
         SolverError: an equation could not be solved.
         Exception: whatever the model's forward or the data raise. In every case, Ctrl-C included,
             the model is left bit for bit as it was, with the attributes that a forward changes
-            (lazy modules stay materialised; changes in place of tensors that are neither parameters
-            nor buffers are not seen).
+            (lazy modules stay materialised; what a forward itself writes into tensors that are not
+            buffers, and into containers within containers, is not seen).
     """
     options = check_options(
         preset=preset,
@@ -290,13 +291,18 @@ def _survey(
     options: Options,
 ) -> Survey:
     """What runs on the first samples, including modules that their forward makes."""
-    while True:
-        survey = find_points(model)
+    survey = find_points(model)
+    for _ in range(2):
         run_survey(survey, batch, call, ambient, branches=options.wants_gains)
         guard.restore_forward()  # a mask that was cached for two samples would not fit the others
         if not guard.remember():
-            options.check_patterns(*survey.point_names())
-            return survey
+            break
+        survey = find_points(model)
+    else:  # makes new ones in every forward
+        run_survey(survey, batch, call, ambient, branches=options.wants_gains)
+        guard.restore_forward()
+    options.check_patterns(*survey.point_names())
+    return survey
 
 
 def _classes(batches: list[Batch], options: Options) -> Classes | str:

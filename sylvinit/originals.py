@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,13 @@ class Original:
         self._place = tensor.detach()
         self._values = self._place.clone()
 
+    def memory(self) -> Hashable:
+        """Equal for tensors in the same memory."""
+        dense = self._place.layout == torch.strided and type(self._place) is Tensor
+        if not dense or self._place.numel() == 0:
+            return id(self.tensor)
+        return self._place.device, self._place.untyped_storage().data_ptr()
+
     def restore(self) -> None:
         """Put everything back. A tensor that is as it was is not touched (nor its version)."""
         target, place = self.tensor, self._place
@@ -22,8 +31,8 @@ class Original:
         if not _same_bits(target, self._values):
             values = self._values
             with torch.inference_mode(target.is_inference()), torch.no_grad():
-                if target.layout == torch.strided:
-                    target, values = _distinct(target), _distinct(values)
+                for axis in _repeated(target):  # expanded axes cannot be written to
+                    target, values = target.narrow(axis, 0, 1), values.narrow(axis, 0, 1)
                 target.copy_(values)
 
 
@@ -58,12 +67,12 @@ def _parts(x: Tensor) -> list[Tensor]:
 
 def _bits(x: Tensor) -> Tensor:
     plain = type(x) is Tensor and x.layout == torch.strided and not x.is_quantized
+    x = x.resolve_conj().resolve_neg() if plain else x
     return x.contiguous().reshape(-1).view(torch.uint8) if plain else x
 
 
-def _distinct(x: Tensor) -> Tensor:
-    """Without the repetitions of expanded axes, which cannot be written to."""
-    for axis, (size, stride) in enumerate(zip(x.shape, x.stride(), strict=True)):
-        if stride == 0 and size > 1:
-            x = x.narrow(axis, 0, 1)
-    return x
+def _repeated(x: Tensor) -> list[int]:
+    """The expanded axes, along which all entries lie in the same memory."""
+    if x.layout != torch.strided:
+        return []
+    return [axis for axis, size in enumerate(x.shape) if x.stride(axis) == 0 and size > 1]

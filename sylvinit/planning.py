@@ -100,7 +100,8 @@ def make_work(survey: Survey, options: Options, classes: Classes | str) -> Work:
         )
         if options.head_only:
             raise ModelError(f"{text}; name the layer that is meant with head=")
-        work.warnings.append(f"{text}: no head is solved; head= names one")
+        if isinstance(classes, Classes):
+            work.warnings.append(f"{text}: no head is solved; head= names one")
     groups = _by_weight(survey, options, head, work)
     work.head = _solvable_head(head, options, work)
     taken: dict[tuple[object, ...], int] = {}

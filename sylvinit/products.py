@@ -21,14 +21,15 @@ class ProductWatch(TorchFunctionMode):
     """Looks through a forward pass for products of activations with parameters.
 
     A classifier may be written without a layer: ``x @ self.prototypes.T``, or with normalised
-    weights. Tensors made of parameters alone count as parameters.
+    weights. Tensors made of parameters alone count as parameters. What matters is what becomes of
+    the output of the last layer; products beside it (low-rank updates, gates) do not.
 
     Args:
         parameters: names of the model's parameters, by their ids.
 
     Attributes:
-        last: the name of the parameter in the last product outside of all layers, if no layer was
-            called after it.
+        last: the name of the parameter in the last product with what was made of the output of
+            the last layer.
     """
 
     def __init__(self, parameters: Mapping[int, str]) -> None:
@@ -36,16 +37,19 @@ class ProductWatch(TorchFunctionMode):
         self.last: str | None = None
         self._made_of = dict(parameters)
         self._alive: list[Tensor] = []  # no two tensors share an id
+        self._descends: set[int] = set()
         self._depth = 0
 
     def enter_layer(self) -> None:
         """The forward of a layer begins; its own products are not looked at."""
         self._depth += 1
 
-    def leave_layer(self) -> None:
+    def leave_layer(self, output: Any) -> None:
         """The forward of a layer has ended."""
         self._depth -= 1
         self.last = None
+        self._alive += tensors_in(output)
+        self._descends = set(map(id, tensors_in(output)))
 
     def __torch_function__(
         self,
@@ -59,11 +63,14 @@ class ProductWatch(TorchFunctionMode):
         if self._depth:
             return output
         given = tensors_in((args, tuple(kwargs.values())))
+        made = tensors_in(output)
         names = [self._made_of[id(tensor)] for tensor in given if id(tensor) in self._made_of]
         if names and len(names) == len(given):
-            for tensor in tensors_in(output):
-                self._alive.append(tensor)
-                self._made_of[id(tensor)] = names[0]
-        elif names and plain_name(func) in _PRODUCTS:
-            self.last = names[0]
+            self._alive += made
+            self._made_of.update((id(tensor), names[0]) for tensor in made)
+        elif any(id(tensor) in self._descends for tensor in given):
+            self._alive += made
+            self._descends.update(map(id, made))
+            if names and plain_name(func) in _PRODUCTS:
+                self.last = names[0]
         return output

@@ -81,7 +81,8 @@ def solve_in_order(
     run to the end with the weights they have, the target is finished from the sum, and all start
     again. They also start again, after every target, where the forward puts tensors made of the old
     weights in the place of parameters (``torch.func.functional_call``), and with ``recompute``,
-    where nothing but the inputs is held.
+    where nothing but the inputs is held. Where forwards turn out to have found what others stored,
+    everything is done once more like that.
 
     Returns:
         Reports by the id of the unit or norm.
@@ -96,7 +97,7 @@ def solve_in_order(
         call, survey.names, survey.points, progress.pending, ambient, outputs.look
     )
     runners: list[Runner] = []
-    with propagation.attached():
+    with propagation.attached() as contents:
         try:
             while True:
                 if recompute:
@@ -106,17 +107,30 @@ def solve_in_order(
                     target = _collect_in_lockstep(propagation, progress, runners)
                 if target is None:
                     outputs.check()
-                    return progress.reports
+                    break
                 report = _finish(target, guard)
+                if isinstance(target, LayerUnit) and report.status == "solved":
+                    for layer in target.layers:
+                        guard.accept(layer.owner)
+                        contents.accept(layer.owner)
                 torch.clear_autocast_cache()  # a module's own autocast has cast the old weight
                 progress.reports[id(target)] = report
                 done(report)
-                if progress.calls[id(target)] > 1 or propagation.contents.replaces_weights:
+                if progress.calls[id(target)] > 1 or contents.replaces_weights:
                     runners = _abandon(runners)
                     progress.restart()
         finally:
             survey.most_calls = propagation.calls
             _abandon(runners)
+    names = ", ".join(sorted({survey.names[module] or "(model)" for module in contents.late}))
+    if recompute or not names:
+        return progress.reports
+    work.warnings.append(
+        "the forward stores things on modules for some microbatches only, where others have found "
+        f"them ({names}): done once more with storage='recompute'"
+    )
+    guard.restore_all()
+    return solve_in_order(survey, work, batches, call, ambient, guard, True, lambda report: None)
 
 
 def _abandon(runners: list[Runner]) -> list[Runner]:

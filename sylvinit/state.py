@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from sylvinit.contents import ModuleContents, Values
+from sylvinit.contents import ModuleContents
 from sylvinit.originals import Original
 from sylvinit.switches import Switches, exchange_switches, read_switches, write_caching
 
@@ -34,7 +34,8 @@ class ModelGuard:
         self._model = model
         self._stack = ExitStack()
         self._training: dict[nn.Module, bool] = {}
-        self._contents: list[tuple[ModuleContents, list[Values]]] = []
+        self._contents: list[ModuleContents] = []
+        self._accepted: set[nn.Module] = set()
         self._known: set[nn.Module] = set()
         self._buffers: dict[tuple[int, str], tuple[nn.Module, Original]] = {}
         self._kept: set[tuple[int, str]] = set()
@@ -63,7 +64,7 @@ class ModelGuard:
             if failed:
                 for original in self._parameters.values():
                     stack.callback(original.restore)
-            stack.callback(self._restore_forward, set() if failed else self._kept)
+            stack.callback(self._restore_forward, failed)
 
     def remember(self) -> bool:
         """Remember all modules that are not remembered yet, and put them in evaluation mode.
@@ -84,22 +85,37 @@ class ModelGuard:
                 if buffer is not None:
                     self._buffers[id(module), name] = (module, Original(buffer))
         if found:
-            contents = ModuleContents(found)
-            self._contents.append((contents, contents.read()))
+            self._contents.append(ModuleContents(found))
             self._known.update(found)
         return bool(found)
 
     def restore_forward(self) -> None:
         """Put back what forwards have changed: attributes and buffers."""
-        self._restore_forward(set())
+        self._restore_forward(True)
 
-    def _restore_forward(self, kept: set[tuple[int, str]]) -> None:
+    def _restore_forward(self, failed: bool) -> None:
+        """Put back attributes and buffers; if nothing has failed, not what was meant to change."""
+        written = [self._buffers[key][1] for key in self._kept & self._buffers.keys()]
+        written += self._parameters.values()
+        memory = set() if failed else {original.memory() for original in written}
         with ExitStack() as stack:
-            for key, (_, buffer) in self._buffers.items():
-                if key not in kept:
+            for _, buffer in self._buffers.values():
+                if buffer.memory() not in memory:
                     stack.callback(buffer.restore)
-            for contents, values in self._contents:
-                stack.callback(contents.write, values)
+            for contents in self._contents:
+                stack.callback(contents.restore, left=() if failed else self._accepted)
+
+    def restore_all(self) -> None:
+        """Put everything back that was written, and expect to keep nothing."""
+        for original in reversed(self._parameters.values()):
+            original.restore()
+        self._kept.clear()
+        self._accepted.clear()
+        self.restore_forward()
+
+    def accept(self, module: nn.Module) -> None:
+        """Let a module keep what was written to it, if the block succeeds."""
+        self._accepted.update(module.modules())
 
     def save(self, parameters: list[nn.Parameter]) -> None:
         """Remember the values of parameters that are about to be written."""
@@ -109,12 +125,12 @@ class ModelGuard:
 
     def restore(self, module: nn.Module, parameters: list[nn.Parameter]) -> None:
         """Put the remembered values of parameters, and a module's contents and buffers, back."""
-        inside = set(module.modules())
-        for contents, values in self._contents:
-            contents.write(values, inside)
+        for contents in self._contents:
+            contents.restore_module(module)
         for parameter in reversed(parameters):
             if id(parameter) in self._parameters:
                 self._parameters[id(parameter)].restore()
+        inside = set(module.modules())
         for owner, buffer in self._buffers.values():
             if owner in inside:
                 buffer.restore()
@@ -125,9 +141,10 @@ class ModelGuard:
 
 
 def _is_lazy(module: nn.Module) -> bool:
+    if isinstance(module, LazyModuleMixin) and hasattr(module, "_initialize_hook"):
+        return True
     own = (*module._parameters.values(), *module._buffers.values())
-    lazy = any(tensor is not None and nn.parameter.is_lazy(tensor) for tensor in own)
-    return lazy or isinstance(module, LazyModuleMixin)
+    return any(tensor is not None and nn.parameter.is_lazy(tensor) for tensor in own)
 
 
 @contextmanager

@@ -151,11 +151,13 @@ def run_survey(
     products = ProductWatch(_parameter_names(survey))
 
     def follow(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if observing:
+            return
         points = survey.points[module]
         if isinstance(points[0], Norm):
             watch.passed_norm(module, output)
             return
-        products.leave_layer()
+        products.leave_layer(output)
         if branches:
             watch.passed_layer(module, args, output)
         if len(points) == 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -374,3 +375,136 @@ def test_a_layer_in_another_thread() -> None:
     names = ("second.weight", "second.bias", "head.weight", "head.bias")
     with unchanged(model, written=names):
         sylvinit.initialize_(model, (ROWS, Y), microbatch=8, exclude="first")
+
+
+# --------------------------------------------------------------------- what only some forwards do
+
+
+class SometimesPads(Net):
+    """Keeps its mask only where something is masked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pad: Tensor | None = None
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        self.pad = None if bool(mask.all()) else mask
+        hidden = self.second(self.first(x).relu())
+        return self.head(hidden if self.pad is None else hidden * self.pad)
+
+
+def test_what_only_later_microbatches_store() -> None:
+    class Local(Net):
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            return self.head(self.second(self.first(x).relu()) * mask)
+
+    mask = (torch.arange(300).reshape(30, 10) % 3 > 0).float()
+    mask[:8] = 1
+    expected, model = Local(), SometimesPads()
+    sylvinit.initialize_(expected, ((ROWS, mask), Y), microbatch=8)
+    report = sylvinit.initialize_(model, ((ROWS, mask), Y), microbatch=8)
+    assert any("once more with storage='recompute'" in text for text in report.warnings)
+    assert all(torch.equal(p, expected.get_parameter(n)) for n, p in model.named_parameters())
+    assert model.pad is None
+
+
+class NewEveryTime(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        self.act = nn.ReLU()
+        skip = self.act(self.first(x))
+        return self.head(self.second(skip) + skip)
+
+
+def test_modules_made_by_every_forward() -> None:
+    expected = _weights(Net(), microbatch=8)
+    weights = _weights(NewEveryTime(), microbatch=8)
+    assert all(torch.equal(weights[name], value) for name, value in expected.items())
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=["memory", "recompute"])
+def test_hooks_of_the_forward(settings: dict[str, Any]) -> None:
+    class Hooks(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            seen: list[Tensor] = []
+            handle = self.first.register_forward_hook(lambda m, args, out: seen.append(out))
+            hidden = self.second(self.first(x).relu())
+            handle.remove()
+            return self.head(hidden + seen[-1].relu())
+
+    expected = _weights(Net(), **settings)
+    model = Hooks()
+    with unchanged(model, written=tuple(name for name, _ in model.named_parameters())):
+        weights = _weights(model, **settings)
+    assert all(torch.equal(weights[name], value) for name, value in expected.items())
+
+
+def test_a_forward_that_iterates_over_what_it_keeps() -> None:
+    class History(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.history: deque[Tensor] = deque(maxlen=3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.history.clear()
+            self.history.append(self.first(x).relu())
+            for hidden in self.history:
+                x = self.second(hidden) + hidden
+            return self.head(x)
+
+    expected = _weights(Net(), microbatch=30)
+    model = History()
+    weights = _weights(model, microbatch=30)
+    assert all(torch.equal(weights[name], value) for name, value in expected.items())
+    assert not model.history
+
+
+# ------------------------------------------------------------------------- what is meant to stay
+
+
+def test_what_a_layer_type_does_to_its_module_stays() -> None:
+    class Kernel(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.kernel = nn.Parameter(torch.ones(12, 10))
+            self.packed: Tensor | None = None
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.packed is None:
+                self.packed = self.kernel.detach().clone()
+            return x @ self.packed
+
+    class KernelLayer(sylvinit.RowLayer):
+        def weight_matrix(self) -> Tensor:
+            return self.module.kernel.t()
+
+        def set_weight_matrix(self, weight: Tensor) -> None:
+            self.module.kernel = nn.Parameter(weight.t().to(self.module.kernel.dtype))
+            self.module.packed = None
+
+        def tensors(self) -> dict[str, str]:
+            return {"weight": "kernel"}
+
+    sylvinit.register_layer(Kernel)(KernelLayer)
+    model = nn.Sequential(Kernel(), nn.ReLU(), nn.Linear(10, CLASSES))
+    model(ROWS)  # packs the old weight
+    plain = nn.Sequential(nn.Linear(12, 10, bias=False), nn.ReLU(), nn.Linear(10, CLASSES))
+    for network in (model, plain):
+        sylvinit.initialize_(network, (ROWS, Y), microbatch=8, seed=1)
+    assert torch.equal(model[0].kernel, plain[0].weight.t())
+    torch.testing.assert_close(model(ROWS), plain(ROWS), rtol=1e-4, atol=1e-4)
+
+
+def test_a_buffer_that_is_a_weight() -> None:
+    model = Net()
+    model.register_buffer("prototypes", model.head.weight.data)
+    expected = _weights(Net(), microbatch=8)
+    weights = _weights(model, microbatch=8)
+    assert all(torch.equal(weights[name], value) for name, value in expected.items())
+
+
+def test_a_buffer_in_conjugated_form() -> None:
+    model = Net()
+    model.register_buffer("spectrum", torch.fft.fft(torch.arange(5.0)).conj())
+    before = model.spectrum.resolve_conj().clone()
+    sylvinit.initialize_(model, (ROWS, Y), microbatch=8)
+    assert torch.equal(model.spectrum.resolve_conj(), before)
