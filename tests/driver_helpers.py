@@ -244,3 +244,26 @@ def assert_close(first: dict[str, Tensor], second: dict[str, Tensor], bound: flo
     assert first.keys() == second.keys()
     differences = {name: relative_difference(first[name], second[name]) for name in first}
     assert all(value <= bound for value in differences.values()), f"over {bound}: {differences}"
+
+
+class SkipNet(nn.Module):
+    """Two layers and a head on rows (n, 12); the output of the first goes around the second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(5)
+            self.first, self.second = nn.Linear(12, 10), nn.Linear(10, 10)
+            self.head = nn.Linear(10, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        skip = self.first(x).relu()
+        return self.head(self.second(skip) + skip)
+
+
+def initialised_parameters(
+    model: nn.Module, data: tuple[Tensor, Tensor], **settings: Any
+) -> dict[str, Tensor]:
+    """Copies of all parameters after ``initialize_``."""
+    sylvinit.initialize_(model, data, **settings)
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
