@@ -56,8 +56,7 @@ def find_head(survey: Survey, options: Options) -> Layer | None:
     None where a product outside of all layers comes after that.
 
     Raises:
-        ModelError: there is no such layer, or it never ran; or there is none, and nothing else
-            is to be solved.
+        ModelError: there is no such layer, or it never ran.
     """
     if options.head is None:
         return None if survey.outside is not None else survey.last
