@@ -259,11 +259,3 @@ class SkipNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         skip = self.first(x).relu()
         return self.head(self.second(skip) + skip)
-
-
-def initialised_parameters(
-    model: nn.Module, data: tuple[Tensor, Tensor], **settings: Any
-) -> dict[str, Tensor]:
-    """Copies of all parameters after ``initialize_``."""
-    sylvinit.initialize_(model, data, **settings)
-    return {name: p.detach().clone() for name, p in model.named_parameters()}

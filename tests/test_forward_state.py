@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from driver_helpers import CLASSES, SkipNet, images, initialised_parameters, unchanged
+from driver_helpers import CLASSES, SkipNet, assert_identical, images, unchanged, weights_of
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
@@ -26,7 +26,8 @@ SETTINGS = [{"storage": storage, "microbatch": 8} for storage in ("memory", "rec
 
 
 def _weights(model: nn.Module, **settings: Any) -> dict[str, Tensor]:
-    return initialised_parameters(model, (ROWS, Y), **settings)
+    sylvinit.initialize_(model, (ROWS, Y), **settings)
+    return weights_of(model)
 
 
 class ByAttribute(SkipNet):
@@ -103,7 +104,7 @@ def test_what_is_stored_on_modules_is_as_local_variables(
     with unchanged(model, written=names):
         weights = _weights(model, **settings)
     # The same operations in the same order: the same bits.
-    assert all(torch.equal(weights[name], value) for name, value in expected.items())
+    assert_identical(weights, expected)
 
 
 @pytest.mark.parametrize("kind", [ByAttribute, ByList, ByHook, ByBuffer, Cached])
@@ -205,7 +206,7 @@ def test_cached_parametrisations(settings: dict[str, Any], outside: bool) -> Non
         weights = _weights(models[1], **settings)
     assert not parametrize._cache_enabled
     assert not parametrize._cache
-    assert all(torch.equal(weights[name], value) for name, value in expected.items())
+    assert_identical(weights, expected)
 
 
 # --------------------------------------------------------------------- what only some forwards do
@@ -249,7 +250,7 @@ class NewEveryTime(SkipNet):
 def test_modules_made_by_every_forward() -> None:
     expected = _weights(SkipNet(), microbatch=8)
     weights = _weights(NewEveryTime(), microbatch=8)
-    assert all(torch.equal(weights[name], value) for name, value in expected.items())
+    assert_identical(weights, expected)
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=["memory", "recompute"])
@@ -266,7 +267,7 @@ def test_hooks_of_the_forward(settings: dict[str, Any]) -> None:
     model = Hooks()
     with unchanged(model, written=tuple(name for name, _ in model.named_parameters())):
         weights = _weights(model, **settings)
-    assert all(torch.equal(weights[name], value) for name, value in expected.items())
+    assert_identical(weights, expected)
 
 
 def test_a_forward_that_iterates_over_what_it_keeps() -> None:
@@ -285,5 +286,5 @@ def test_a_forward_that_iterates_over_what_it_keeps() -> None:
     expected = _weights(SkipNet(), microbatch=30)
     model = History()
     weights = _weights(model, microbatch=30)
-    assert all(torch.equal(weights[name], value) for name, value in expected.items())
+    assert_identical(weights, expected)
     assert not model.history

@@ -11,7 +11,15 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from driver_helpers import CLASSES, SkipNet, Snapshot, images, initialised_parameters, unchanged
+from driver_helpers import (
+    CLASSES,
+    SkipNet,
+    Snapshot,
+    assert_identical,
+    images,
+    unchanged,
+    weights_of,
+)
 from torch import Tensor, nn
 
 import sylvinit
@@ -24,7 +32,8 @@ ROWS = X.flatten(1)[:, :12]
 
 
 def _weights(model: nn.Module, **settings: Any) -> dict[str, Tensor]:
-    return initialised_parameters(model, (ROWS, Y), **settings)
+    sylvinit.initialize_(model, (ROWS, Y), **settings)
+    return weights_of(model)
 
 
 # ------------------------------------------------------------------------------- unusual buffers
@@ -218,7 +227,7 @@ def test_a_buffer_that_is_a_weight() -> None:
     model.register_buffer("prototypes", model.head.weight.data)
     expected = _weights(SkipNet(), microbatch=8)
     weights = _weights(model, microbatch=8)
-    assert all(torch.equal(weights[name], value) for name, value in expected.items())
+    assert_identical(weights, expected)
 
 
 def test_a_buffer_in_conjugated_form() -> None:
