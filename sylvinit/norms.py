@@ -57,10 +57,7 @@ class Norm:
         count = x.numel() // x.shape[1]
         if count == 0:
             return
-        # The statistics that training would take, without the output; 3 to 10 times as fast as
-        # torch.var_mean over the same axes on the CPU.
-        mean, variance = torch.batch_norm_update_stats(x, None, None, 0.0)
-        mean, scatter = mean.double(), variance.double() * count
+        mean, scatter = _mean_and_scatter(x, count)
         if self._mean is None or self._scatter is None:
             self.count, self._mean, self._scatter = count, mean, scatter
             return
@@ -112,6 +109,44 @@ class Norm:
                     f"{float(value.abs().max()):.3g}, is too large for {buffer.dtype}; scale the "
                     "data down, use bfloat16 or float32, or leave it out with exclude="
                 )
+
+
+# Mean^2 / variance of a channel up to which its scatter is taken as the difference of two sums.
+_MOST_OFFSET = 4.0
+_AT_ONCE = 2**18  # entries whose squares are in memory: few enough for the caches
+
+
+def _mean_and_scatter(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """float64 mean and sum of squared deviations (channels,) of x (samples, channels, ...).
+
+    On the CPU the statistics of a training step would not do: with the channels last they are
+    plain float32 sums over all entries (250 maps of 32 x 32 have a variance that is 0.2 % off), and
+    else they take 2 to 10 times as long.
+    """
+    if x.device.type != "cpu":
+        mean, variance = torch.batch_norm_update_stats(x, None, None, 0.0)
+        return mean.double(), variance.double() * count
+    maps = x.flatten(2) if x.ndim > 2 else x.mT[None]
+    total, squares = _sums(maps)
+    offset = total**2 / count
+    if bool((offset <= _MOST_OFFSET * (squares - offset)).all()):
+        return total / count, squares - offset
+    shift = (total / count).to(x.dtype)
+    total, squares = _sums(maps, shift[:, None])
+    return shift + total / count, squares - total**2 / count
+
+
+def _sums(maps: Tensor, shift: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
+    """float64 sums of x - shift and of its squares, (channels,), for maps x (n, channels, pixels).
+
+    Pairwise sums over the pixels of a map, then plain ones in float64.
+    """
+    total = squares = torch.zeros(maps.shape[1], dtype=torch.float64)
+    for part in maps.split(max(_AT_ONCE * len(maps) // maps.numel(), 1)):
+        part = part - shift if isinstance(shift, Tensor) else part
+        total = total + part.sum(dim=2).sum(dim=0, dtype=torch.float64)
+        squares = squares + part.square().sum(dim=2).sum(dim=0, dtype=torch.float64)
+    return total, squares
 
 
 def buffers(module: nn.modules.batchnorm._BatchNorm) -> list[str]:
