@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sylvinit.errors import DataError, LabelError, OptionError
 from sylvinit.reservoir import Reservoir
+from sylvinit.row_products import row_products
 from sylvinit.sums import Accumulator, RowSums
 
 # Rows are multiplied in chunks of about this size: enough for an efficient product, and below the
@@ -28,14 +29,15 @@ _GRAM_BLOCK = 96
 
 
 def gram(x: Tensor) -> Tensor:
-    """x^T x for x (..., n, d), in its dtype, from the blocks of the upper triangle.
+    """x^T x for x (..., n, d), in float64, from the blocks of the upper triangle.
 
-    Symmetric to the bit, which a product is with some libraries and processors only.
+    The products are computed in the dtype of x. Symmetric to the bit, which a product is with some
+    libraries and processors only.
     """
     d = x.shape[-1]
     if d < 2 * _GRAM_BLOCK:
-        return mirrored(x.mT @ x)
-    out = x.new_empty((*x.shape[:-2], d, d))
+        return mirrored(row_products(x, x))
+    out = x.new_empty((*x.shape[:-2], d, d), dtype=torch.float64)
     blocks = -(-d // _GRAM_BLOCK)
     edges = [d * i // blocks for i in range(blocks + 1)]
     for begin, end in pairwise(edges):
@@ -342,7 +344,7 @@ class PatchMoments:
             self._merge_classes(counts, sums + counts[None, :, None] * shift.double()[:, None, :])
         # The mean was rounded; what is left of it is summed after the shift, where it is small.
         residual = x.sum(dim=1).double() / n
-        self._merge(n, shift.double() + residual, gram(x).double(), residual)
+        self._merge(n, shift.double() + residual, gram(x), residual)
 
     def _merge(self, n: int, mean: Tensor, second: Tensor, residual: Tensor) -> None:
         """Merge n rows with the given mean and second moments, which are about mean - residual.

@@ -40,7 +40,7 @@ def calibrated(parts: list[Tensor]) -> nn.BatchNorm2d:
     return module
 
 
-def assert_statistics(module: nn.BatchNorm2d, x: Tensor) -> None:
+def assert_statistics(module: nn.modules.batchnorm._BatchNorm, x: Tensor) -> None:
     rows = x.double().transpose(0, 1).flatten(1)
     mean, variance = rows.mean(dim=1), rows.var(dim=1)
     found_mean, found_variance = module.running_mean, module.running_var
@@ -56,7 +56,7 @@ def assert_statistics(module: nn.BatchNorm2d, x: Tensor) -> None:
     samples=st.integers(2, 9),
     channels=st.integers(1, 5),
     size=st.sampled_from(MAPS),
-    offset=st.sampled_from([0.0, 0.5, 1.9, 3.0, 30.0, 1000.0]),
+    offset=st.sampled_from([0.0, 0.5, 1.9, 3.0, 8.0, 30.0, 1000.0]),
     rectified=st.booleans(),
     layout=st.sampled_from(["contiguous", "channels last", "every other sample"]),
     split=st.integers(1, 8),
@@ -82,6 +82,27 @@ def test_statistics_are_those_of_all_entries(
 def test_statistics_of_other_dtypes(dtype: torch.dtype) -> None:
     x = images((6, 3, 8, 9), 0.5, False).to(dtype)
     assert_statistics(calibrated([x[:4], x[4:]]), x)
+
+
+@pytest.mark.parametrize("shape", [(70, 5, 32, 32), (3, 2, 700, 600), (100_000, 7)], ids=str)
+def test_statistics_of_more_entries_than_are_taken_at_once(shape: tuple[int, ...]) -> None:
+    x = images(shape, 0.5, True)
+    x += torch.arange(len(x)).view(-1, *[1] * (len(shape) - 1)) / len(x)  # no part is like another
+    assert_statistics(calibrated([x]), x)
+
+
+def test_a_mean_whose_square_is_too_large() -> None:
+    x = images((4, 2, 16, 16), 0.0, False) * 1e16 + 1e20
+    assert_statistics(calibrated([x]), x)
+
+
+def test_the_default_device_is_of_no_account() -> None:
+    x = images((4, 2, 16, 16), 0.0, False)
+    norm = Norm(nn.BatchNorm2d(2), "bn")
+    with torch.device("meta"):
+        norm.collect(x)
+    norm.finish()
+    assert_statistics(norm.module, x)
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, 3.0, 1e18])

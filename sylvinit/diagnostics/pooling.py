@@ -47,8 +47,12 @@ def _mean_variance(x: Tensor) -> tuple[Tensor, Tensor]:
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     if x.device.type == "cpu":
         # Two passes, vectorised; torch.var_mean goes entry by entry here, 3 to 4 times as slow.
-        mean = x.mean()
-        variance = (x - mean).square_().mean()
+        # The mean of a view that is not dense is a plain sum: the second pass has it right.
+        rough = x.mean()
+        deviation = x - rough
+        off = deviation.mean().double()
+        mean = rough + off
+        variance = (deviation.square_().mean() - off.square()).clamp(min=0)
     else:
         variance, mean = torch.var_mean(x, correction=0)
     dtype = sum_dtype(x.device)

@@ -23,6 +23,7 @@ from torch import Tensor
 from sylvinit.moments import mirrored
 from sylvinit.patches.geometry import PatchGeometry
 from sylvinit.patches.lags import lag_layout_fits, lagged_gram
+from sylvinit.row_products import row_products
 
 _TORCH_MODES = {"zeros": "constant"}
 
@@ -81,7 +82,7 @@ def window_sums(padded: Tensor, geometry: PatchGeometry, outputs: tuple[int, ...
         padded: (..., *padded spatial, channels); leading axes are kept.
 
     Returns:
-        Tensor (..., taps, channels).
+        float64 tensor (..., taps, channels).
     """
     dims = len(geometry.kernel)
     axes = tuple(range(padded.ndim - 1 - dims, padded.ndim - 1))
@@ -93,8 +94,9 @@ def window_sums(padded: Tensor, geometry: PatchGeometry, outputs: tuple[int, ...
         ):
             begin = index * dilation
             window[axis] = slice(begin, begin + (size - 1) * stride + 1, stride)
-        view = padded[tuple(window)]
-        sums.append(view.sum(dim=axes))
+        # Pairwise over a line; over all lines at once torch would sum them one after the other.
+        lines = padded[tuple(window)].sum(dim=-2, keepdim=True)
+        sums.append(lines.sum(dim=axes, dtype=torch.float64))
     return torch.stack(sums, dim=-2)
 
 
@@ -150,9 +152,7 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
     """sum_t left[t] right[t]^T per group, in float64, for tensors (t, groups, width)."""
     if left.shape[2] == 1:
         return (left * right).sum(dim=0, dtype=torch.float64)[:, :, None]
-    if left.shape[1] == 1:
-        return (left[:, 0].T @ right[:, 0]).double()[None]
-    return torch.bmm(left.permute(1, 2, 0), right.transpose(0, 1)).double()
+    return row_products(left.transpose(0, 1), right.transpose(0, 1))
 
 
 @lru_cache(maxsize=8)

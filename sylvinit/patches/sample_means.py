@@ -43,17 +43,22 @@ def add_sample_means(
     present, lengths = sample.unique_consecutive(return_counts=True)
     gathered = source.gather(entry, position)
     gathered = gathered.to(torch.promote_types(gathered.dtype, torch.float32))
-    # Samples come one after the other, so this adds in a fixed order.
-    average = torch.segment_reduce(
-        gathered.movedim(1, 0).contiguous(), "mean", lengths=lengths.to(gathered.device)
-    ).movedim(0, 1)
-    means.update(average, source.labels_of(present), labels_checked=True)
+    means.update(_means_of_runs(gathered, lengths), source.labels_of(present), labels_checked=True)
     return len(sample)
+
+
+def _means_of_runs(x: Tensor, lengths: Tensor) -> Tensor:
+    """Means of successive rows of x (groups, rows, d), so many each."""
+    if bool((lengths == lengths[:1]).all()):
+        return x.unflatten(1, (len(lengths), -1)).mean(dim=2)  # sums pairwise
+    # In a fixed order, but one after the other: float32 would lose what tells long samples apart.
+    sums = torch.segment_reduce(x.movedim(1, 0).double(), "mean", lengths=lengths.to(x.device))
+    return sums.movedim(0, 1).to(x.dtype)
 
 
 def _window_means(source: PatchSource, geometry: PatchGeometry, each: int) -> Tensor:
     """Mean over all patches of ``each`` entries a sample, (groups, samples, taps * channels)."""
     x = source.x.to(torch.promote_types(source.x.dtype, torch.float32))
     sums = window_sums(pad_channels_last(x, geometry), geometry, source.out_size)
-    sums = sums.unflatten(0, (-1, each)).mean(dim=1) / prod(source.out_size)
+    sums = (sums.unflatten(0, (-1, each)).mean(dim=1) / prod(source.out_size)).to(x.dtype)
     return sums.unflatten(-1, (source.groups, -1)).movedim(-2, 0).flatten(-2)

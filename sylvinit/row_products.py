@@ -1,0 +1,29 @@
+"""Sums over rows of outer products, in float32 with an error that does not grow with the rows.
+
+Libraries of linear algebra sum the products of narrow matrices row by row, in one float32: after
+300,000 rows of ReLUs it is 0.2 % off, and a covariance matrix has negative eigenvalues.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Columns from which the libraries sum in blocks themselves (12 with Intel's, measured).
+_WIDE = 16
+_BLOCK = 64  # rows; of 512 equal ones the sum is 3e-6 off already
+
+
+def row_products(left: Tensor, right: Tensor) -> Tensor:
+    """left^T right, float64 (..., p, q), for tensors (..., n, p) and (..., n, q) of one dtype.
+
+    The products are computed in the dtype of the arguments.
+    """
+    if min(left.shape[-1], right.shape[-1]) >= _WIDE:
+        return (left.mT @ right).double()
+    whole = left.shape[-2] // _BLOCK * _BLOCK
+    rest = (left[..., whole:, :].mT @ right[..., whole:, :]).double()
+    if not whole:
+        return rest
+    a, b = (x[..., :whole, :].unflatten(-2, (-1, _BLOCK)) for x in (left, right))
+    return rest.add_((a.mT @ b).sum(dim=-3, dtype=torch.float64))
