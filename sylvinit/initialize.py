@@ -204,7 +204,9 @@ def initialize_head_(
 
     ``head_code="logistic"`` is the more accurate one where features come from elsewhere: linear
     discriminant analysis with the ridge of least leave-one-out error, and a few steps of logistic
-    regression from there, in which lam has no part.
+    regression from there, in which lam has no part. It wants features of like scale (a network's
+    are; standardise raw tables). The one-hot head wants variances that, times lam, are not small
+    beside the frequencies of the classes: scale embeddings of norm 1 by sqrt(d).
 
     Everything else is left alone, running statistics included. Arguments, result and errors are
     those of :func:`initialize_`; ``data`` needs labels unless ``head_code`` does without, and a

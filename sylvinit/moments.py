@@ -27,6 +27,18 @@ from sylvinit.sums import Accumulator, RowSums
 _CHUNK_BYTES = 6 * 2**20
 _GRAM_BLOCK = 96
 
+# Features up to which products are taken in float64 whatever the rows are: raw tables have columns
+# of very different scales, and so few features cost little.
+NARROW = 128
+# Rounding of rows, in units of their own round-off, that is not taken for variance: what layers
+# leave that added up hundreds of terms.
+_ROUNDINGS = 32
+
+
+def product_precision(dtype: torch.dtype, features: int) -> torch.dtype:
+    """In which dtype rows of ``dtype`` with so many features, of all groups, are multiplied."""
+    return torch.float64 if features <= NARROW else torch.promote_types(dtype, torch.float32)
+
 
 def gram(x: Tensor) -> Tensor:
     """x^T x for x (..., n, d), in float64, from the blocks of the upper triangle.
@@ -86,7 +98,7 @@ class PatchMoments:
                 raise OptionError(f"{name} must be at least {least}, got {value}")
         self.d_in, self.groups, self.classes = d_in, groups, classes
         self.precision = precision
-        self._eps = 0.0
+        self._eps = self._rows_eps = 0.0
         self._merged = 0
         self._mean: Tensor | None = None
         self._scatter: Tensor | None = None
@@ -112,9 +124,15 @@ class PatchMoments:
 
     @property
     def eps(self) -> float:
-        """Unit round-off of the products."""
+        """Variance, relative to the largest, that may be rounding of the products or the rows."""
         self._settle()
         return self._eps
+
+    @property
+    def rows_eps(self) -> float:
+        """Unit round-off of the rows, of float32 at most."""
+        self._settle()
+        return self._rows_eps
 
     def update(
         self,
@@ -158,7 +176,9 @@ class PatchMoments:
         x = x.detach()
         if self.precision is None:
             self.precision = torch.promote_types(x.dtype, torch.float32)
-        self._eps = max(self._eps, torch.finfo(self.precision).eps)
+        rows_eps = torch.finfo(torch.promote_types(x.dtype, torch.float32)).eps
+        self._rows_eps = max(self._rows_eps, rows_eps)
+        self._eps = max(self._eps, torch.finfo(self.precision).eps, (_ROUNDINGS * rows_eps) ** 2)
         checked = None
         if self.classes:
             checked = labels if labels_checked else self._checked(labels, x.shape[1])
@@ -190,6 +210,7 @@ class PatchMoments:
     def add_sums(self, sums: RowSums) -> PatchMoments:
         """Add rows given by their sums about a shift; ``sums.second`` is overwritten."""
         self._eps = max(self._eps, sums.eps)
+        self._rows_eps = max(self._rows_eps, sums.eps)
         residual = sums.total / sums.n
         shift = sums.shift.double()
         self._merge(sums.n, shift + residual, sums.second, residual)
@@ -222,6 +243,7 @@ class PatchMoments:
         if other.precision is not None:
             self.precision = torch.promote_types(self.precision or other.precision, other.precision)
         self._eps = max(self._eps, other._eps)
+        self._rows_eps = max(self._rows_eps, other._rows_eps)
         if other._mean is not None and other._scatter is not None:
             zero = torch.zeros_like(other._mean)
             self._merge(other._merged, other._mean, other._scatter.clone(), zero)
@@ -293,7 +315,7 @@ class PatchMoments:
         other = PatchMoments(
             self.d_in, groups=self.groups, classes=self.classes, precision=self.precision
         )
-        other._eps = self._eps
+        other._eps, other._rows_eps = self._eps, self._rows_eps
         other._merged, other._class_counts = self._merged, self._class_counts
         if self._mean is not None and self._scatter is not None:
             other._mean = swap(self._mean)

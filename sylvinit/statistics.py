@@ -82,7 +82,7 @@ class LayerStatistics:
         n: number of rows.
         mean: float64 (groups, d).
         covariance: float64 (groups, d, d), divided by n.
-        eps: unit round-off of the products behind the moments.
+        eps: variance, relative to the largest, that may be rounding of what is behind the moments.
         rows_eps: unit round-off of the rows themselves.
         basis: float64 (groups, d, d_in), or None where d = d_in.
         kernel: of the patches, one number per spatial axis: the features of a layer's input are
@@ -201,7 +201,7 @@ def layer_statistics(
             mean=moments.mean(),
             covariance=moments.covariance(),
             eps=moments.eps,
-            rows_eps=moments.eps,
+            rows_eps=moments.rows_eps,
             backend=backend,
             kernel=kernel,
             class_counts=moments.class_counts(),
@@ -220,7 +220,7 @@ def layer_statistics(
         mean=mean,
         covariance=covariance,
         eps=torch.finfo(torch.float64).eps,  # no product was taken in a lower precision
-        rows_eps=moments.eps,
+        rows_eps=moments.rows_eps,
         backend=backend,
         basis=basis,
         kernel=kernel,

@@ -19,7 +19,7 @@ from sylvinit.finite import InputWatch, non_finite_input
 from sylvinit.forward import Arrival
 from sylvinit.layers import Layer
 from sylvinit.memory import memory_for
-from sylvinit.moments import PatchMoments
+from sylvinit.moments import PatchMoments, product_precision
 from sylvinit.patches.collect import PatchSource, add_all, add_rows, add_sampled
 from sylvinit.patches.geometry import PatchGeometry
 from sylvinit.patches.rows import RowToSample, assign_rows
@@ -133,7 +133,7 @@ class LayerUnit:
                 groups=groups,
                 classes=plan.classes,
                 reservoir=plan.code.reservoir,
-                precision=torch.promote_types(dtype, torch.float32),
+                precision=product_precision(dtype, d_in * groups),
             )
         return self._moments
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sylvinit.backends import choose
 from sylvinit.errors import DataError, LabelError, OptionError
-from sylvinit.moments import PatchMoments
+from sylvinit.moments import PatchMoments, product_precision
 from sylvinit.patches.collect import PatchSource, add_all, add_sampled
 from sylvinit.patches.fused import ARITHMETICS
 from sylvinit.patches.geometry import PADDING_MODES, PatchGeometry
@@ -102,7 +102,7 @@ def patch_moments(
         groups=groups,
         classes=0 if labels is None else _class_count(labels, x.shape[0], classes),
         reservoir=reservoir,
-        precision=torch.promote_types(x.dtype, torch.float32),
+        precision=product_precision(x.dtype, x.shape[1] * geometry.taps),
     )
     rows = Rows.one_each(x.shape[0], prod(out_size))
     labels = None if labels is None else labels.to(x.device)
