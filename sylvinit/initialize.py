@@ -41,6 +41,8 @@ _ADVICE = {
     "dead inputs": "constant in these data, like borders and units that are never active",
     "rank < d_out": "on these data any weights would make outputs depend on each other linearly",
     "fewer rows than features": "more samples help, or more patches= where a sample has several",
+    "features of unlike scale": "standardise them, or take head_code='onehot'",
+    "features too small for lam": "scale them, or take a larger lam or head_code='logistic'",
     "near-singular equation": "solved with least norm, nothing need be done",
 }
 

@@ -12,9 +12,10 @@ from torch import Tensor
 from sylvinit.backends import Backend
 from sylvinit.batches import Batch
 from sylvinit.classifier.layer import solve_classifier
-from sylvinit.codes import Code, Logistic, needs_sample_means
+from sylvinit.codes import Code, Logistic, OneHot, needs_sample_means
 from sylvinit.equation import LayerSolution, solve_layer
 from sylvinit.errors import ModelError
+from sylvinit.feature_scales import too_small, unlike_scales
 from sylvinit.finite import InputWatch, non_finite_input
 from sylvinit.forward import Arrival
 from sylvinit.layers import Layer
@@ -268,7 +269,7 @@ class LayerUnit:
                 guard.restore(first.owner, first.parameters("weight"))
                 report.status, report.reason = "skipped", str(error)
                 report.std_after = report.std_before
-        self._remark(report, dead, solution)
+        self._remark(report, dead, solution, stats)
         self.seconds += time.perf_counter() - begin
         report.seconds = self.seconds
         self.reset()
@@ -351,7 +352,9 @@ class LayerUnit:
             return "no bias" if self.layers[0].get_bias() is None else "no bias that may be written"
         return None
 
-    def _remark(self, report: LayerReport, dead: int, solution: LayerSolution) -> None:
+    def _remark(
+        self, report: LayerReport, dead: int, solution: LayerSolution, stats: LayerStatistics
+    ) -> None:
         """Notes on what makes a solution less useful than it could be."""
         if isinstance(self.plan.code, Logistic) and not self.fits_likelihood:
             report.notes.append(f"{self._why_one_hot()}: the one-hot equation is solved instead")
@@ -363,5 +366,11 @@ class LayerUnit:
             report.remarks["rank < d_out"] = f"rank {report.rank}, {report.d_out} outputs"
         if report.patches < report.d_in:
             report.remarks["fewer rows than features"] = f"{report.patches} for {report.d_in}"
+        if self.plan.head and isinstance(self.plan.code, (Logistic, OneHot)):
+            kind, detail = "features of unlike scale", unlike_scales(stats)
+            if not self.fits_likelihood:
+                kind, detail = "features too small for lam", too_small(stats, self.plan.lam)
+            if detail is not None:
+                report.remarks[kind] = detail
         if solution.dropped:
             report.remarks["near-singular equation"] = f"{solution.dropped} pairs dropped"

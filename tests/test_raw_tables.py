@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,3 +88,50 @@ def test_rounding_of_activations_is_no_rank(rank: int, width: int, offset: float
     assert report.layers[1].rank <= rank
     with torch.no_grad():
         assert float(model[:2](x).std()) < 10
+
+
+def embeddings(length: float) -> tuple[Tensor, Tensor]:
+    """Two classes of which one is rarer, in 384 dimensions, all of one length."""
+    generator = torch.Generator().manual_seed(0)
+    y = (torch.rand(3000, generator=generator) < 0.4).long()
+    x = torch.randn(3000, 384, generator=generator)
+    x += 0.15 * torch.randn(2, 384, generator=generator)[y]
+    x += 0.5 * torch.randn(384, generator=generator)
+    return length * nn.functional.normalize(x, dim=1), y
+
+
+def warned(head: nn.Linear, x: Tensor, y: Tensor, **settings: Any) -> list[str]:
+    """The warnings of solving a head."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", sylvinit.SylvinitWarning)
+        report = sylvinit.initialize_head_(head, (x, y), progress=False, **settings)
+    return [text for text in report.warnings if "features" in text and "fewer" not in text]
+
+
+def test_embeddings_of_norm_1_are_too_small_for_a_one_hot_head() -> None:
+    x, y = embeddings(1.0)
+    head = nn.Linear(384, 2)
+    (text,) = warned(head, x, y)
+    assert "features too small for lam" in text
+    assert accuracy(head, x, y) < 0.85
+    assert warned(head, x, y, lam=1000.0) == []
+    assert accuracy(head, x, y) > 0.95
+    assert warned(head, x, y, head_code="logistic") == []
+    assert accuracy(head, x, y) > 0.95
+    x, y = embeddings(384**0.5)
+    assert warned(head, x, y) == []
+    assert accuracy(head, x, y) > 0.95
+
+
+def test_a_logistic_head_wants_features_of_like_scale() -> None:
+    for scale, fine in ((1e2, True), (1e4, False)):
+        x, y = table(scale)
+        head = nn.Linear(COLUMNS, 2)
+        found = warned(head, x, y, head_code="logistic")
+        assert [("features of unlike scale" in text) for text in found] == [True] * (not fine)
+        assert (accuracy(head, x, y) > 0.95) == fine
+    assert warned(head, x, y) == []
+    assert accuracy(head, x, y) > 0.95
+    standardised = (x - x.mean(dim=0)) / x.std(dim=0)
+    assert warned(head, standardised, y, head_code="logistic") == []
+    assert accuracy(head, standardised, y) > 0.95
