@@ -57,6 +57,16 @@ class Batch:
         """Of all inputs."""
         return tuple(x.shape for x in _tensors(self.inputs))
 
+    def holds(self, x: Tensor) -> bool:
+        """Whether x has the values of one of the inputs, in their order, on the CPU."""
+        return any(
+            given.dtype == x.dtype
+            and given.device == x.device == torch.device("cpu")
+            and given.numel() == x.numel()
+            and torch.equal(given.reshape(x.shape), x)
+            for given in _tensors(self.inputs)
+        )
+
     def head(self, count: int) -> Batch:
         """The first ``count`` samples."""
         return self.part(0, min(count, self.size))

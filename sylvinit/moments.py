@@ -5,9 +5,9 @@ For rows x_1 .. x_n in R^d this keeps
     n,  mu = (1/n) sum x,  M = sum (x - mu)(x - mu)^T,  and per class the count and the sum of x,
 
 which is all that the equation of a layer needs (see :mod:`sylvinit.equation`). Products are taken
-in the precision of the rows (bf16 and fp16 are upcast to float32) about the mean of the chunk, and
-added up in float64 by the pairwise update of Chan, Golub and LeVeque (1983). Until n reaches d the
-rows themselves are kept, so that the dual (n x n) problem can be solved.
+in the precision of the rows (bf16 and fp16 are upcast to float32) or a given one about the mean of
+the chunk, and added up in float64 by the pairwise update of Chan, Golub and LeVeque (1983). Until n
+reaches d the rows themselves are kept, so that the dual (n x n) problem can be solved.
 """
 
 from __future__ import annotations
@@ -27,12 +27,9 @@ from sylvinit.sums import Accumulator, RowSums
 _CHUNK_BYTES = 6 * 2**20
 _GRAM_BLOCK = 96
 
-# Features up to which products are taken in float64 whatever the rows are: raw tables have columns
-# of very different scales, and so few features cost little.
+# Features up to which layers' products are taken in float64 whatever the rows are: raw tables have
+# columns of very different scales, and so few features cost little.
 NARROW = 128
-# Rounding of rows, in units of their own round-off, that is not taken for variance: what layers
-# leave that added up hundreds of terms.
-_ROUNDINGS = 32
 
 
 def product_precision(dtype: torch.dtype, features: int) -> torch.dtype:
@@ -124,13 +121,13 @@ class PatchMoments:
 
     @property
     def eps(self) -> float:
-        """Variance, relative to the largest, that may be rounding of the products or the rows."""
+        """Unit round-off of the products."""
         self._settle()
         return self._eps
 
     @property
     def rows_eps(self) -> float:
-        """Unit round-off of the rows, of float32 at most."""
+        """Unit round-off of the rows as they are kept, that of float32 for halves."""
         self._settle()
         return self._rows_eps
 
@@ -176,14 +173,15 @@ class PatchMoments:
         x = x.detach()
         if self.precision is None:
             self.precision = torch.promote_types(x.dtype, torch.float32)
-        rows_eps = torch.finfo(torch.promote_types(x.dtype, torch.float32)).eps
-        self._rows_eps = max(self._rows_eps, rows_eps)
-        self._eps = max(self._eps, torch.finfo(self.precision).eps, (_ROUNDINGS * rows_eps) ** 2)
+        precise = torch.promote_types(x.dtype, torch.float32)
+        eps = torch.finfo(self.precision).eps
+        self._eps = max(self._eps, eps)
+        self._rows_eps = max(self._rows_eps, eps, torch.finfo(precise).eps)
         checked = None
         if self.classes:
             checked = labels if labels_checked else self._checked(labels, x.shape[1])
         if self._reservoir.capacity:
-            self._reservoir.offer(x.to(self.precision), self.n, priority, checked)
+            self._reservoir.offer(x.to(precise), self.n, priority, checked)
         step = self._chunk_rows()
         for begin in range(0, x.shape[1], step):
             part = x[:, begin : begin + step]
@@ -197,7 +195,9 @@ class PatchMoments:
 
     def offer(self, x: Tensor, priority: Tensor, labels: Tensor | None = None) -> None:
         """Offer rows (groups, n, d_in) to the reservoir alone, not to the moments."""
-        self._reservoir.offer(x.to(self.precision or x.dtype), 0, priority, labels)
+        self._reservoir.offer(
+            x.to(torch.promote_types(x.dtype, torch.float32)), 0, priority, labels
+        )
 
     @property
     def device(self) -> torch.device:

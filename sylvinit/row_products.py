@@ -19,7 +19,7 @@ def row_products(left: Tensor, right: Tensor) -> Tensor:
 
     The products are computed in the dtype of the arguments.
     """
-    if min(left.shape[-1], right.shape[-1]) >= _WIDE:
+    if left.dtype == torch.float64 or min(left.shape[-1], right.shape[-1]) >= _WIDE:
         return (left.mT @ right).double()
     whole = left.shape[-2] // _BLOCK * _BLOCK
     rest = (left[..., whole:, :].mT @ right[..., whole:, :]).double()

@@ -83,7 +83,7 @@ class LayerStatistics:
         mean: float64 (groups, d).
         covariance: float64 (groups, d, d), divided by n.
         eps: variance, relative to the largest, that may be rounding of what is behind the moments.
-        rows_eps: unit round-off of the rows themselves.
+        rows_eps: unit round-off of the rows themselves, that of float32 for halves.
         basis: float64 (groups, d, d_in), or None where d = d_in.
         kernel: of the patches, one number per spatial axis: the features of a layer's input are
             channels times taps, taps fastest; () for rows.
@@ -182,8 +182,17 @@ class LayerStatistics:
         return x if self.basis is None else x @ self.basis
 
 
+# Rounding of raw data, in units of their own round-off, that is not taken for variance.
+_ROUNDINGS = 32
+
+
 def layer_statistics(
-    moments: PatchMoments, backend: Backend, *, reduce: bool = True, kernel: tuple[int, ...] = ()
+    moments: PatchMoments,
+    backend: Backend,
+    *,
+    reduce: bool = True,
+    kernel: tuple[int, ...] = (),
+    raw: bool = False,
 ) -> LayerStatistics:
     """The statistics of a layer from its moments.
 
@@ -192,16 +201,20 @@ def layer_statistics(
         backend: where eigendecompositions run.
         reduce: work in the span of the rows where there are fewer of them than features.
         kernel: of the patches, () for rows.
+        raw: whether the rows are data as they come, each entry rounded once. What a layer has
+            computed may be rounding to the extent of the means that it has subtracted, so that
+            eigenvalues of up to eps times the largest are not trusted there, however precise the
+            products.
     """
     columns = moments.columns() if reduce else None
-    reservoir = moments.reservoir()
+    reservoir, rows_eps = moments.reservoir(), moments.rows_eps
     if columns is None:
         return LayerStatistics(
             n=moments.n,
             mean=moments.mean(),
             covariance=moments.covariance(),
-            eps=moments.eps,
-            rows_eps=moments.rows_eps,
+            eps=max(moments.eps, (_ROUNDINGS * rows_eps) ** 2 if raw else rows_eps),
+            rows_eps=rows_eps,
             backend=backend,
             kernel=kernel,
             class_counts=moments.class_counts(),
@@ -220,7 +233,7 @@ def layer_statistics(
         mean=mean,
         covariance=covariance,
         eps=torch.finfo(torch.float64).eps,  # no product was taken in a lower precision
-        rows_eps=moments.rows_eps,
+        rows_eps=rows_eps,
         backend=backend,
         basis=basis,
         kernel=kernel,

@@ -102,6 +102,7 @@ class LayerUnit:
         self._rows_of_means = 0
         self._channels: int | None = None
         self._dtype = torch.float64  # of the inputs, the coarsest of all calls
+        self._raw = True  # all of them are the data themselves
         self._inputs = InputWatch()
 
     def watch(self, arrival: Arrival) -> None:
@@ -118,6 +119,8 @@ class LayerUnit:
         layer: Layer = arrival.point
         if torch.finfo(arrival.x.dtype).eps > torch.finfo(self._dtype).eps:
             self._dtype = arrival.x.dtype
+        if self._raw:
+            self._raw = arrival.x.dtype.itemsize >= 4 and batch.holds(arrival.x)
         labels = batch.labels_on(arrival.x.device) if self.plan.classes else None
         key = stream_key(self.plan.seed, layer.name, arrival.call)
         if layer.geometry is None:
@@ -297,6 +300,7 @@ class LayerUnit:
                 self._backend,
                 reduce=self.plan.code.reducible,
                 kernel=() if geometry is None else geometry.kernel,
+                raw=self._raw,
             )
             if needs_sample_means(self.plan.code):
                 means = self._canonical(self._means)
