@@ -128,3 +128,26 @@ def test_means_of_long_samples(equal: bool) -> None:
         add_sample_means(moments, source, stream_key(0, "layer", 0), 0, None)
     # The means are float32: off by up to 1e-6 beside deviations of 0.1. The worst seen is 1.2e-5.
     assert_near(found.covariance()[0], expected.covariance()[0].numpy(), 5e-5)
+
+
+def test_a_microbatch_of_padding_alone_has_no_means() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+
+    class Classifier(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
+            return self.model(x).mean(dim=1)
+
+    generator = torch.Generator().manual_seed(0)
+    x, labels = torch.randn(40, 5, 4, generator=generator), torch.arange(40) % 2
+    mask = torch.ones(40, 5, dtype=torch.bool)
+    mask[8:16] = False  # the second microbatch
+    data = {"x": x, "attention_mask": mask, "labels": labels}
+    report = sylvinit.initialize_(
+        Classifier(), data, preset="frozen", microbatch=8, head_code="onehot", progress=False
+    )
+    assert len(report.solved) == 2
+    assert report.layers[0].patches == 32 * 5

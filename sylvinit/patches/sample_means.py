@@ -49,7 +49,7 @@ def add_sample_means(
 
 def _means_of_runs(x: Tensor, lengths: Tensor) -> Tensor:
     """Means of successive rows of x (groups, rows, d), so many each."""
-    if bool((lengths == lengths[:1]).all()):
+    if len(lengths) and bool((lengths == lengths[0]).all()):
         return x.unflatten(1, (len(lengths), -1)).mean(dim=2)  # sums pairwise
     # In a fixed order, but one after the other: float32 would lose what tells long samples apart.
     sums = torch.segment_reduce(x.movedim(1, 0).double(), "mean", lengths=lengths.to(x.device))
