@@ -12,20 +12,17 @@ reaches d the rows themselves are kept, so that the dual (n x n) problem can be 
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import torch
 from torch import Tensor
 
 from sylvinit.errors import DataError, LabelError, OptionError
 from sylvinit.reservoir import Reservoir
-from sylvinit.row_products import row_products
+from sylvinit.row_products import gram
 from sylvinit.sums import Accumulator, RowSums
 
 # Rows are multiplied in chunks of about this size: enough for an efficient product, and below the
 # size from which the allocator asks the system for fresh pages each time.
 _CHUNK_BYTES = 6 * 2**20
-_GRAM_BLOCK = 96
 
 # Features up to which layers' products are taken in float64 whatever the rows are: raw tables have
 # columns of very different scales, and so few features cost little.
@@ -35,31 +32,6 @@ NARROW = 128
 def product_precision(dtype: torch.dtype, features: int) -> torch.dtype:
     """In which dtype rows of ``dtype`` with so many features, of all groups, are multiplied."""
     return torch.float64 if features <= NARROW else torch.promote_types(dtype, torch.float32)
-
-
-def gram(x: Tensor) -> Tensor:
-    """x^T x for x (..., n, d), in float64, from the blocks of the upper triangle.
-
-    The products are computed in the dtype of x. Symmetric to the bit, which a product is with some
-    libraries and processors only.
-    """
-    d = x.shape[-1]
-    if d < 2 * _GRAM_BLOCK:
-        return mirrored(row_products(x, x))
-    out = x.new_empty((*x.shape[:-2], d, d), dtype=torch.float64)
-    blocks = -(-d // _GRAM_BLOCK)
-    edges = [d * i // blocks for i in range(blocks + 1)]
-    for begin, end in pairwise(edges):
-        part = x[..., begin:end].mT @ x[..., begin:]
-        out[..., begin:end, begin:] = part
-        out[..., end:, begin:end] = part[..., end - begin :].mT
-        out[..., begin:end, begin:end] = mirrored(part[..., : end - begin])
-    return out
-
-
-def mirrored(a: Tensor) -> Tensor:
-    """The symmetric matrices (..., d, d) that have the upper triangles of the given ones."""
-    return a.triu() + a.triu(1).mT
 
 
 class PatchMoments:

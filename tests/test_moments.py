@@ -18,7 +18,7 @@ from torch import Tensor
 import sylvinit.moments
 from sylvinit import PatchMoments
 from sylvinit.errors import DataError, LabelError, OptionError
-from sylvinit.moments import gram
+from sylvinit.row_products import gram
 from sylvinit.sums import RowSums
 
 # Of the largest entry (or of 1). Sums of n <= 60 products in float64 are off by n eps = 1e-14 at
