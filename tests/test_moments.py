@@ -16,6 +16,7 @@ from scipy.stats import chi2
 from torch import Tensor
 
 import sylvinit.moments
+import sylvinit.row_products
 from sylvinit import PatchMoments
 from sylvinit.errors import DataError, LabelError, OptionError
 from sylvinit.row_products import gram
@@ -190,7 +191,7 @@ def test_gram_of_products_that_are_not_symmetric(
         return found + 1e-9 * torch.rand(found.shape, dtype=torch.float64)
 
     monkeypatch.setattr(torch.Tensor, "__matmul__", inexact)
-    monkeypatch.setattr(sylvinit.moments, "_GRAM_BLOCK", block)
+    monkeypatch.setattr(sylvinit.row_products, "_GRAM_BLOCK", block)
     found = gram(x)
     assert not torch.equal(x.mT @ x, (x.mT @ x).mT)
     assert torch.equal(found, found.mT)
