@@ -40,6 +40,8 @@ def add_sample_means(
     sample, entry, position = (
         rows.all_positions() if patches is None else rows.draw(key, start, patches)[:3]
     )
+    if not len(sample):
+        return 0
     present, lengths = sample.unique_consecutive(return_counts=True)
     gathered = source.gather(entry, position)
     gathered = gathered.to(torch.promote_types(gathered.dtype, torch.float32))
@@ -49,7 +51,7 @@ def add_sample_means(
 
 def _means_of_runs(x: Tensor, lengths: Tensor) -> Tensor:
     """Means of successive rows of x (groups, rows, d), so many each."""
-    if len(lengths) and bool((lengths == lengths[0]).all()):
+    if bool((lengths == lengths[0]).all()):
         return x.unflatten(1, (len(lengths), -1)).mean(dim=2)  # sums pairwise
     # In a fixed order, but one after the other: float32 would lose what tells long samples apart.
     sums = torch.segment_reduce(x.movedim(1, 0).double(), "mean", lengths=lengths.to(x.device))
