@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from sylvinit.arguments import (
+from sylvinit.backends import table
+from sylvinit.batches import ForwardFn
+from sylvinit.checks import (
     Selection,
     check_choice,
     check_count,
@@ -15,8 +17,6 @@ from sylvinit.arguments import (
     check_used,
     matches,
 )
-from sylvinit.backends import table
-from sylvinit.batches import ForwardFn
 from sylvinit.codes import Code, get_code
 from sylvinit.errors import OptionError, OptionTypeError
 from sylvinit.patches.rows import RowToSample

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sylvinit import priors
-from sylvinit.arguments import check_number
+from sylvinit.checks import check_number
 from sylvinit.codes.base import Latent
 from sylvinit.priors.distance import resample_correlation
 from sylvinit.priors.matrix import check_correlation, kernel_for

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sylvinit.arguments import check_number
+from sylvinit.checks import check_number
 from sylvinit.codes.base import Latent
 from sylvinit.codes.components import fisher_directions
 from sylvinit.codes.rest import components_of_rest

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sylvinit.arguments import check_count, check_number
+from sylvinit.checks import check_count, check_number
 from sylvinit.codes.targets import OneHot
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from sylvinit import priors
-from sylvinit.arguments import check_choice, check_number
+from sylvinit.checks import check_choice, check_number
 from sylvinit.errors import CorrelationError, ModelError, OptionError, OptionTypeError
 from sylvinit.priors.matrix import check_correlation, shown
 from sylvinit.priors.strength import factor, scale_correlation

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from sylvinit.arguments import Selection, check_choice, check_number
+from sylvinit.checks import Selection, check_choice, check_number
 from sylvinit.correlated.draw import KAIMING_GAIN, MODES, draw_filters
 from sylvinit.correlated.plan import Job, assign_matrices, plan_layers
 from sylvinit.errors import ModelError, OptionTypeError, SylvinitWarning

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from sylvinit.arguments import check_count, check_seed
 from sylvinit.batches import Batch, ForwardFn, call_model, read_batches
+from sylvinit.checks import check_count, check_seed
 from sylvinit.errors import DataError, ModelError, NonFiniteError
 from sylvinit.layers import ConvLayer, layers_of
 from sylvinit.modules import check_module, clean_name, device_of, refuse_lazy

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from sylvinit import priors
-from sylvinit.arguments import Selection, check_used, matches
+from sylvinit.checks import Selection, check_used, matches
 from sylvinit.errors import ModelError, OptionError, OptionTypeError
 from sylvinit.layers import ConvLayer, ConvTransposeLayer, Layer, LinearLayer, layers_of
 from sylvinit.modules import clean_name, memory_key, parameter_holders, refuse_lazy

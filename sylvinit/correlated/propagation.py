@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sylvinit.arguments import check_number
+from sylvinit.checks import check_number
 from sylvinit.errors import OptionError, OptionTypeError
 
 Kind = Literal["equal", "independent"]

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from sylvinit.arguments import check_count
+from sylvinit.checks import check_count
 from sylvinit.diagnostics.probes import FeatureProbe, LayerProbe, find_layers, packed
 from sylvinit.diagnostics.record import Record
 from sylvinit.diagnostics.updates import GradientStatistics, UpdateWatch

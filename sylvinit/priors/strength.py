@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sylvinit.arguments import check_number
+from sylvinit.checks import check_number
 from sylvinit.errors import CorrelationError, SylvinitWarning
 from sylvinit.priors.matrix import ROUNDING, check_correlation
 
