@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sylvinit.backends import Backend
-from sylvinit.moments import PatchMoments
+from sylvinit.moments.streaming import PatchMoments
 
 
 @dataclass(frozen=True)

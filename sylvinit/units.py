@@ -20,7 +20,7 @@ from sylvinit.finite import InputWatch, non_finite_input
 from sylvinit.forward import Arrival
 from sylvinit.layers import Layer
 from sylvinit.memory import memory_for
-from sylvinit.moments import PatchMoments, product_precision
+from sylvinit.moments.streaming import PatchMoments, product_precision
 from sylvinit.patches.collect import PatchSource, add_all, add_rows, add_sampled
 from sylvinit.patches.geometry import PatchGeometry
 from sylvinit.patches.rows import RowToSample, assign_rows

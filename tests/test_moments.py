@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy.stats import chi2
 from torch import Tensor
 
-import sylvinit.moments
+import sylvinit.moments.streaming
 import sylvinit.row_products
 from sylvinit import PatchMoments
 from sylvinit.errors import DataError, LabelError, OptionError
@@ -88,7 +88,7 @@ def test_any_chunks_in_any_order_give_the_two_pass_moments(stream: dict[str, Any
     x, labels = stream["x"], stream["labels"]
     groups, _, d = x.shape
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sylvinit.moments, "_CHUNK_BYTES", stream["chunk_bytes"])
+        patch.setattr(sylvinit.moments.streaming, "_CHUNK_BYTES", stream["chunk_bytes"])
         parts: list[PatchMoments] = []
         steps = zip(stream["pieces"], stream["new"], stream["read"], strict=True)
         for (begin, end), new, read in steps:

@@ -14,7 +14,7 @@ from helpers import assert_near
 from torch import Tensor, nn
 
 import sylvinit
-from sylvinit.moments import PatchMoments
+from sylvinit.moments.streaming import PatchMoments
 from sylvinit.patches.collect import PatchSource
 from sylvinit.patches.rows import Rows
 from sylvinit.patches.sample_means import add_sample_means

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sylvinit.memory import to_device
-from sylvinit.moments import PatchMoments
+from sylvinit.moments.streaming import PatchMoments
 from sylvinit.patches.accumulator import PatchAccumulator, can_fuse
 from sylvinit.patches.correlate import (
     correlation_gram,

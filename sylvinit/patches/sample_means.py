@@ -7,7 +7,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from sylvinit.moments import PatchMoments
+from sylvinit.moments.streaming import PatchMoments
 from sylvinit.patches.collect import PatchSource
 from sylvinit.patches.correlate import pad_channels_last, window_sums
 from sylvinit.patches.geometry import PatchGeometry

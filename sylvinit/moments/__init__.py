@@ -1,0 +1,1 @@
+"""From activations to streaming moments: positions, rows, patches, sums."""
