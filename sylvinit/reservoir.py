@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sylvinit.sampling import philox4x32
+from sylvinit.moments.sampling import philox4x32
 
 
 class Reservoir:

@@ -15,7 +15,7 @@ from scipy.stats import chi2
 from torch import nn
 
 import sylvinit
-from sylvinit import sampling
+from sylvinit.moments import sampling
 from sylvinit.patches.rows import Rows, assign_rows
 
 # Counter, key and words of philox4x32-10 from the file kat_vectors of Random123.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sylvinit.memory import to_device
+from sylvinit.moments.sampling import Key
 from sylvinit.moments.streaming import PatchMoments
 from sylvinit.patches.accumulator import PatchAccumulator, can_fuse
 from sylvinit.patches.correlate import (
@@ -23,7 +24,6 @@ from sylvinit.patches.gather import gather_patches
 from sylvinit.patches.geometry import PatchGeometry
 from sylvinit.patches.layout import PatchLayout
 from sylvinit.patches.rows import Rows
-from sylvinit.sampling import Key
 from sylvinit.sums import RowSums
 
 _UNFOLD_BYTES = 16 * 2**20
@@ -88,7 +88,7 @@ def add_sampled(
     patches: int,
     arithmetic: str | None,
 ) -> None:
-    """Add ``patches`` random patches of every sample; see :mod:`sylvinit.sampling`.
+    """Add ``patches`` random patches of every sample; see :mod:`sylvinit.moments.sampling`.
 
     Args:
         arithmetic: of the patch_gram operator, used where it takes these patches; None: it is not.

@@ -23,9 +23,9 @@ from torch import Tensor
 from sylvinit import extension
 from sylvinit.errors import BackendError, DataError, OptionError
 from sylvinit.memory import memory_for
+from sylvinit.moments.sampling import choose_positions
 from sylvinit.patches.gather import gather_patches
 from sylvinit.patches.layout import ELEMENT_TYPES, PatchLayout
-from sylvinit.sampling import choose_positions
 
 # How products of float32 are taken, in the order of csrc/cuda/patch_gram.h. "3xtf32" is as accurate
 # as float32 arithmetic, on tensor cores; "tf32" rounds the factors to 11 bits.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sylvinit.errors import RowLayoutError
-from sylvinit.sampling import Key, choose_positions
+from sylvinit.moments.sampling import Key, choose_positions
 
 RowToSample = Callable[[str, Tensor, int], "Tensor | None"]
 
@@ -61,7 +61,7 @@ class Rows:
     def draw(
         self, key: Key, start: int, patches: int | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(sample, entry, position, priority) of the drawn positions; see :mod:`sylvinit.sampling`.
+        """(sample, entry, position, priority) of the drawn positions; see :mod:`sylvinit.moments.sampling`.
 
         Args:
             key: of this call of this layer.

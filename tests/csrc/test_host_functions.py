@@ -14,8 +14,8 @@ from compiler import find_compiler
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from sylvinit.moments.sampling import philox4x32
 from sylvinit.patches.geometry import PADDING_MODES, axis_index_table
-from sylvinit.sampling import philox4x32
 
 HERE = Path(__file__).parent
 CSRC = HERE.parents[1] / "csrc"
