@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sylvinit.errors import DataError, LabelError, OptionError
-from sylvinit.reservoir import Reservoir
+from sylvinit.moments.reservoir import Reservoir
 from sylvinit.row_products import gram
 from sylvinit.sums import Accumulator, RowSums
 
