@@ -19,8 +19,8 @@ import sylvinit.moments.streaming
 import sylvinit.row_products
 from sylvinit import PatchMoments
 from sylvinit.errors import DataError, LabelError, OptionError
+from sylvinit.moments.sums import RowSums
 from sylvinit.row_products import gram
-from sylvinit.sums import RowSums
 
 # Of the largest entry (or of 1). Sums of n <= 60 products in float64 are off by n eps = 1e-14 at
 # most, and the moments are sums of at most 60 pieces of that kind.

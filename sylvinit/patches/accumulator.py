@@ -10,9 +10,9 @@ from torch import Tensor
 
 from sylvinit.errors import DataError, LabelError
 from sylvinit.memory import memory_for
+from sylvinit.moments.sums import RowSums
 from sylvinit.patches.fused import columns, patch_gram, patch_mean, unit_roundoff
 from sylvinit.patches.layout import ELEMENT_TYPES, PatchLayout
-from sylvinit.sums import RowSums
 
 # Patches whose mean is the shift: it then differs from the mean by a tenth of the spread.
 _SHIFT_PATCHES = 256

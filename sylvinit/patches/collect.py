@@ -12,6 +12,7 @@ from torch import Tensor
 from sylvinit.memory import to_device
 from sylvinit.moments.sampling import Key
 from sylvinit.moments.streaming import PatchMoments
+from sylvinit.moments.sums import RowSums
 from sylvinit.patches.accumulator import PatchAccumulator, can_fuse
 from sylvinit.patches.correlate import (
     correlation_gram,
@@ -24,7 +25,6 @@ from sylvinit.patches.gather import gather_patches
 from sylvinit.patches.geometry import PatchGeometry
 from sylvinit.patches.layout import PatchLayout
 from sylvinit.patches.rows import Rows
-from sylvinit.sums import RowSums
 
 _UNFOLD_BYTES = 16 * 2**20
 # Patches per sample that feed a reservoir where the moments themselves need none gathered.
