@@ -17,8 +17,8 @@ from torch import Tensor
 
 from sylvinit.errors import DataError, LabelError, OptionError
 from sylvinit.moments.reservoir import Reservoir
+from sylvinit.moments.row_products import gram
 from sylvinit.moments.sums import Accumulator, RowSums
-from sylvinit.row_products import gram
 
 # Rows are multiplied in chunks of about this size: enough for an efficient product, and below the
 # size from which the allocator asks the system for fresh pages each time.

@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sylvinit.moments.row_products import mirrored, row_products
 from sylvinit.patches.geometry import PatchGeometry
 from sylvinit.patches.lags import lag_layout_fits, lagged_gram
-from sylvinit.row_products import mirrored, row_products
 
 _TORCH_MODES = {"zeros": "constant"}
 

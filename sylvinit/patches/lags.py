@@ -15,11 +15,11 @@ from math import prod
 import torch
 from torch import Tensor
 
+from sylvinit.moments.row_products import mirrored
 from sylvinit.patches.accumulator import can_fuse
 from sylvinit.patches.fused import patch_gram
 from sylvinit.patches.geometry import PatchGeometry
 from sylvinit.patches.layout import PatchLayout
-from sylvinit.row_products import mirrored
 
 
 @dataclass(frozen=True)
