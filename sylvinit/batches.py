@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sylvinit.backends.memory import to_device
 from sylvinit.errors import DataError, LabelError, OptionTypeError
-from sylvinit.memory import to_device
 
 ForwardFn = Callable[[nn.Module, Any], Any]
 LABEL_KEYS = ("labels", "label", "targets", "target", "y")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sylvinit.backends import Backend
+from sylvinit.backends.memory import memory_for
 from sylvinit.batches import Batch
 from sylvinit.classifier.layer import solve_classifier
 from sylvinit.codes import Code, Logistic, OneHot, needs_sample_means
@@ -19,7 +20,6 @@ from sylvinit.feature_scales import too_small, unlike_scales
 from sylvinit.finite import InputWatch, non_finite_input
 from sylvinit.forward import Arrival
 from sylvinit.layers import Layer
-from sylvinit.memory import memory_for
 from sylvinit.moments.sampling import Key, stream_key
 from sylvinit.moments.streaming import PatchMoments, product_precision
 from sylvinit.patches.collect import PatchSource, add_all, add_rows, add_sampled

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from sylvinit import extension
 from sylvinit.backends import kernels, spectral
+from sylvinit.backends.memory import memory_for
 from sylvinit.errors import BackendError, SolverError
-from sylvinit.memory import memory_for
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from sylvinit import extension
+from sylvinit.backends.memory import memory_for
 from sylvinit.backends.spectral import Quotient, Thresholds
-from sylvinit.memory import memory_for
 
 
 def place(x: Tensor) -> tuple[int, int]:

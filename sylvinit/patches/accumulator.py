@@ -8,8 +8,8 @@ from math import prod
 import torch
 from torch import Tensor
 
+from sylvinit.backends.memory import memory_for
 from sylvinit.errors import DataError, LabelError
-from sylvinit.memory import memory_for
 from sylvinit.moments.sums import RowSums
 from sylvinit.patches.fused import columns, patch_gram, patch_mean, unit_roundoff
 from sylvinit.patches.layout import ELEMENT_TYPES, PatchLayout

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sylvinit.memory import to_device
+from sylvinit.backends.memory import to_device
 from sylvinit.moments.sampling import Key
 from sylvinit.moments.streaming import PatchMoments
 from sylvinit.moments.sums import RowSums

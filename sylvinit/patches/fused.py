@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from sylvinit import extension
+from sylvinit.backends.memory import memory_for
 from sylvinit.errors import BackendError, DataError, OptionError
-from sylvinit.memory import memory_for
 from sylvinit.moments.sampling import choose_positions
 from sylvinit.patches.gather import gather_patches
 from sylvinit.patches.layout import ELEMENT_TYPES, PatchLayout
