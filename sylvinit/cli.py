@@ -355,7 +355,8 @@ def _info(_: argparse.Namespace) -> None:
 
     import torch
 
-    from sylvinit import backends, extension
+    from sylvinit import backends
+    from sylvinit.backends import extension
     from sylvinit.sylvester import routes
 
     _say(f"sylvinit {__version__}, Python {platform.python_version()}")

@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from sylvinit import extension
-from sylvinit.backends import cusolver
+from sylvinit.backends import cusolver, extension
 
 Array = np.ndarray
 # Changes what a routine returns: (values, rows, info, matrices that were passed in).

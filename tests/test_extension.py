@@ -1,4 +1,4 @@
-"""sylvinit.extension: whether the CUDA extension runs here, for every reason why it may not."""
+"""sylvinit.backends.extension: whether the CUDA extension runs here, for every reason why it may not."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sylvinit import cli, extension
+from sylvinit import cli
+from sylvinit.backends import extension
 
 HASH = "0123456789abcdef"
 

@@ -18,7 +18,7 @@ from gpu.floor import floor_seconds, gram_work
 from gpu.processes import Done, execute
 from gpu.timing import Clock, Timing
 
-from sylvinit import extension
+from sylvinit.backends import extension
 
 QUICK_STEPS = "environment,build,sanitizer,ceilings,gram,sylvester,initialize,all_patches,eigen"
 

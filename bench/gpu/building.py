@@ -16,8 +16,7 @@ _ASK = "import json; from gpu.building import installed; print(json.dumps(instal
 
 def installed() -> dict[str, Any]:
     """The extension and the cuSOLVER that this process would use."""
-    from sylvinit import extension
-    from sylvinit.backends import cusolver
+    from sylvinit.backends import cusolver, extension
 
     built = extension.module
     found: dict[str, Any] = {"reason": extension.reason(), "description": extension.description()}

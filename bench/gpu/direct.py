@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sylvinit import extension
-from sylvinit.backends import cusolver
+from sylvinit.backends import cusolver, extension
 
 ROUTINES = ("xsyevd", "xsyev_batched", "syevj_batched")
 

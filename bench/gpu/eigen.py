@@ -15,8 +15,7 @@ from torch import Tensor
 from gpu.context import Context
 from gpu.direct import ROUTINES, Direct, covariances
 from gpu.timing import Clock
-from sylvinit import extension
-from sylvinit.backends import cusolver
+from sylvinit.backends import cusolver, extension
 
 # The sizes of layers first: if time runs out, powers of two are missing.
 LAYERS = [27, 64, 144, 147, 256, 288, 512, 576, 1152, 2304, 100, 32, 16, 128]

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gpu.gram_cases import Inputs
-from sylvinit import extension
+from sylvinit.backends import extension
 from sylvinit.patches import fused
 from sylvinit.patches.gather import gather_patches
 

@@ -13,8 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from sylvinit import extension
-from sylvinit.backends import kernels, spectral
+from sylvinit.backends import extension, kernels, spectral
 from sylvinit.patches import fused
 from sylvinit.patches.geometry import PatchGeometry
 from sylvinit.patches.layout import PatchLayout

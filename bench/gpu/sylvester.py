@@ -11,8 +11,7 @@ import sylvinit
 from gpu.context import Context
 from gpu.direct import Direct, covariances
 from gpu.timing import Clock
-from sylvinit import extension
-from sylvinit.backends import cusolver
+from sylvinit.backends import cusolver, extension
 
 # batch, k, d; the targets are for the first.
 TARGET = (500, 100, 100)

@@ -21,7 +21,7 @@ bool is_device_pointer(const void* pointer) {
 }  // namespace sylvinit
 
 PYBIND11_MODULE(_cuda, m) {
-  m.doc() = "CUDA kernels of sylvinit; used through sylvinit.extension";
+  m.doc() = "CUDA kernels of sylvinit; used through sylvinit.backends.extension";
   m.attr("CSRC_HASH") = SYLVINIT_CSRC_HASH;
   m.attr("ARCHITECTURES") = SYLVINIT_ARCHITECTURES;
   m.attr("CUDA_VERSION") = CUDART_VERSION;

@@ -19,8 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sylvinit import extension
-from sylvinit.backends import kernels, spectral
+from sylvinit.backends import extension, kernels, spectral
 from sylvinit.backends.memory import memory_for
 from sylvinit.errors import BackendError, SolverError
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sylvinit import extension
+from sylvinit.backends import extension
 from sylvinit.backends.memory import memory_for
 from sylvinit.backends.spectral import Quotient, Thresholds
 

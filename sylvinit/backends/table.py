@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sylvinit import extension
-from sylvinit.backends import cusolver, kernels, spectral
+from sylvinit.backends import cusolver, extension, kernels, spectral
 from sylvinit.errors import BackendError, OptionError
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sylvinit import extension
+from sylvinit.backends import extension
 from sylvinit.backends.memory import memory_for
 from sylvinit.errors import BackendError, DataError, OptionError
 from sylvinit.moments.sampling import choose_positions

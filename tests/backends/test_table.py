@@ -6,8 +6,7 @@ import pytest
 import torch
 from fake_cuda import FakeModule
 
-from sylvinit import extension
-from sylvinit.backends import choose, cusolver, kernels, spectral, table
+from sylvinit.backends import choose, cusolver, extension, kernels, spectral, table
 from sylvinit.errors import BackendError
 from sylvinit.sylvester import spectral as user_spectral
 

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 import pytest
 import torch
 
-from sylvinit import extension
+from sylvinit.backends import extension
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -25,7 +25,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sylvinit import extension
+from sylvinit.backends import extension
 from sylvinit.patches import fused
 from sylvinit.patches.accumulator import PatchAccumulator
 from sylvinit.patches.layout import PatchLayout

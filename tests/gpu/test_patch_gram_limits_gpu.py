@@ -10,7 +10,7 @@ import pytest
 import torch
 from gram_problems import convolution, integers, operator, run
 
-from sylvinit import extension
+from sylvinit.backends import extension
 from sylvinit.errors import DataError, LabelError, SylvinitError
 from sylvinit.patches import fused
 from sylvinit.patches.accumulator import PatchAccumulator

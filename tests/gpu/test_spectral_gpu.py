@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 import sylvinit
-from sylvinit import extension
-from sylvinit.backends import choose, cusolver, kernels, spectral
+from sylvinit.backends import choose, cusolver, extension, kernels, spectral
 from sylvinit.backends.spectral import Thresholds, solve_positive
 from sylvinit.errors import DeviceMemoryError, SolverError
 
