@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sylvinit.statistics import LayerStatistics
+from sylvinit.moments.statistics import LayerStatistics
 
 # Largest standard deviation over the median one from which the ridges of a logistic head, which are
 # relative to the mean variance, leave little of the other features: 100 cost a table of nine

@@ -21,6 +21,7 @@ from sylvinit.finite import InputWatch, non_finite_input
 from sylvinit.forward import Arrival
 from sylvinit.layers import Layer
 from sylvinit.moments.sampling import Key, stream_key
+from sylvinit.moments.statistics import LayerStatistics, SampleStatistics, layer_statistics
 from sylvinit.moments.streaming import PatchMoments, product_precision
 from sylvinit.patches.collect import PatchSource, add_all, add_rows, add_sampled
 from sylvinit.patches.geometry import PatchGeometry
@@ -29,7 +30,6 @@ from sylvinit.patches.sample_means import add_sample_means
 from sylvinit.report import LayerReport
 from sylvinit.scaling import output_std, scale_rows
 from sylvinit.state import ModelGuard
-from sylvinit.statistics import LayerStatistics, SampleStatistics, layer_statistics
 
 
 @dataclass(frozen=True)

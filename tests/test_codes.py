@@ -30,7 +30,7 @@ from sylvinit.codes import (
 )
 from sylvinit.codes import registry as code_registry
 from sylvinit.errors import LabelError, OptionError, OptionTypeError
-from sylvinit.statistics import LayerStatistics, layer_statistics
+from sylvinit.moments.statistics import LayerStatistics, layer_statistics
 
 pytestmark = pytest.mark.filterwarnings("ignore::sylvinit.SylvinitWarning")
 

@@ -30,7 +30,7 @@ from torch import nn
 import sylvinit
 from sylvinit import units
 from sylvinit.codes import ICA, PCA, Code, KMeans, Latent
-from sylvinit.statistics import LayerStatistics
+from sylvinit.moments.statistics import LayerStatistics
 
 pytestmark = pytest.mark.filterwarnings("ignore::sylvinit.SylvinitWarning")
 

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 import sylvinit
 from sylvinit.backends import choose
+from sylvinit.moments.statistics import LayerStatistics, layer_statistics
 from sylvinit.scaling import output_std, scale_rows
-from sylvinit.statistics import LayerStatistics, layer_statistics
 
 quiet = pytest.mark.filterwarnings("ignore::sylvinit.SylvinitWarning")
 

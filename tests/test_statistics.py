@@ -16,7 +16,7 @@ import sylvinit
 from sylvinit import units
 from sylvinit.backends import choose
 from sylvinit.codes import Discriminant
-from sylvinit.statistics import LayerStatistics, SampleStatistics, layer_statistics
+from sylvinit.moments.statistics import LayerStatistics, SampleStatistics, layer_statistics
 
 # Relative to the largest entry: sums in two orders; the worst seen is 3e-15 (float64), 2e-7.
 CLOSE = {torch.float64: 1e-12, torch.float32: 1e-5}

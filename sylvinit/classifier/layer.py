@@ -9,7 +9,7 @@ import torch
 from sylvinit.classifier.gaussian import RIDGES, GaussianClassifier, fit_gaussian
 from sylvinit.classifier.logistic import refine_logistic
 from sylvinit.equation import LayerSolution
-from sylvinit.statistics import LayerStatistics
+from sylvinit.moments.statistics import LayerStatistics
 
 
 def solve_classifier(

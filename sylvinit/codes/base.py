@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from sylvinit.statistics import LayerStatistics
+from sylvinit.moments.statistics import LayerStatistics
 
 
 @dataclass(frozen=True)

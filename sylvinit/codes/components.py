@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sylvinit.codes.base import Latent, fix_signs
-from sylvinit.statistics import LayerStatistics
+from sylvinit.moments.statistics import LayerStatistics
 
 _log = logging.getLogger(__name__)
 

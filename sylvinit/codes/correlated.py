@@ -13,11 +13,11 @@ from torch import Tensor
 from sylvinit import priors
 from sylvinit.checks import check_number
 from sylvinit.codes.base import Latent
+from sylvinit.moments.statistics import LayerStatistics
 from sylvinit.priors.distance import resample_correlation
 from sylvinit.priors.matrix import check_correlation, kernel_for
 from sylvinit.priors.spatial import spatial_correlation
 from sylvinit.priors.strength import factor, repaired_correlation
-from sylvinit.statistics import LayerStatistics
 
 
 @dataclass(frozen=True)

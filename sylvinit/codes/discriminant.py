@@ -10,7 +10,7 @@ from sylvinit.checks import check_number
 from sylvinit.codes.base import Latent
 from sylvinit.codes.components import fisher_directions
 from sylvinit.codes.rest import components_of_rest
-from sylvinit.statistics import LayerStatistics, SampleStatistics
+from sylvinit.moments.statistics import LayerStatistics, SampleStatistics
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from sylvinit.codes.base import Code, Latent, is_mirrored, needs_sample_means
 from sylvinit.codes.targets import OneHot
 from sylvinit.errors import OptionError, OptionTypeError
-from sylvinit.statistics import LayerStatistics
+from sylvinit.moments.statistics import LayerStatistics
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sylvinit.codes.base import Latent
 from sylvinit.codes.components import top_eigenvectors
-from sylvinit.statistics import LayerStatistics
+from sylvinit.moments.statistics import LayerStatistics
 
 
 def components_of_rest(stats: LayerStatistics, latent: Latent, k: int) -> tuple[Tensor, Tensor]:

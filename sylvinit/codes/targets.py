@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from sylvinit.codes.base import Latent
-from sylvinit.statistics import LayerStatistics
+from sylvinit.moments.statistics import LayerStatistics
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from sylvinit.backends import Backend, cusolver, kernels, spectral
 from sylvinit.backends.spectral import Thresholds, solve_positive
 from sylvinit.codes import get_code
 from sylvinit.equation import solve_layer
-from sylvinit.statistics import layer_statistics
+from sylvinit.moments.statistics import layer_statistics
 from sylvinit.sylvester import lapack
 from sylvinit.sylvester import spectral as users
 

@@ -28,7 +28,7 @@ from sylvinit.backends import choose
 from sylvinit.codes import CorrelatedFilters, Latent, available_codes, get_code
 from sylvinit.correlated import fit_distance_model, scale_correlation
 from sylvinit.errors import CorrelationError, DataError, OptionError, OptionTypeError
-from sylvinit.statistics import LayerStatistics, layer_statistics
+from sylvinit.moments.statistics import LayerStatistics, layer_statistics
 
 pytestmark = pytest.mark.filterwarnings("ignore::sylvinit.SylvinitWarning")
 PRIOR = priors.load("resnet10-cifar10")
