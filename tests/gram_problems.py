@@ -10,8 +10,8 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from sylvinit.model.geometry import PADDING_MODES, PatchGeometry
 from sylvinit.patches import fused
-from sylvinit.patches.geometry import PADDING_MODES, PatchGeometry
 from sylvinit.patches.layout import PatchLayout
 
 POISON = -7.0

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gpu.timing import copies_past_cache
-from sylvinit.patches.geometry import PatchGeometry
+from sylvinit.model.geometry import PatchGeometry
 from sylvinit.patches.layout import PatchLayout
 
 

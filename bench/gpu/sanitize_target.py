@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from sylvinit.backends import extension, kernels, spectral
+from sylvinit.model.geometry import PatchGeometry
 from sylvinit.patches import fused
-from sylvinit.patches.geometry import PatchGeometry
 from sylvinit.patches.layout import PatchLayout
 
 DONE = "all launches compared"

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from sylvinit.errors import ModelError, OptionError, OptionTypeError
-from sylvinit.patches.geometry import PatchGeometry
+from sylvinit.model.geometry import PatchGeometry
 
 
 class Layer:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sylvinit.layers.base import Layer, assign, register_layer
-from sylvinit.patches.geometry import PatchGeometry
+from sylvinit.model.geometry import PatchGeometry
 
 
 class _Convolution(Layer):

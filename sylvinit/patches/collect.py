@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sylvinit.backends.memory import to_device
+from sylvinit.model.geometry import PatchGeometry
 from sylvinit.moments.sampling import Key
 from sylvinit.moments.streaming import PatchMoments
 from sylvinit.moments.sums import RowSums
@@ -22,7 +23,6 @@ from sylvinit.patches.correlate import (
 )
 from sylvinit.patches.fused import unit_roundoff
 from sylvinit.patches.gather import gather_patches
-from sylvinit.patches.geometry import PatchGeometry
 from sylvinit.patches.layout import PatchLayout
 from sylvinit.patches.rows import Rows
 

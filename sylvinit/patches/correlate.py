@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sylvinit.model.geometry import PatchGeometry
 from sylvinit.moments.row_products import mirrored, row_products
-from sylvinit.patches.geometry import PatchGeometry
 from sylvinit.patches.lags import lag_layout_fits, lagged_gram
 
 _TORCH_MODES = {"zeros": "constant"}

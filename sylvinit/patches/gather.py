@@ -8,7 +8,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from sylvinit.patches.geometry import PatchGeometry
+from sylvinit.model.geometry import PatchGeometry
 
 # Index tables up to this many entries (2 MiB) are kept.
 _TABLE_ENTRIES = 2**18

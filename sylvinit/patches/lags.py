@@ -15,10 +15,10 @@ from math import prod
 import torch
 from torch import Tensor
 
+from sylvinit.model.geometry import PatchGeometry
 from sylvinit.moments.row_products import mirrored
 from sylvinit.patches.accumulator import can_fuse
 from sylvinit.patches.fused import patch_gram
-from sylvinit.patches.geometry import PatchGeometry
 from sylvinit.patches.layout import PatchLayout
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sylvinit.patches.geometry import PADDING_MODES, PatchGeometry
+from sylvinit.model.geometry import PADDING_MODES, PatchGeometry
 
 AXES = 3
 

@@ -7,11 +7,11 @@ from math import prod
 import torch
 from torch import Tensor
 
+from sylvinit.model.geometry import PatchGeometry
 from sylvinit.moments.sampling import Key
 from sylvinit.moments.streaming import PatchMoments
 from sylvinit.patches.collect import PatchSource
 from sylvinit.patches.correlate import pad_channels_last, window_sums
-from sylvinit.patches.geometry import PatchGeometry
 
 
 def add_sample_means(

@@ -20,10 +20,10 @@ import sylvinit
 from sylvinit import finite, planning
 from sylvinit.backends import Backend
 from sylvinit.errors import NonFiniteError
+from sylvinit.model.geometry import PatchGeometry
 from sylvinit.patches import accumulator, fused, lags, patch_moments
 from sylvinit.patches.collect import PatchSource
 from sylvinit.patches.correlate import correlation_gram, pad_channels_last
-from sylvinit.patches.geometry import PatchGeometry
 from sylvinit.patches.layout import PatchLayout
 from sylvinit.patches.rows import Rows
 

@@ -14,8 +14,8 @@ from compiler import find_compiler
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from sylvinit.model.geometry import PADDING_MODES, axis_index_table
 from sylvinit.moments.sampling import philox4x32
-from sylvinit.patches.geometry import PADDING_MODES, axis_index_table
 
 HERE = Path(__file__).parent
 CSRC = HERE.parents[1] / "csrc"
@@ -76,7 +76,7 @@ class HostFunctions:
         padding_mode: str,
         transposed: bool,
     ) -> np.ndarray:
-        """The signature of sylvinit.patches.geometry.axis_index_table."""
+        """The signature of sylvinit.model.geometry.axis_index_table."""
         table = np.empty((out_size, kernel), dtype=np.int64)
         mode = PADDING_MODES.index(padding_mode)
         self._library.patch_input_indices(

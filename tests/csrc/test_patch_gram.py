@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sylvinit.errors import DataError, OptionError
+from sylvinit.model.geometry import PatchGeometry
 from sylvinit.patches import fused
-from sylvinit.patches.geometry import PatchGeometry
 from sylvinit.patches.layout import PatchLayout
 
 # The module comes from a session-wide fixture and has no state.
