@@ -23,8 +23,8 @@ from sylvinit.batches import (
 from sylvinit.codes import Code
 from sylvinit.errors import ModelError, SylvinitWarning
 from sylvinit.modules import check_module, device_of
+from sylvinit.moments.rows import RowToSample
 from sylvinit.options import Options, check_options
-from sylvinit.patches.rows import RowToSample
 from sylvinit.planning import Work, make_work
 from sylvinit.presets import PresetName
 from sylvinit.report import LayerReport, Report

@@ -19,7 +19,7 @@ from sylvinit.checks import (
 )
 from sylvinit.codes import Code, get_code
 from sylvinit.errors import OptionError, OptionTypeError
-from sylvinit.patches.rows import RowToSample
+from sylvinit.moments.rows import RowToSample
 from sylvinit.presets import BranchGain, Preset, available_presets, get_preset
 
 T = TypeVar("T")

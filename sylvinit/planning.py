@@ -15,9 +15,9 @@ from sylvinit.codes import Code, OneHot
 from sylvinit.errors import LabelError, ModelError
 from sylvinit.layers import Layer
 from sylvinit.modules import memory_key, parameter_holders
+from sylvinit.moments.rows import assign_rows
 from sylvinit.norms import Norm, own_scale, reason_to_skip, uses_batch_statistics
 from sylvinit.options import Options
-from sylvinit.patches.rows import assign_rows
 from sylvinit.report import LayerReport
 from sylvinit.survey import Survey
 from sylvinit.units import LayerUnit, Plan

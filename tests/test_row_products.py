@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 import sylvinit
 from sylvinit.moments.row_products import row_products
+from sylvinit.moments.rows import Rows
 from sylvinit.moments.sampling import stream_key
 from sylvinit.moments.streaming import PatchMoments
 from sylvinit.patches.collect import PatchSource
-from sylvinit.patches.rows import Rows
 from sylvinit.patches.sample_means import add_sample_means
 
 ROWS = 200_000

@@ -16,7 +16,7 @@ from torch import nn
 
 import sylvinit
 from sylvinit.moments import sampling
-from sylvinit.patches.rows import Rows, assign_rows
+from sylvinit.moments.rows import Rows, assign_rows
 
 # Counter, key and words of philox4x32-10 from the file kat_vectors of Random123.
 KNOWN_ANSWERS = [

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sylvinit.backends.memory import to_device
 from sylvinit.model.geometry import PatchGeometry
+from sylvinit.moments.rows import Rows
 from sylvinit.moments.sampling import Key
 from sylvinit.moments.streaming import PatchMoments
 from sylvinit.moments.sums import RowSums
@@ -24,7 +25,6 @@ from sylvinit.patches.correlate import (
 from sylvinit.patches.fused import unit_roundoff
 from sylvinit.patches.gather import gather_patches
 from sylvinit.patches.layout import PatchLayout
-from sylvinit.patches.rows import Rows
 
 _UNFOLD_BYTES = 16 * 2**20
 # Patches per sample that feed a reservoir where the moments themselves need none gathered.

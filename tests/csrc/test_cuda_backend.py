@@ -21,11 +21,11 @@ from sylvinit import finite, planning
 from sylvinit.backends import Backend
 from sylvinit.errors import NonFiniteError
 from sylvinit.model.geometry import PatchGeometry
+from sylvinit.moments.rows import Rows
 from sylvinit.patches import accumulator, fused, lags, patch_moments
 from sylvinit.patches.collect import PatchSource
 from sylvinit.patches.correlate import correlation_gram, pad_channels_last
 from sylvinit.patches.layout import PatchLayout
-from sylvinit.patches.rows import Rows
 
 HOST = Backend("cuda", ("cpu",), "the patch_gram operator on the CPU")
 
