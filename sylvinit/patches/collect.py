@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sylvinit.backends.memory import to_device
 from sylvinit.model.geometry import PatchGeometry
+from sylvinit.moments.gather import gather_patches
 from sylvinit.moments.rows import Rows
 from sylvinit.moments.sampling import Key
 from sylvinit.moments.streaming import PatchMoments
@@ -23,7 +24,6 @@ from sylvinit.patches.correlate import (
     window_sums,
 )
 from sylvinit.patches.fused import unit_roundoff
-from sylvinit.patches.gather import gather_patches
 from sylvinit.patches.layout import PatchLayout
 
 _UNFOLD_BYTES = 16 * 2**20
