@@ -11,18 +11,18 @@ from torch import Tensor
 
 from sylvinit.backends.memory import to_device
 from sylvinit.model.geometry import PatchGeometry
+from sylvinit.moments.all_patches import (
+    correlation_gram,
+    correlation_is_cheaper,
+    pad_channels_last,
+    window_sums,
+)
 from sylvinit.moments.gather import gather_patches
 from sylvinit.moments.rows import Rows
 from sylvinit.moments.sampling import Key
 from sylvinit.moments.streaming import PatchMoments
 from sylvinit.moments.sums import RowSums
 from sylvinit.patches.accumulator import PatchAccumulator, can_fuse
-from sylvinit.patches.correlate import (
-    correlation_gram,
-    correlation_is_cheaper,
-    pad_channels_last,
-    window_sums,
-)
 from sylvinit.patches.fused import unit_roundoff
 from sylvinit.patches.layout import PatchLayout
 

@@ -1,6 +1,6 @@
 """The Gram matrix of all patches of a stride-1 convolution from the patch_gram operator.
 
-As in :mod:`sylvinit.patches.correlate`, the block for two taps depends on their lag alone, up to
+As in :mod:`sylvinit.moments.all_patches`, the block for two taps depends on their lag alone, up to
 the border. The sums over all pixels for all lags at once are themselves rows of the Gram matrix of
 a convolution: one over the padded activation, whose taps are the lags, with zeros outside.
 """
@@ -97,7 +97,7 @@ def lagged_gram(
         padded: float32 (entries, *padded spatial, channels), contiguous.
         geometry: stride 1, not transposed.
         groups: channel groups.
-        border: the pixels outside some tap's window, see :mod:`sylvinit.patches.correlate`.
+        border: the pixels outside some tap's window, see :mod:`sylvinit.moments.all_patches`.
         arithmetic: of the products, see :data:`sylvinit.patches.fused.ARITHMETICS`.
 
     Returns:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from sylvinit.model.geometry import PatchGeometry
+from sylvinit.moments.all_patches import pad_channels_last, window_sums
 from sylvinit.moments.sampling import Key
 from sylvinit.moments.streaming import PatchMoments
 from sylvinit.patches.collect import PatchSource
-from sylvinit.patches.correlate import pad_channels_last, window_sums
 
 
 def add_sample_means(
