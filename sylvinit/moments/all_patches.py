@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sylvinit.model.geometry import PatchGeometry
+from sylvinit.moments.lags import lag_layout_fits, lagged_gram
 from sylvinit.moments.row_products import mirrored, row_products
-from sylvinit.patches.lags import lag_layout_fits, lagged_gram
 
 _TORCH_MODES = {"zeros": "constant"}
 
