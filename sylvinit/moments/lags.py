@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from sylvinit.model.geometry import PatchGeometry
+from sylvinit.moments.device_sums import can_fuse
 from sylvinit.moments.row_products import mirrored
-from sylvinit.patches.accumulator import can_fuse
 from sylvinit.patches.fused import patch_gram
 from sylvinit.patches.layout import PatchLayout
 

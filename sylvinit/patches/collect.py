@@ -17,12 +17,12 @@ from sylvinit.moments.all_patches import (
     pad_channels_last,
     window_sums,
 )
+from sylvinit.moments.device_sums import PatchAccumulator, can_fuse
 from sylvinit.moments.gather import gather_patches
 from sylvinit.moments.rows import Rows
 from sylvinit.moments.sampling import Key
 from sylvinit.moments.streaming import PatchMoments
 from sylvinit.moments.sums import RowSums
-from sylvinit.patches.accumulator import PatchAccumulator, can_fuse
 from sylvinit.patches.fused import unit_roundoff
 from sylvinit.patches.layout import PatchLayout
 

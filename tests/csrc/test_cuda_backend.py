@@ -21,10 +21,10 @@ from sylvinit import finite, planning
 from sylvinit.backends import Backend
 from sylvinit.errors import NonFiniteError
 from sylvinit.model.geometry import PatchGeometry
-from sylvinit.moments import lags
+from sylvinit.moments import device_sums, lags
 from sylvinit.moments.all_patches import correlation_gram, pad_channels_last
 from sylvinit.moments.rows import Rows
-from sylvinit.patches import accumulator, fused, patch_moments
+from sylvinit.patches import fused, patch_moments
 from sylvinit.patches.collect import PatchSource
 from sylvinit.patches.layout import PatchLayout
 
@@ -45,7 +45,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(planning, "choose", choose)
     monkeypatch.setattr(patch_moments, "choose", choose)
-    monkeypatch.setattr(accumulator, "patch_gram", patch_gram)
+    monkeypatch.setattr(device_sums, "patch_gram", patch_gram)
     monkeypatch.setattr(lags, "patch_gram", patch_gram)
     return seen
 
@@ -151,9 +151,9 @@ def test_kernels_on_host_threads(
         where = PatchLayout.from_numbers(layout)
         return fused.launch_mean(shim, x, where, count, *listed, stream=0)
 
-    for module in (accumulator, lags):
+    for module in (device_sums, lags):
         monkeypatch.setattr(module, "patch_gram", patch_gram)
-    monkeypatch.setattr(accumulator, "patch_mean", patch_mean)
+    monkeypatch.setattr(device_sums, "patch_mean", patch_mean)
     build, data = MODELS[name]
     found = weights(build, data(), patches=3)
     assert calls
@@ -176,7 +176,7 @@ def test_padding_far_from_the_tokens(
     shift = fused.launch_mean(shim, flat, layout, 256, entry, position, stream=0)
     torch.testing.assert_close(shift[0], rows[:256].mean(dim=0), rtol=1e-6, atol=0)
 
-    sums = accumulator.PatchAccumulator(0, tap_major=True)
+    sums = device_sums.PatchAccumulator(0, tap_major=True)
     sums.add(flat, layout, None, entry, position)
     moments = sylvinit.PatchMoments(6)
     moments.accumulator = sums

@@ -24,7 +24,7 @@ import sylvinit
 from sylvinit.backends import choose
 from sylvinit.demo.networks import resnet20
 from sylvinit.errors import NonFiniteError
-from sylvinit.patches import accumulator
+from sylvinit.moments import device_sums
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::sylvinit.SylvinitWarning"),
@@ -125,8 +125,8 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         seen.append(len(x))
         kernels(x, *arguments)
 
-    kernels = accumulator.patch_gram
-    monkeypatch.setattr(accumulator, "patch_gram", patch_gram)
+    kernels = device_sums.patch_gram
+    monkeypatch.setattr(device_sums, "patch_gram", patch_gram)
     return seen
 
 
