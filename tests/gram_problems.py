@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sylvinit.model.geometry import PADDING_MODES, PatchGeometry
-from sylvinit.patches import fused
+from sylvinit.moments import fused
 from sylvinit.patches.layout import PatchLayout
 
 POISON = -7.0

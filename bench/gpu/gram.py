@@ -17,7 +17,7 @@ from gpu.context import Context
 from gpu.floor import floor_seconds, gram_work
 from gpu.gram_cases import Inputs
 from gpu.timing import Clock
-from sylvinit.patches import fused
+from sylvinit.moments import fused
 from sylvinit.patches.layout import PatchLayout
 
 TILES = (32, 64, 128)

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from gpu.gram_cases import Inputs
 from sylvinit.backends import extension
+from sylvinit.moments import fused
 from sylvinit.moments.gather import gather_patches
-from sylvinit.patches import fused
 
 Call = Callable[[], Any]
 # Bytes of the indices of one chunk of gathered patches.

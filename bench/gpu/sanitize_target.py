@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sylvinit.backends import extension, kernels, spectral
 from sylvinit.model.geometry import PatchGeometry
-from sylvinit.patches import fused
+from sylvinit.moments import fused
 from sylvinit.patches.layout import PatchLayout
 
 DONE = "all launches compared"

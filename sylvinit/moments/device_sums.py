@@ -10,8 +10,8 @@ from torch import Tensor
 
 from sylvinit.backends.memory import memory_for
 from sylvinit.errors import DataError, LabelError
+from sylvinit.moments.fused import columns, patch_gram, patch_mean, unit_roundoff
 from sylvinit.moments.sums import RowSums
-from sylvinit.patches.fused import columns, patch_gram, patch_mean, unit_roundoff
 from sylvinit.patches.layout import ELEMENT_TYPES, PatchLayout
 
 # Patches whose mean is the shift: it then differs from the mean by a tenth of the spread.
@@ -41,7 +41,7 @@ class PatchAccumulator:
         classes: number of classes whose sums are kept; 0 for none.
         tap_major: order of the features while they are added up: (tap, channel) suits channels_last
             activations, (channel, tap) contiguous ones.
-        arithmetic: how products are taken, see :data:`sylvinit.patches.fused.ARITHMETICS`.
+        arithmetic: how products are taken, see :data:`sylvinit.moments.fused.ARITHMETICS`.
     """
 
     def __init__(self, classes: int, *, tap_major: bool, arithmetic: str = "3xtf32") -> None:
@@ -65,7 +65,7 @@ class PatchAccumulator:
         entry: Tensor | None = None,
         position: Tensor | None = None,
     ) -> None:
-        """Add the patches of an activation; see :func:`sylvinit.patches.fused.patch_gram`."""
+        """Add the patches of an activation; see :func:`sylvinit.moments.fused.patch_gram`."""
         x = x.detach()
         labels = None if labels is None else labels.contiguous()
         # The rows beside the patches and the constant would be codes times codes: known already.

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from sylvinit.model.geometry import PatchGeometry
 from sylvinit.moments.device_sums import can_fuse
+from sylvinit.moments.fused import patch_gram
 from sylvinit.moments.row_products import mirrored
-from sylvinit.patches.fused import patch_gram
 from sylvinit.patches.layout import PatchLayout
 
 
@@ -98,7 +98,7 @@ def lagged_gram(
         geometry: stride 1, not transposed.
         groups: channel groups.
         border: the pixels outside some tap's window, see :mod:`sylvinit.moments.all_patches`.
-        arithmetic: of the products, see :data:`sylvinit.patches.fused.ARITHMETICS`.
+        arithmetic: of the products, see :data:`sylvinit.moments.fused.ARITHMETICS`.
 
     Returns:
         float64 (groups, taps * c, taps * c) with c = channels // groups, features tap-major.

@@ -18,12 +18,12 @@ from sylvinit.moments.all_patches import (
     window_sums,
 )
 from sylvinit.moments.device_sums import PatchAccumulator, can_fuse
+from sylvinit.moments.fused import unit_roundoff
 from sylvinit.moments.gather import gather_patches
 from sylvinit.moments.rows import Rows
 from sylvinit.moments.sampling import Key
 from sylvinit.moments.streaming import PatchMoments
 from sylvinit.moments.sums import RowSums
-from sylvinit.patches.fused import unit_roundoff
 from sylvinit.patches.layout import PatchLayout
 
 _UNFOLD_BYTES = 16 * 2**20

@@ -21,10 +21,10 @@ from sylvinit import finite, planning
 from sylvinit.backends import Backend
 from sylvinit.errors import NonFiniteError
 from sylvinit.model.geometry import PatchGeometry
-from sylvinit.moments import device_sums, lags
+from sylvinit.moments import device_sums, fused, lags
 from sylvinit.moments.all_patches import correlation_gram, pad_channels_last
 from sylvinit.moments.rows import Rows
-from sylvinit.patches import fused, patch_moments
+from sylvinit.patches import patch_moments
 from sylvinit.patches.collect import PatchSource
 from sylvinit.patches.layout import PatchLayout
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sylvinit.errors import DataError, OptionError
 from sylvinit.model.geometry import PatchGeometry
-from sylvinit.patches import fused
+from sylvinit.moments import fused
 from sylvinit.patches.layout import PatchLayout
 
 # The module comes from a session-wide fixture and has no state.

@@ -26,8 +26,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sylvinit.backends import extension
+from sylvinit.moments import fused
 from sylvinit.moments.device_sums import PatchAccumulator
-from sylvinit.patches import fused
 from sylvinit.patches.layout import PatchLayout
 
 DEVICE = "cuda"

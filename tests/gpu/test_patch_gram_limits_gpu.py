@@ -12,8 +12,8 @@ from gram_problems import convolution, integers, operator, run
 
 from sylvinit.backends import extension
 from sylvinit.errors import DataError, LabelError, SylvinitError
+from sylvinit.moments import fused
 from sylvinit.moments.device_sums import PatchAccumulator
-from sylvinit.patches import fused
 from sylvinit.patches.layout import PatchLayout
 
 DEVICE = "cuda"
