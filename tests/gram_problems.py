@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sylvinit.model.geometry import PADDING_MODES, PatchGeometry
 from sylvinit.moments import fused
-from sylvinit.patches.layout import PatchLayout
+from sylvinit.moments.fused_layout import PatchLayout
 
 POISON = -7.0
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -18,7 +18,7 @@ from gpu.floor import floor_seconds, gram_work
 from gpu.gram_cases import Inputs
 from gpu.timing import Clock
 from sylvinit.moments import fused
-from sylvinit.patches.layout import PatchLayout
+from sylvinit.moments.fused_layout import PatchLayout
 
 TILES = (32, 64, 128)
 RIVALS: dict[str, Callable[[Inputs], list[gram_calls.Call]]] = {

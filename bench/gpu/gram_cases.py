@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gpu.timing import copies_past_cache
 from sylvinit.model.geometry import PatchGeometry
-from sylvinit.patches.layout import PatchLayout
+from sylvinit.moments.fused_layout import PatchLayout
 
 
 @dataclass(frozen=True)

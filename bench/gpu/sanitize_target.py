@@ -16,7 +16,7 @@ from torch import Tensor
 from sylvinit.backends import extension, kernels, spectral
 from sylvinit.model.geometry import PatchGeometry
 from sylvinit.moments import fused
-from sylvinit.patches.layout import PatchLayout
+from sylvinit.moments.fused_layout import PatchLayout
 
 DONE = "all launches compared"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -11,8 +11,8 @@ from torch import Tensor
 from sylvinit.backends.memory import memory_for
 from sylvinit.errors import DataError, LabelError
 from sylvinit.moments.fused import columns, patch_gram, patch_mean, unit_roundoff
+from sylvinit.moments.fused_layout import ELEMENT_TYPES, PatchLayout
 from sylvinit.moments.sums import RowSums
-from sylvinit.patches.layout import ELEMENT_TYPES, PatchLayout
 
 # Patches whose mean is the shift: it then differs from the mean by a tenth of the spread.
 _SHIFT_PATCHES = 256

@@ -23,9 +23,9 @@ from torch import Tensor
 from sylvinit.backends import extension
 from sylvinit.backends.memory import memory_for
 from sylvinit.errors import BackendError, DataError, OptionError
+from sylvinit.moments.fused_layout import ELEMENT_TYPES, PatchLayout
 from sylvinit.moments.gather import gather_patches
 from sylvinit.moments.sampling import choose_positions
-from sylvinit.patches.layout import ELEMENT_TYPES, PatchLayout
 
 # How products of float32 are taken, in the order of csrc/cuda/patch_gram.h. "3xtf32" is as accurate
 # as float32 arithmetic, on tensor cores; "tf32" rounds the factors to 11 bits.

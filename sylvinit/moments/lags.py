@@ -18,8 +18,8 @@ from torch import Tensor
 from sylvinit.model.geometry import PatchGeometry
 from sylvinit.moments.device_sums import can_fuse
 from sylvinit.moments.fused import patch_gram
+from sylvinit.moments.fused_layout import PatchLayout
 from sylvinit.moments.row_products import mirrored
-from sylvinit.patches.layout import PatchLayout
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,12 @@ from sylvinit.moments.all_patches import (
 )
 from sylvinit.moments.device_sums import PatchAccumulator, can_fuse
 from sylvinit.moments.fused import unit_roundoff
+from sylvinit.moments.fused_layout import PatchLayout
 from sylvinit.moments.gather import gather_patches
 from sylvinit.moments.rows import Rows
 from sylvinit.moments.sampling import Key
 from sylvinit.moments.streaming import PatchMoments
 from sylvinit.moments.sums import RowSums
-from sylvinit.patches.layout import PatchLayout
 
 _UNFOLD_BYTES = 16 * 2**20
 # Patches per sample that feed a reservoir where the moments themselves need none gathered.

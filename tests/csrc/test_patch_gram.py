@@ -18,7 +18,7 @@ from torch import Tensor
 from sylvinit.errors import DataError, OptionError
 from sylvinit.model.geometry import PatchGeometry
 from sylvinit.moments import fused
-from sylvinit.patches.layout import PatchLayout
+from sylvinit.moments.fused_layout import PatchLayout
 
 # The module comes from a session-wide fixture and has no state.
 many = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))

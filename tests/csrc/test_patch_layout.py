@@ -10,8 +10,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from sylvinit.moments.fused_layout import PatchLayout
 from sylvinit.moments.sampling import draws as philox_words
-from sylvinit.patches.layout import PatchLayout
 
 many = settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
 

@@ -28,7 +28,7 @@ from torch import Tensor
 from sylvinit.backends import extension
 from sylvinit.moments import fused
 from sylvinit.moments.device_sums import PatchAccumulator
-from sylvinit.patches.layout import PatchLayout
+from sylvinit.moments.fused_layout import PatchLayout
 
 DEVICE = "cuda"
 TILES = (0, 32, 64, 128)

@@ -14,7 +14,7 @@ from sylvinit.backends import extension
 from sylvinit.errors import DataError, LabelError, SylvinitError
 from sylvinit.moments import fused
 from sylvinit.moments.device_sums import PatchAccumulator
-from sylvinit.patches.layout import PatchLayout
+from sylvinit.moments.fused_layout import PatchLayout
 
 DEVICE = "cuda"
 
