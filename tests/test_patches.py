@@ -24,11 +24,11 @@ from torch import Tensor
 import sylvinit
 from sylvinit.errors import DataError, LabelError, OptionError
 from sylvinit.model.geometry import PADDING_MODES, PatchGeometry
+from sylvinit.moments import collect
 from sylvinit.moments.all_patches import correlation_gram, pad_channels_last, window_sums
+from sylvinit.moments.collect import PatchSource
 from sylvinit.moments.gather import gather_patches
 from sylvinit.moments.rows import Rows, assign_rows
-from sylvinit.patches import collect
-from sylvinit.patches.collect import PatchSource
 
 # Of the largest entry (or of 1): sums of at most 5000 float64 products that come in another order,
 # some of which are taken away again. The worst value seen is 9e-15.

@@ -14,11 +14,11 @@ from helpers import assert_near
 from torch import Tensor, nn
 
 import sylvinit
+from sylvinit.moments.collect import PatchSource
 from sylvinit.moments.row_products import row_products
 from sylvinit.moments.rows import Rows
 from sylvinit.moments.sampling import stream_key
 from sylvinit.moments.streaming import PatchMoments
-from sylvinit.patches.collect import PatchSource
 from sylvinit.patches.sample_means import add_sample_means
 
 ROWS = 200_000

@@ -15,10 +15,10 @@ from sylvinit.checks import check_count, check_seed
 from sylvinit.errors import DataError, ModelError, NonFiniteError
 from sylvinit.layers import ConvLayer, layers_of
 from sylvinit.modules import check_module, clean_name, device_of, refuse_lazy
+from sylvinit.moments.collect import PatchSource, add_all, add_sampled
 from sylvinit.moments.rows import Rows
 from sylvinit.moments.sampling import stream_key
 from sylvinit.moments.streaming import PatchMoments
-from sylvinit.patches.collect import PatchSource, add_all, add_sampled
 from sylvinit.priors.matrix import FilterCorrelation
 from sylvinit.priors.spatial import spatial_correlation
 from sylvinit.state import Ambient, ModelGuard, forward_modes, plain_modes

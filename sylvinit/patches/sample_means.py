@@ -9,9 +9,9 @@ from torch import Tensor
 
 from sylvinit.model.geometry import PatchGeometry
 from sylvinit.moments.all_patches import pad_channels_last, window_sums
+from sylvinit.moments.collect import PatchSource
 from sylvinit.moments.sampling import Key
 from sylvinit.moments.streaming import PatchMoments
-from sylvinit.patches.collect import PatchSource
 
 
 def add_sample_means(
@@ -19,7 +19,7 @@ def add_sample_means(
 ) -> int:
     """Add the mean of the rows that are drawn from every sample, as one row with its label.
 
-    The rows are those that :func:`sylvinit.patches.collect.add_sampled` draws for the same key.
+    The rows are those that :func:`sylvinit.moments.collect.add_sampled` draws for the same key.
     Samples without rows (all of them padding) add nothing.
 
     Args:

@@ -23,10 +23,10 @@ from sylvinit.errors import NonFiniteError
 from sylvinit.model.geometry import PatchGeometry
 from sylvinit.moments import device_sums, fused, lags
 from sylvinit.moments.all_patches import correlation_gram, pad_channels_last
+from sylvinit.moments.collect import PatchSource
 from sylvinit.moments.fused_layout import PatchLayout
 from sylvinit.moments.rows import Rows
 from sylvinit.patches import patch_moments
-from sylvinit.patches.collect import PatchSource
 
 HOST = Backend("cuda", ("cpu",), "the patch_gram operator on the CPU")
 
