@@ -23,10 +23,10 @@ from sylvinit.layers import Layer
 from sylvinit.model.geometry import PatchGeometry
 from sylvinit.moments.collect import PatchSource, add_all, add_rows, add_sampled
 from sylvinit.moments.rows import RowToSample, assign_rows
+from sylvinit.moments.sample_means import add_sample_means
 from sylvinit.moments.sampling import Key, stream_key
 from sylvinit.moments.statistics import LayerStatistics, SampleStatistics, layer_statistics
 from sylvinit.moments.streaming import PatchMoments, product_precision
-from sylvinit.patches.sample_means import add_sample_means
 from sylvinit.report import LayerReport
 from sylvinit.scaling import output_std, scale_rows
 from sylvinit.state import ModelGuard
