@@ -17,9 +17,9 @@ from sylvinit.correlated.inputs import input_correlation
 from sylvinit.errors import SylvinitError, SylvinitWarning
 from sylvinit.initialize import initialize_, initialize_head_
 from sylvinit.layers import Layer, RowLayer, register_layer
+from sylvinit.moments.patch_moments import patch_moments
 from sylvinit.moments.statistics import LayerStatistics
 from sylvinit.moments.streaming import PatchMoments
-from sylvinit.patches.patch_moments import patch_moments
 from sylvinit.report import LayerReport, Report
 from sylvinit.sylvester.factors import SylvesterFactors, sylvester_factor
 from sylvinit.sylvester.lowrank import solve_sylvester_lowrank

@@ -21,12 +21,11 @@ from sylvinit import finite, planning
 from sylvinit.backends import Backend
 from sylvinit.errors import NonFiniteError
 from sylvinit.model.geometry import PatchGeometry
-from sylvinit.moments import device_sums, fused, lags
+from sylvinit.moments import device_sums, fused, lags, patch_moments
 from sylvinit.moments.all_patches import correlation_gram, pad_channels_last
 from sylvinit.moments.collect import PatchSource
 from sylvinit.moments.fused_layout import PatchLayout
 from sylvinit.moments.rows import Rows
-from sylvinit.patches import patch_moments
 
 HOST = Backend("cuda", ("cpu",), "the patch_gram operator on the CPU")
 
