@@ -6,9 +6,9 @@ Importing this package fills the registry with the built-in types.
 from __future__ import annotations
 
 from sylvinit.layers.attention import attention_layers
-from sylvinit.layers.base import Layer, RowLayer, layers_of, register_layer
 from sylvinit.layers.convolution import ConvLayer, ConvTransposeLayer
 from sylvinit.layers.linear import LinearLayer, TransposedLinearLayer
+from sylvinit.model.layer import Layer, RowLayer, layers_of, register_layer
 
 __all__ = [
     "ConvLayer",

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sylvinit.layers.base import RowLayer, assign, register_layer
+from sylvinit.model.layer import RowLayer, assign, register_layer
 
 
 class _AttentionLayer(RowLayer):

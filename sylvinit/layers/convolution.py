@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sylvinit.layers.base import Layer, assign, register_layer
 from sylvinit.model.geometry import PatchGeometry
+from sylvinit.model.layer import Layer, assign, register_layer
 
 
 class _Convolution(Layer):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from sylvinit.layers.base import RowLayer, assign, register_layer
+from sylvinit.model.layer import RowLayer, assign, register_layer
 
 
 @register_layer(nn.Linear)
