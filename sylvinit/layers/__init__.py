@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from sylvinit.layers.attention import attention_layers
 from sylvinit.layers.convolution import ConvLayer, ConvTransposeLayer
-from sylvinit.layers.linear import LinearLayer, TransposedLinearLayer
 from sylvinit.model.layer import Layer, RowLayer, layers_of, register_layer
+from sylvinit.model.linear import LinearLayer, TransposedLinearLayer
 
 __all__ = [
     "ConvLayer",
