@@ -5,7 +5,7 @@ Importing this package fills the registry with the built-in types.
 
 from __future__ import annotations
 
-from sylvinit.layers.attention import attention_layers
+from sylvinit.model.attention import attention_layers
 from sylvinit.model.convolution import ConvLayer, ConvTransposeLayer
 from sylvinit.model.layer import Layer, RowLayer, layers_of, register_layer
 from sylvinit.model.linear import LinearLayer, TransposedLinearLayer
