@@ -16,7 +16,7 @@ from sylvinit.correlated.initialize import correlated_init_
 from sylvinit.correlated.inputs import input_correlation
 from sylvinit.errors import SylvinitError, SylvinitWarning
 from sylvinit.initialize import initialize_, initialize_head_
-from sylvinit.layers import Layer, RowLayer, register_layer
+from sylvinit.model import Layer, RowLayer, register_layer
 from sylvinit.moments.patch_moments import patch_moments
 from sylvinit.moments.statistics import LayerStatistics
 from sylvinit.moments.streaming import PatchMoments

@@ -13,7 +13,7 @@ from sylvinit.backends import choose
 from sylvinit.batches import Classes
 from sylvinit.codes import Code, OneHot
 from sylvinit.errors import LabelError, ModelError
-from sylvinit.layers import Layer
+from sylvinit.model import Layer
 from sylvinit.modules import memory_key, parameter_holders
 from sylvinit.moments.rows import assign_rows
 from sylvinit.norms import Norm, own_scale, reason_to_skip, uses_batch_statistics

@@ -17,7 +17,7 @@ from torch.nn.parameter import is_lazy
 
 from sylvinit.batches import Batch
 from sylvinit.branches import BranchWatch, End
-from sylvinit.layers import Layer, layers_of
+from sylvinit.model import Layer, layers_of
 from sylvinit.modules import clean_name
 from sylvinit.norms import NORM_TYPES, Norm
 from sylvinit.products import ProductWatch

@@ -19,7 +19,7 @@ from sylvinit.errors import ModelError
 from sylvinit.feature_scales import too_small, unlike_scales
 from sylvinit.finite import InputWatch, non_finite_input
 from sylvinit.forward import Arrival
-from sylvinit.layers import Layer
+from sylvinit.model import Layer
 from sylvinit.model.geometry import PatchGeometry
 from sylvinit.moments.collect import PatchSource, add_all, add_rows, add_sampled
 from sylvinit.moments.rows import RowToSample, assign_rows

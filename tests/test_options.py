@@ -219,7 +219,7 @@ def test_register_layer_in_ten_lines() -> None:
     assert sylvinit.initialize_(model, (ROWS, Y))["0"].reason == reason
 
     @sylvinit.register_layer(MyLinear)
-    class MyLinearLayer(sylvinit.layers.RowLayer):
+    class MyLinearLayer(sylvinit.model.RowLayer):
         def weight_matrix(self) -> Tensor:
             return self.module.kernel.t()
 

@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 from sylvinit import priors
 from sylvinit.checks import Selection, check_used, matches
 from sylvinit.errors import ModelError, OptionError, OptionTypeError
-from sylvinit.layers import ConvLayer, ConvTransposeLayer, Layer, LinearLayer, layers_of
+from sylvinit.model import ConvLayer, ConvTransposeLayer, Layer, LinearLayer, layers_of
 from sylvinit.modules import clean_name, memory_key, parameter_holders, refuse_lazy
 from sylvinit.priors.distance import resample_correlation
 from sylvinit.priors.matrix import (

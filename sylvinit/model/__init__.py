@@ -1,1 +1,23 @@
-"""What a network is made of."""
+"""Layer types: where a module keeps its weight, and which part of its input it multiplies.
+
+Importing this package fills the registry with the built-in types.
+"""
+
+from __future__ import annotations
+
+from sylvinit.model.attention import attention_layers
+from sylvinit.model.convolution import ConvLayer, ConvTransposeLayer
+from sylvinit.model.layer import Layer, RowLayer, layers_of, register_layer
+from sylvinit.model.linear import LinearLayer, TransposedLinearLayer
+
+__all__ = [
+    "ConvLayer",
+    "ConvTransposeLayer",
+    "Layer",
+    "LinearLayer",
+    "RowLayer",
+    "TransposedLinearLayer",
+    "attention_layers",
+    "layers_of",
+    "register_layer",
+]

@@ -119,7 +119,7 @@ class RowLayer(Layer):
     Example::
 
         @sylvinit.register_layer(MyLinear)
-        class MyLinearLayer(sylvinit.layers.RowLayer):
+        class MyLinearLayer(sylvinit.model.RowLayer):
             def weight_matrix(self):                 # (outputs, features)
                 return self.module.kernel.t()
 

@@ -24,7 +24,7 @@ from sylvinit.errors import (
     OptionTypeError,
     SylvinitError,
 )
-from sylvinit.layers import ConvLayer
+from sylvinit.model import ConvLayer
 from sylvinit.state import ModelGuard
 
 PRIOR = priors.load("resnet10-cifar10")
