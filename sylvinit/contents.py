@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sylvinit.norms import NORM_TYPES
+from sylvinit.model.batch_norm import NORM_TYPES
 
 _ATTRIBUTES, _PARAMETERS, _BUFFERS, _CHILDREN = "", "_parameters", "_buffers", "_modules"
 _DICTIONARIES = (_ATTRIBUTES, _PARAMETERS, _BUFFERS, _CHILDREN)

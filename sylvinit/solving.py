@@ -12,7 +12,7 @@ import torch
 from sylvinit.batches import Batch
 from sylvinit.finite import OutputWatch
 from sylvinit.forward import Arrival, Propagation, Runner
-from sylvinit.norms import Norm, buffers
+from sylvinit.model.batch_norm import Norm, buffers
 from sylvinit.planning import Work
 from sylvinit.report import LayerReport
 from sylvinit.state import Ambient, ModelGuard

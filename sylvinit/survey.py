@@ -18,8 +18,8 @@ from torch.nn.parameter import is_lazy
 from sylvinit.batches import Batch
 from sylvinit.branches import BranchWatch, End
 from sylvinit.model import Layer, layers_of
+from sylvinit.model.batch_norm import NORM_TYPES, Norm
 from sylvinit.modules import clean_name
-from sylvinit.norms import NORM_TYPES, Norm
 from sylvinit.products import ProductWatch
 from sylvinit.rectifiers import RectifierWatch
 from sylvinit.state import Ambient, forward_modes

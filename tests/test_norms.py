@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from sylvinit.errors import NonFiniteError
-from sylvinit.norms import Norm
+from sylvinit.model.batch_norm import Norm
 
 # Of the variance, relative: 1.9e-6 is the worst seen, at an offset of 1.9 deviations, where the
 # variance is the difference of two sums of five times its size. 6e-7 in 6,000 examples as below.
