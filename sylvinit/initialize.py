@@ -22,7 +22,7 @@ from sylvinit.batches import (
 )
 from sylvinit.codes import Code
 from sylvinit.errors import ModelError, SylvinitWarning
-from sylvinit.modules import check_module, device_of
+from sylvinit.model.modules import check_module, device_of
 from sylvinit.moments.rows import RowToSample
 from sylvinit.options import Options, check_options
 from sylvinit.planning import Work, make_work

@@ -15,7 +15,7 @@ from sylvinit.codes import Code, OneHot
 from sylvinit.errors import LabelError, ModelError
 from sylvinit.model import Layer
 from sylvinit.model.batch_norm import Norm, own_scale, reason_to_skip, uses_batch_statistics
-from sylvinit.modules import memory_key, parameter_holders
+from sylvinit.model.modules import memory_key, parameter_holders
 from sylvinit.moments.rows import assign_rows
 from sylvinit.options import Options
 from sylvinit.report import LayerReport

@@ -19,7 +19,7 @@ from sylvinit.batches import Batch
 from sylvinit.branches import BranchWatch, End
 from sylvinit.model import Layer, layers_of
 from sylvinit.model.batch_norm import NORM_TYPES, Norm
-from sylvinit.modules import clean_name
+from sylvinit.model.modules import clean_name
 from sylvinit.products import ProductWatch
 from sylvinit.rectifiers import RectifierWatch
 from sylvinit.state import Ambient, forward_modes

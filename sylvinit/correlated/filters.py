@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from sylvinit.errors import DataError, ModelError, OptionTypeError
-from sylvinit.modules import check_module, clean_name, refuse_lazy
+from sylvinit.model.modules import check_module, clean_name, refuse_lazy
 from sylvinit.priors.matrix import shown
 from sylvinit.state import ModelGuard
 

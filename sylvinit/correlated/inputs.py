@@ -14,7 +14,7 @@ from sylvinit.batches import Batch, ForwardFn, call_model, read_batches
 from sylvinit.checks import check_count, check_seed
 from sylvinit.errors import DataError, ModelError, NonFiniteError
 from sylvinit.model import ConvLayer, layers_of
-from sylvinit.modules import check_module, clean_name, device_of, refuse_lazy
+from sylvinit.model.modules import check_module, clean_name, device_of, refuse_lazy
 from sylvinit.moments.collect import PatchSource, add_all, add_sampled
 from sylvinit.moments.rows import Rows
 from sylvinit.moments.sampling import stream_key

@@ -16,7 +16,7 @@ from sylvinit import priors
 from sylvinit.checks import Selection, check_used, matches
 from sylvinit.errors import ModelError, OptionError, OptionTypeError
 from sylvinit.model import ConvLayer, ConvTransposeLayer, Layer, LinearLayer, layers_of
-from sylvinit.modules import clean_name, memory_key, parameter_holders, refuse_lazy
+from sylvinit.model.modules import clean_name, memory_key, parameter_holders, refuse_lazy
 from sylvinit.priors.distance import resample_correlation
 from sylvinit.priors.matrix import (
     check_correlation,

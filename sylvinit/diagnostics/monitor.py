@@ -15,7 +15,7 @@ from sylvinit.diagnostics.probes import FeatureProbe, LayerProbe, find_layers, p
 from sylvinit.diagnostics.record import Record
 from sylvinit.diagnostics.updates import GradientStatistics, UpdateWatch
 from sylvinit.errors import ModelError, OptionError, OptionTypeError, SylvinitWarning
-from sylvinit.modules import check_module
+from sylvinit.model.modules import check_module
 
 
 def monitor(

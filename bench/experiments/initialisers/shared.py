@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sylvinit.modules import device_of
+from sylvinit.model.modules import device_of
 
 Data = tuple[Tensor, Tensor]  # inputs (N, ...) and their labels, int64 (N,)
 Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
