@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from sylvinit.rectifiers import plain_name, tensors_in
+from sylvinit.model.rectifiers import plain_name, tensors_in
 
 _ADDITIONS = frozenset({"add", "__add__", "__radd__", "__iadd__"})
 # What they return is still the output of the normalisation that their argument is.

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from sylvinit.rectifiers import plain_name, tensors_in
+from sylvinit.model.rectifiers import plain_name, tensors_in
 
 _PRODUCTS = frozenset(
     {"linear", "bilinear", "conv1d", "conv2d", "conv3d", "matmul", "mm", "bmm", "addmm", "baddbmm"}
