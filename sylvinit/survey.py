@@ -20,8 +20,8 @@ from sylvinit.branches import BranchWatch, End
 from sylvinit.model import Layer, layers_of
 from sylvinit.model.batch_norm import NORM_TYPES, Norm
 from sylvinit.model.modules import clean_name
+from sylvinit.model.products import ProductWatch
 from sylvinit.model.rectifiers import RectifierWatch
-from sylvinit.products import ProductWatch
 from sylvinit.state import Ambient, forward_modes
 
 # Samples that the survey runs: more than one, so that batch and other axes are told apart.
