@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from sylvinit.batches import Batch
-from sylvinit.branches import BranchWatch, End
 from sylvinit.model import Layer, layers_of
 from sylvinit.model.batch_norm import NORM_TYPES, Norm
+from sylvinit.model.branches import BranchWatch, End
 from sylvinit.model.modules import clean_name
 from sylvinit.model.products import ProductWatch
 from sylvinit.model.rectifiers import RectifierWatch
