@@ -11,7 +11,9 @@ from typing import Any, Literal
 from torch import nn
 from tqdm.auto import tqdm
 
-from sylvinit.batches import (
+from sylvinit.codes import Code
+from sylvinit.errors import ModelError, SylvinitWarning
+from sylvinit.execution.batches import (
     Batch,
     Classes,
     ForwardFn,
@@ -20,8 +22,6 @@ from sylvinit.batches import (
     label_problem,
     read_batches,
 )
-from sylvinit.codes import Code
-from sylvinit.errors import ModelError, SylvinitWarning
 from sylvinit.model.modules import check_module, device_of
 from sylvinit.moments.rows import RowToSample
 from sylvinit.options import Options, check_options

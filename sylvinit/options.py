@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from sylvinit.backends import table
-from sylvinit.batches import ForwardFn
 from sylvinit.checks import (
     Selection,
     check_choice,
@@ -19,6 +18,7 @@ from sylvinit.checks import (
 )
 from sylvinit.codes import Code, get_code
 from sylvinit.errors import OptionError, OptionTypeError
+from sylvinit.execution.batches import ForwardFn
 from sylvinit.moments.rows import RowToSample
 from sylvinit.presets import BranchGain, Preset, available_presets, get_preset
 

@@ -10,9 +10,9 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from sylvinit.backends import choose
-from sylvinit.batches import Classes
 from sylvinit.codes import Code, OneHot
 from sylvinit.errors import LabelError, ModelError
+from sylvinit.execution.batches import Classes
 from sylvinit.model import Layer
 from sylvinit.model.batch_norm import Norm, own_scale, reason_to_skip, uses_batch_statistics
 from sylvinit.model.modules import memory_key, parameter_holders

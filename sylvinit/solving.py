@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from sylvinit.batches import Batch
+from sylvinit.execution.batches import Batch
 from sylvinit.finite import OutputWatch
 from sylvinit.forward import Arrival, Propagation, Runner
 from sylvinit.model.batch_norm import Norm, buffers

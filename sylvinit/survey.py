@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from sylvinit.batches import Batch
+from sylvinit.execution.batches import Batch
 from sylvinit.model import Layer, layers_of
 from sylvinit.model.batch_norm import NORM_TYPES, Norm
 from sylvinit.model.branches import BranchWatch, End

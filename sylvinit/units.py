@@ -11,11 +11,11 @@ from torch import Tensor
 
 from sylvinit.backends import Backend
 from sylvinit.backends.memory import memory_for
-from sylvinit.batches import Batch
 from sylvinit.classifier.layer import solve_classifier
 from sylvinit.codes import Code, Logistic, OneHot, needs_sample_means
 from sylvinit.equation import LayerSolution, solve_layer
 from sylvinit.errors import ModelError
+from sylvinit.execution.batches import Batch
 from sylvinit.feature_scales import too_small, unlike_scales
 from sylvinit.finite import InputWatch, non_finite_input
 from sylvinit.forward import Arrival

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from sylvinit.batches import Batch, ForwardFn, call_model, read_batches
 from sylvinit.checks import check_count, check_seed
 from sylvinit.errors import DataError, ModelError, NonFiniteError
+from sylvinit.execution.batches import Batch, ForwardFn, call_model, read_batches
 from sylvinit.model import ConvLayer, layers_of
 from sylvinit.model.modules import check_module, clean_name, device_of, refuse_lazy
 from sylvinit.moments.collect import PatchSource, add_all, add_sampled

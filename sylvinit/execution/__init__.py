@@ -1,0 +1,1 @@
+"""Running a network on microbatches in lockstep, and leaving it as it was."""
