@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from sylvinit.contents import ModuleContents
-from sylvinit.originals import Original
+from sylvinit.execution.backup import Original
 from sylvinit.switches import Switches, exchange_switches, read_switches, write_caching
 
 _AUTOCAST_DTYPES = {"cpu": torch.bfloat16, "cuda": torch.float16}
