@@ -19,9 +19,9 @@ from typing import Any, Protocol
 import greenlet
 from torch import Tensor, nn
 
-from sylvinit.contents import Lender, ModuleContents
 from sylvinit.errors import ModelError
 from sylvinit.execution.batches import Batch
+from sylvinit.execution.module_state import Lender, ModuleContents
 from sylvinit.state import Ambient, forward_modes, plain_modes
 from sylvinit.switches import Switches, exchange_switches, read_switches
 
