@@ -16,7 +16,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from sylvinit.execution.backup import Original
 from sylvinit.execution.module_state import ModuleContents
-from sylvinit.switches import Switches, exchange_switches, read_switches, write_caching
+from sylvinit.execution.switches import Switches, exchange_switches, read_switches, write_caching
 
 _AUTOCAST_DTYPES = {"cpu": torch.bfloat16, "cuda": torch.float16}
 
@@ -200,7 +200,7 @@ class Ambient:
 
     Attributes:
         autocast: device types and dtypes for which it is on.
-        switches: see :mod:`sylvinit.switches`.
+        switches: see :mod:`sylvinit.execution.switches`.
     """
 
     autocast: list[tuple[str, torch.dtype]]

@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import sylvinit
 from sylvinit.errors import ModelError
-from sylvinit.switches import exchange_switches, read_switches
+from sylvinit.execution.switches import exchange_switches, read_switches
 
 quiet = pytest.mark.filterwarnings("ignore::sylvinit.SylvinitWarning")
 

@@ -3,7 +3,7 @@
 A forward may store things on modules: the input of a skip connection, a mask cached for the size of
 the batch, what ``torch.func.functional_call`` puts in the place of parameters. Forwards that take
 turns would find what another one has stored, so these attributes are exchanged together with the
-forwards, like the switches of :mod:`sylvinit.switches`.
+forwards, like the switches of :mod:`sylvinit.execution.switches`.
 
 Looked at is which objects there are: attributes, parameters, buffers, children, hooks, and what
 small plain lists, dicts, sets and deques among the attributes hold. Not looked at are the values of
