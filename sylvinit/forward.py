@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from sylvinit.errors import ModelError
 from sylvinit.execution.batches import Batch
+from sylvinit.execution.guard import Ambient, forward_modes, plain_modes
 from sylvinit.execution.module_state import Lender, ModuleContents
 from sylvinit.execution.switches import Switches, exchange_switches, read_switches
-from sylvinit.state import Ambient, forward_modes, plain_modes
 
 
 class Point(Protocol):

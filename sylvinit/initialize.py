@@ -22,6 +22,7 @@ from sylvinit.execution.batches import (
     label_problem,
     read_batches,
 )
+from sylvinit.execution.guard import Ambient, ModelGuard
 from sylvinit.model.modules import check_module, device_of
 from sylvinit.moments.rows import RowToSample
 from sylvinit.options import Options, check_options
@@ -29,7 +30,6 @@ from sylvinit.planning import Work, make_work
 from sylvinit.presets import PresetName
 from sylvinit.report import LayerReport, Report
 from sylvinit.solving import solve_in_order
-from sylvinit.state import Ambient, ModelGuard
 from sylvinit.survey import Survey, find_points, materialise, run_survey
 
 _log = logging.getLogger(__name__)

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from sylvinit.execution.batches import Batch
+from sylvinit.execution.guard import Ambient, ModelGuard
 from sylvinit.finite import OutputWatch
 from sylvinit.forward import Arrival, Propagation, Runner
 from sylvinit.model.batch_norm import Norm, buffers
 from sylvinit.planning import Work
 from sylvinit.report import LayerReport
-from sylvinit.state import Ambient, ModelGuard
 from sylvinit.survey import Survey
 from sylvinit.units import LayerUnit
 

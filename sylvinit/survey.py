@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from sylvinit.execution.batches import Batch
+from sylvinit.execution.guard import Ambient, forward_modes
 from sylvinit.model import Layer, layers_of
 from sylvinit.model.batch_norm import NORM_TYPES, Norm
 from sylvinit.model.branches import BranchWatch, End
 from sylvinit.model.modules import clean_name
 from sylvinit.model.products import ProductWatch
 from sylvinit.model.rectifiers import RectifierWatch
-from sylvinit.state import Ambient, forward_modes
 
 # Samples that the survey runs: more than one, so that batch and other axes are told apart.
 SURVEY_SAMPLES = 2

@@ -16,6 +16,7 @@ from sylvinit.codes import Code, Logistic, OneHot, needs_sample_means
 from sylvinit.equation import LayerSolution, solve_layer
 from sylvinit.errors import ModelError
 from sylvinit.execution.batches import Batch
+from sylvinit.execution.guard import ModelGuard
 from sylvinit.feature_scales import too_small, unlike_scales
 from sylvinit.finite import InputWatch, non_finite_input
 from sylvinit.forward import Arrival
@@ -29,7 +30,6 @@ from sylvinit.moments.statistics import LayerStatistics, SampleStatistics, layer
 from sylvinit.moments.streaming import PatchMoments, product_precision
 from sylvinit.report import LayerReport
 from sylvinit.scaling import output_std, scale_rows
-from sylvinit.state import ModelGuard
 
 
 @dataclass(frozen=True)

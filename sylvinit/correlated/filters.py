@@ -15,9 +15,9 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from sylvinit.errors import DataError, ModelError, OptionTypeError
+from sylvinit.execution.guard import ModelGuard
 from sylvinit.model.modules import check_module, clean_name, refuse_lazy
 from sylvinit.priors.matrix import shown
-from sylvinit.state import ModelGuard
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # Where training scripts put the state dict within a checkpoint.

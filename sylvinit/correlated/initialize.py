@@ -17,10 +17,10 @@ from sylvinit.checks import Selection, check_choice, check_number
 from sylvinit.correlated.draw import KAIMING_GAIN, MODES, draw_filters
 from sylvinit.correlated.plan import Job, assign_matrices, plan_layers
 from sylvinit.errors import ModelError, OptionTypeError, SylvinitWarning
+from sylvinit.execution.guard import ModelGuard
 from sylvinit.model.modules import check_module, device_of
 from sylvinit.priors.matrix import FilterCorrelation
 from sylvinit.report import Report
-from sylvinit.state import ModelGuard
 
 
 def correlated_init_(

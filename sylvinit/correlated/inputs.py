@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from sylvinit.checks import check_count, check_seed
 from sylvinit.errors import DataError, ModelError, NonFiniteError
 from sylvinit.execution.batches import Batch, ForwardFn, call_model, read_batches
+from sylvinit.execution.guard import Ambient, ModelGuard, forward_modes, plain_modes
 from sylvinit.model import ConvLayer, layers_of
 from sylvinit.model.modules import check_module, clean_name, device_of, refuse_lazy
 from sylvinit.moments.collect import PatchSource, add_all, add_sampled
@@ -21,7 +22,6 @@ from sylvinit.moments.sampling import stream_key
 from sylvinit.moments.streaming import PatchMoments
 from sylvinit.priors.matrix import FilterCorrelation
 from sylvinit.priors.spatial import spatial_correlation
-from sylvinit.state import Ambient, ModelGuard, forward_modes, plain_modes
 
 
 def input_correlation(

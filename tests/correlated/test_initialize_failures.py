@@ -24,8 +24,8 @@ from sylvinit.errors import (
     OptionTypeError,
     SylvinitError,
 )
+from sylvinit.execution.guard import ModelGuard
 from sylvinit.model import ConvLayer
-from sylvinit.state import ModelGuard
 
 PRIOR = priors.load("resnet10-cifar10")
 
