@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from sylvinit.execution.batches import Batch
+from sylvinit.execution.finite import OutputWatch
 from sylvinit.execution.guard import Ambient, ModelGuard
-from sylvinit.finite import OutputWatch
 from sylvinit.forward import Arrival, Propagation, Runner
 from sylvinit.model.batch_norm import Norm, buffers
 from sylvinit.planning import Work

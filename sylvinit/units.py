@@ -16,9 +16,9 @@ from sylvinit.codes import Code, Logistic, OneHot, needs_sample_means
 from sylvinit.equation import LayerSolution, solve_layer
 from sylvinit.errors import ModelError
 from sylvinit.execution.batches import Batch
+from sylvinit.execution.finite import InputWatch, non_finite_input
 from sylvinit.execution.guard import ModelGuard
 from sylvinit.feature_scales import too_small, unlike_scales
-from sylvinit.finite import InputWatch, non_finite_input
 from sylvinit.forward import Arrival
 from sylvinit.model import Layer
 from sylvinit.model.geometry import PatchGeometry

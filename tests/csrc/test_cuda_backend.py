@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import sylvinit
-from sylvinit import finite, planning
+from sylvinit import planning
 from sylvinit.backends import Backend
 from sylvinit.errors import NonFiniteError
+from sylvinit.execution import finite
 from sylvinit.model.geometry import PatchGeometry
 from sylvinit.moments import device_sums, fused, lags, patch_moments
 from sylvinit.moments.all_patches import correlation_gram, pad_channels_last
