@@ -12,7 +12,7 @@ import torch
 from sylvinit.execution.batches import Batch
 from sylvinit.execution.finite import OutputWatch
 from sylvinit.execution.guard import Ambient, ModelGuard
-from sylvinit.forward import Arrival, Propagation, Runner
+from sylvinit.execution.lockstep import Arrival, Propagation, Runner
 from sylvinit.model.batch_norm import Norm, buffers
 from sylvinit.planning import Work
 from sylvinit.report import LayerReport

@@ -18,8 +18,8 @@ from sylvinit.errors import ModelError
 from sylvinit.execution.batches import Batch
 from sylvinit.execution.finite import InputWatch, non_finite_input
 from sylvinit.execution.guard import ModelGuard
+from sylvinit.execution.lockstep import Arrival
 from sylvinit.feature_scales import too_small, unlike_scales
-from sylvinit.forward import Arrival
 from sylvinit.model import Layer
 from sylvinit.model.geometry import PatchGeometry
 from sylvinit.moments.collect import PatchSource, add_all, add_rows, add_sampled
