@@ -13,7 +13,6 @@ from sylvinit.backends import Backend
 from sylvinit.backends.memory import memory_for
 from sylvinit.classifier.layer import solve_classifier
 from sylvinit.codes import Code, Logistic, OneHot, needs_sample_means
-from sylvinit.equation import LayerSolution, solve_layer
 from sylvinit.errors import ModelError
 from sylvinit.execution.batches import Batch
 from sylvinit.execution.finite import InputWatch, non_finite_input
@@ -30,6 +29,7 @@ from sylvinit.moments.statistics import LayerStatistics, SampleStatistics, layer
 from sylvinit.moments.streaming import PatchMoments, product_precision
 from sylvinit.report import LayerReport
 from sylvinit.scaling import output_std, scale_rows
+from sylvinit.solve.equation import LayerSolution, solve_layer
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ import torch
 
 from sylvinit.classifier.gaussian import RIDGES, GaussianClassifier, fit_gaussian
 from sylvinit.classifier.logistic import refine_logistic
-from sylvinit.equation import LayerSolution
 from sylvinit.moments.statistics import LayerStatistics
+from sylvinit.solve.equation import LayerSolution
 
 
 def solve_classifier(

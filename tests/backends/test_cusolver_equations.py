@@ -10,8 +10,8 @@ import sylvinit
 from sylvinit.backends import Backend, cusolver, kernels, spectral
 from sylvinit.backends.spectral import Thresholds, solve_positive
 from sylvinit.codes import get_code
-from sylvinit.equation import solve_layer
 from sylvinit.moments.statistics import layer_statistics
+from sylvinit.solve.equation import solve_layer
 from sylvinit.sylvester import lapack
 from sylvinit.sylvester import spectral as users
 

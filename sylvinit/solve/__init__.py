@@ -1,0 +1,1 @@
+"""One layer: from moments and a code to weight and bias."""
