@@ -26,8 +26,8 @@ from sylvinit.backends.spectral import (
 from sylvinit.codes.base import Code, Latent, is_mirrored
 from sylvinit.codes.rest import append_components
 from sylvinit.errors import SolverError
-from sylvinit.filling import choose_entries, fill_with_mixtures
 from sylvinit.moments.statistics import LayerStatistics
+from sylvinit.solve.filling import choose_entries, fill_with_mixtures
 
 # Bound on the relative residual of a float64 solve; the worst seen in the tests is 3e-15.
 RESIDUAL_BOUND = 1e-12
