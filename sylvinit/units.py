@@ -28,8 +28,8 @@ from sylvinit.moments.sampling import Key, stream_key
 from sylvinit.moments.statistics import LayerStatistics, SampleStatistics, layer_statistics
 from sylvinit.moments.streaming import PatchMoments, product_precision
 from sylvinit.report import LayerReport
-from sylvinit.scaling import output_std, scale_rows
 from sylvinit.solve.equation import LayerSolution, solve_layer
+from sylvinit.solve.scaling import output_std, scale_rows
 
 
 @dataclass(frozen=True)

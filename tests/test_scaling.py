@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import sylvinit
 from sylvinit.backends import choose
 from sylvinit.moments.statistics import LayerStatistics, layer_statistics
-from sylvinit.scaling import output_std, scale_rows
+from sylvinit.solve.scaling import output_std, scale_rows
 
 quiet = pytest.mark.filterwarnings("ignore::sylvinit.SylvinitWarning")
 
