@@ -18,7 +18,6 @@ from sylvinit.execution.batches import Batch
 from sylvinit.execution.finite import InputWatch, non_finite_input
 from sylvinit.execution.guard import ModelGuard
 from sylvinit.execution.lockstep import Arrival
-from sylvinit.feature_scales import too_small, unlike_scales
 from sylvinit.model import Layer
 from sylvinit.model.geometry import PatchGeometry
 from sylvinit.moments.collect import PatchSource, add_all, add_rows, add_sampled
@@ -29,6 +28,7 @@ from sylvinit.moments.statistics import LayerStatistics, SampleStatistics, layer
 from sylvinit.moments.streaming import PatchMoments, product_precision
 from sylvinit.report import LayerReport
 from sylvinit.solve.equation import LayerSolution, solve_layer
+from sylvinit.solve.feature_scales import too_small, unlike_scales
 from sylvinit.solve.scaling import output_std, scale_rows
 
 
