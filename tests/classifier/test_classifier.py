@@ -14,7 +14,7 @@ from torch import nn
 
 import sylvinit
 from sylvinit.classifier import fit_gaussian, refine_logistic
-from sylvinit.classifier.gaussian import RIDGES
+from sylvinit.solve.gaussian_classes import RIDGES
 
 Array = np.ndarray
 LEFT_OUT = 1000  # rows that are left out at most
