@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sylvinit.classifier.logistic import refine_logistic
 from sylvinit.solve.gaussian_classes import GaussianClassifier, fit_gaussian
+from sylvinit.solve.logistic_steps import refine_logistic
 
 __all__ = ["GaussianClassifier", "fit_gaussian", "refine_logistic"]

@@ -6,10 +6,10 @@ import math
 
 import torch
 
-from sylvinit.classifier.logistic import refine_logistic
 from sylvinit.moments.statistics import LayerStatistics
 from sylvinit.solve.equation import LayerSolution
 from sylvinit.solve.gaussian_classes import RIDGES, GaussianClassifier, fit_gaussian
+from sylvinit.solve.logistic_steps import refine_logistic
 
 
 def solve_classifier(

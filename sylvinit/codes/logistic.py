@@ -14,7 +14,7 @@ class Logistic(OneHot):
 
     A head starts as the classifier of Gaussian classes with one covariance, whose ridge is that of
     the least leave-one-out error (:mod:`sylvinit.solve.gaussian_classes`), and takes a few steps
-    towards the maximum of the likelihood (:mod:`sylvinit.classifier.logistic`); lam has no part in
+    towards the maximum of the likelihood (:mod:`sylvinit.solve.logistic_steps`); lam has no part in
     it. Other layers, heads without a bias and grouped ones are solved as with :class:`OneHot`, and
     their reports say so.
 
