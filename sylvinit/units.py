@@ -11,7 +11,6 @@ from torch import Tensor
 
 from sylvinit.backends import Backend
 from sylvinit.backends.memory import memory_for
-from sylvinit.classifier.layer import solve_classifier
 from sylvinit.codes import Code, Logistic, OneHot, needs_sample_means
 from sylvinit.errors import ModelError
 from sylvinit.execution.batches import Batch
@@ -27,6 +26,7 @@ from sylvinit.moments.sampling import Key, stream_key
 from sylvinit.moments.statistics import LayerStatistics, SampleStatistics, layer_statistics
 from sylvinit.moments.streaming import PatchMoments, product_precision
 from sylvinit.report import LayerReport
+from sylvinit.solve.classifier import solve_classifier
 from sylvinit.solve.equation import LayerSolution, solve_layer
 from sylvinit.solve.feature_scales import too_small, unlike_scales
 from sylvinit.solve.scaling import output_std, scale_rows

@@ -217,7 +217,7 @@ def steps_taken(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
         calls.append((given, more))
         return refine_logistic(*given, **more)
 
-    monkeypatch.setattr("sylvinit.classifier.layer.refine_logistic", spy)
+    monkeypatch.setattr("sylvinit.solve.classifier.refine_logistic", spy)
     return calls
 
 
