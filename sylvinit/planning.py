@@ -14,13 +14,13 @@ from sylvinit.codes import Code, OneHot
 from sylvinit.errors import LabelError, ModelError
 from sylvinit.execution.batches import Classes
 from sylvinit.execution.survey import Survey
+from sylvinit.execution.units import LayerUnit, Plan
 from sylvinit.model import Layer
 from sylvinit.model.batch_norm import Norm, own_scale, reason_to_skip, uses_batch_statistics
 from sylvinit.model.modules import memory_key, parameter_holders
 from sylvinit.moments.rows import assign_rows
 from sylvinit.options import Options
 from sylvinit.report import LayerReport
-from sylvinit.units import LayerUnit, Plan
 
 # Sums are kept for every class up to the largest label, so labels that are hashes must not get by.
 MAX_CLASSES = 2**20

@@ -14,10 +14,10 @@ from sylvinit.execution.finite import OutputWatch
 from sylvinit.execution.guard import Ambient, ModelGuard
 from sylvinit.execution.lockstep import Arrival, Propagation, Runner
 from sylvinit.execution.survey import Survey
+from sylvinit.execution.units import LayerUnit
 from sylvinit.model.batch_norm import Norm, buffers
 from sylvinit.planning import Work
 from sylvinit.report import LayerReport
-from sylvinit.units import LayerUnit
 
 Target = LayerUnit | Norm
 

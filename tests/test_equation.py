@@ -28,8 +28,8 @@ from helpers import (
 from torch import nn
 
 import sylvinit
-from sylvinit import units
 from sylvinit.codes import ICA, PCA, Code, KMeans, Latent
+from sylvinit.execution import units
 from sylvinit.moments.statistics import LayerStatistics
 
 pytestmark = pytest.mark.filterwarnings("ignore::sylvinit.SylvinitWarning")

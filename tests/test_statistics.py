@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import sylvinit
-from sylvinit import units
 from sylvinit.backends import choose
 from sylvinit.codes import Discriminant
+from sylvinit.execution import units
 from sylvinit.moments.statistics import LayerStatistics, SampleStatistics, layer_statistics
 
 # Relative to the largest entry: sums in two orders; the worst seen is 3e-15 (float64), 2e-7.
