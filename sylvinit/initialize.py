@@ -23,11 +23,11 @@ from sylvinit.execution.batches import (
     read_batches,
 )
 from sylvinit.execution.guard import Ambient, ModelGuard
+from sylvinit.execution.plan import Work, make_work
 from sylvinit.execution.survey import Survey, find_points, materialise, run_survey
 from sylvinit.model.modules import check_module, device_of
 from sylvinit.moments.rows import RowToSample
 from sylvinit.options import Options, check_options
-from sylvinit.planning import Work, make_work
 from sylvinit.presets import PresetName
 from sylvinit.report import LayerReport, Report
 from sylvinit.solving import solve_in_order

@@ -13,10 +13,10 @@ from sylvinit.execution.batches import Batch
 from sylvinit.execution.finite import OutputWatch
 from sylvinit.execution.guard import Ambient, ModelGuard
 from sylvinit.execution.lockstep import Arrival, Propagation, Runner
+from sylvinit.execution.plan import Work
 from sylvinit.execution.survey import Survey
 from sylvinit.execution.units import LayerUnit
 from sylvinit.model.batch_norm import Norm, buffers
-from sylvinit.planning import Work
 from sylvinit.report import LayerReport
 
 Target = LayerUnit | Norm
