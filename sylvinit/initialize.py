@@ -24,13 +24,13 @@ from sylvinit.execution.batches import (
 )
 from sylvinit.execution.guard import Ambient, ModelGuard
 from sylvinit.execution.plan import Work, make_work
+from sylvinit.execution.schedule import solve_in_order
 from sylvinit.execution.survey import Survey, find_points, materialise, run_survey
 from sylvinit.model.modules import check_module, device_of
 from sylvinit.moments.rows import RowToSample
 from sylvinit.options import Options, check_options
 from sylvinit.presets import PresetName
 from sylvinit.report import LayerReport, Report
-from sylvinit.solving import solve_in_order
 
 _log = logging.getLogger(__name__)
 
