@@ -7,7 +7,7 @@ A code is an object with a few attributes and a method (see :class:`Code`); the 
 
 from __future__ import annotations
 
-from sylvinit.codes.base import Code, Latent, fix_signs, needs_sample_means
+from sylvinit.codes.code import Code, Latent, fix_signs, needs_sample_means
 from sylvinit.codes.components import ICA, LDA, PCA
 from sylvinit.codes.correlated import CorrelatedFilters
 from sylvinit.codes.discriminant import Discriminant

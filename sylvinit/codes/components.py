@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sylvinit.codes.base import Latent, fix_signs
+from sylvinit.codes.code import Latent, fix_signs
 from sylvinit.moments.statistics import LayerStatistics
 
 _log = logging.getLogger(__name__)

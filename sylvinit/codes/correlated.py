@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sylvinit import priors
 from sylvinit.checks import check_number
-from sylvinit.codes.base import Latent
+from sylvinit.codes.code import Latent
 from sylvinit.moments.statistics import LayerStatistics
 from sylvinit.priors.distance import resample_correlation
 from sylvinit.priors.matrix import check_correlation, kernel_for

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from sylvinit.checks import check_number
-from sylvinit.codes.base import Latent
+from sylvinit.codes.code import Latent
 from sylvinit.codes.components import fisher_directions
 from sylvinit.codes.rest import components_of_rest
 from sylvinit.moments.statistics import LayerStatistics, SampleStatistics

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sylvinit.codes.base import Code, Latent, is_mirrored, needs_sample_means
+from sylvinit.codes.code import Code, Latent, is_mirrored, needs_sample_means
 from sylvinit.codes.targets import OneHot
 from sylvinit.errors import OptionError, OptionTypeError
 from sylvinit.moments.statistics import LayerStatistics

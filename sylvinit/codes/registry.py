@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sylvinit.codes.base import Code
+from sylvinit.codes.code import Code
 from sylvinit.codes.components import ICA, LDA, PCA
 from sylvinit.codes.correlated import CorrelatedFilters
 from sylvinit.codes.discriminant import Discriminant

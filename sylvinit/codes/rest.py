@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sylvinit.codes.base import Latent
+from sylvinit.codes.code import Latent
 from sylvinit.codes.components import top_eigenvectors
 from sylvinit.moments.statistics import LayerStatistics
 

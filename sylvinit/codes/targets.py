@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sylvinit.codes.base import Latent
+from sylvinit.codes.code import Latent
 from sylvinit.moments.statistics import LayerStatistics
 
 

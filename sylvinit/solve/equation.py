@@ -23,7 +23,7 @@ from sylvinit.backends.spectral import (
     solve_positive,
     solve_rank_one,
 )
-from sylvinit.codes.base import Code, Latent, is_mirrored
+from sylvinit.codes.code import Code, Latent, is_mirrored
 from sylvinit.codes.rest import append_components
 from sylvinit.errors import SolverError
 from sylvinit.moments.statistics import LayerStatistics

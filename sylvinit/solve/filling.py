@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sylvinit.codes.base import Latent
+from sylvinit.codes.code import Latent
 
 
 @dataclass(frozen=True)
