@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from sylvinit.codes.code import Code, Latent, fix_signs, needs_sample_means
 from sylvinit.codes.components import ICA, LDA, PCA
-from sylvinit.codes.correlated import CorrelatedFilters
+from sylvinit.codes.correlated_filters import CorrelatedFilters
 from sylvinit.codes.discriminant import Discriminant
 from sylvinit.codes.logistic import Logistic
 from sylvinit.codes.pairs import SignPairs

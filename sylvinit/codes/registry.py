@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from sylvinit.codes.code import Code
 from sylvinit.codes.components import ICA, LDA, PCA
-from sylvinit.codes.correlated import CorrelatedFilters
+from sylvinit.codes.correlated_filters import CorrelatedFilters
 from sylvinit.codes.discriminant import Discriminant
 from sylvinit.codes.logistic import Logistic
 from sylvinit.codes.pairs import SignPairs
