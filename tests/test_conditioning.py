@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import sylvinit
 from sylvinit.backends import choose
-from sylvinit.backends.spectral import Thresholds, eigh, solve_positive
+from sylvinit.backends.eigen import Thresholds, eigh, solve_positive
 from sylvinit.codes import PCA
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from sylvinit.backends import extension, kernels, spectral
+from sylvinit.backends import eigen, extension, kernels
 from sylvinit.model.geometry import PatchGeometry
 from sylvinit.moments import fused
 from sylvinit.moments.fused_layout import PatchLayout
@@ -87,8 +87,8 @@ def check_spectral(device: str) -> None:
             for shape in ((batch, k, d), (batch, k), (batch, d))
         )
         limits = [torch.full((batch,), 0.1, dtype=torch.float64) for _ in range(2)]
-        expected = spectral.divide(c, a, b, spectral.Thresholds(*limits))
-        on_device = spectral.Thresholds(*(x.to(device) for x in limits))
+        expected = eigen.divide(c, a, b, eigen.Thresholds(*limits))
+        on_device = eigen.Thresholds(*(x.to(device) for x in limits))
         found = kernels.divide(c.to(device), a.to(device), b.to(device), on_device)
         square = c[:, :, :k] if d >= k else c.mT[:, :, :d]
         scaled, scale = kernels.scale_to_unit(square.contiguous().to(device))

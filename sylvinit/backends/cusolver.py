@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sylvinit.backends import extension, kernels, spectral
+from sylvinit.backends import eigen, extension, kernels
 from sylvinit.backends.memory import memory_for
 from sylvinit.errors import BackendError, SolverError
 
@@ -133,7 +133,7 @@ def eigh(a: Tensor, notes: list[str] | None = None) -> Pair:
     if a.numel() == 0:
         return a.new_empty(a.shape[:-1], dtype=torch.float64), a.clone()
     if not _usable(a, notes):
-        return spectral.eigh(a, notes)
+        return eigen.eigh(a, notes)
     with _memory_for(a):
         task = _Decomposition(a)
         task.run()
@@ -321,7 +321,7 @@ class _Decomposition:
             SolverError: a matrix has entries that are not finite.
         """
         n = scaled.shape[-1]
-        errors = spectral.defects(scaled, attempt.values, attempt.vectors)
+        errors = eigen.defects(scaled, attempt.values, attempt.vectors)
         seen = torch.stack((attempt.info.double(), errors, scale)).cpu()
         if not bool(seen[2].isfinite().all()):
             raise SolverError(
@@ -331,7 +331,7 @@ class _Decomposition:
         if attempt.failure:
             return list(range(len(scaled))), attempt.failure
         reasons = [
-            f"info {int(info)}" if info else spectral.describe_defect(error, n)
+            f"info {int(info)}" if info else eigen.describe_defect(error, n)
             for info, error in seen[:2].T.tolist()
         ]
         bad = [index for index, reason in enumerate(reasons) if reason]
@@ -339,7 +339,7 @@ class _Decomposition:
 
     def _on_the_host(self, left: Tensor, failures: list[str]) -> Pair:
         try:
-            return spectral.eigh_scipy(left)
+            return eigen.eigh_scipy(left)
         except SolverError as error:
             raise SolverError(f"{error} (cuSOLVER's {', '.join(failures)})") from error
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from sylvinit.backends import extension
+from sylvinit.backends.eigen import Quotient, Thresholds
 from sylvinit.backends.memory import memory_for
-from sylvinit.backends.spectral import Quotient, Thresholds
 
 
 def place(x: Tensor) -> tuple[int, int]:
@@ -47,7 +47,7 @@ def scale_to_unit(a: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def divide(c: Tensor, values_a: Tensor, values_b: Tensor, thresholds: Thresholds) -> Quotient:
-    """:func:`sylvinit.backends.spectral.divide` in one pass over c, which is overwritten."""
+    """:func:`sylvinit.backends.eigen.divide` in one pass over c, which is overwritten."""
     batch, k, d = c.shape
     library: Any = extension.module
     slices = batch * library.spectral_slices(k * d)

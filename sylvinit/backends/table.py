@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sylvinit.backends import cusolver, extension, kernels, spectral
+from sylvinit.backends import cusolver, eigen, extension, kernels
 from sylvinit.errors import BackendError, OptionError
 
 
@@ -34,9 +34,9 @@ class Backend:
     devices: tuple[str, ...]
     text: str
     missing: Callable[[torch.device | None], str] = _nothing
-    eigh: spectral.Eigh = spectral.eigh
-    eigh_pair: spectral.EighPair = spectral.eigh_pair
-    divide: spectral.Divide = spectral.divide
+    eigh: eigen.Eigh = eigen.eigh
+    eigh_pair: eigen.EighPair = eigen.eigh_pair
+    divide: eigen.Divide = eigen.divide
 
     @property
     def available(self) -> bool:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from sylvinit.backends.spectral import (
+from sylvinit.backends.eigen import (
     RankOne,
     Solution,
     Thresholds,

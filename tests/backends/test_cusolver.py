@@ -10,7 +10,7 @@ from fake_cuda import FakeModule
 from torch import Tensor
 
 from sylvinit.backends import cusolver, kernels
-from sylvinit.backends.spectral import Thresholds
+from sylvinit.backends.eigen import Thresholds
 from sylvinit.errors import BackendError, DeviceMemoryError, SolverError
 
 CLOSE = 1e-12  # backward stable decompositions of matrices of unit size, up to 60

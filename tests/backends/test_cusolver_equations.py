@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 import sylvinit
-from sylvinit.backends import Backend, cusolver, kernels, spectral
-from sylvinit.backends.spectral import Thresholds, solve_positive
+from sylvinit.backends import Backend, cusolver, eigen, kernels
+from sylvinit.backends.eigen import Thresholds, solve_positive
 from sylvinit.codes import get_code
 from sylvinit.moments.statistics import layer_statistics
 from sylvinit.solve.equation import solve_layer
@@ -68,7 +68,7 @@ def test_layers_agree_with_the_cpu(module, code) -> None:
 def test_the_division_of_the_row_is_the_kernels(module) -> None:
     c, a, b = symmetric(2, 5, 5), symmetric(2, 5, 5)[..., 0], symmetric(2, 5, 5, seed=3)[..., 0]
     thresholds = Thresholds(torch.full((2,), 0.5).double(), torch.full((2,), 0.3).double())
-    expected = spectral.divide(c, a, b, thresholds)
+    expected = eigen.divide(c, a, b, thresholds)
     found = CUDA.divide(c.clone(), a, b, thresholds)
     assert torch.equal(found.y, expected.y)
     assert torch.equal(found.keep, expected.keep)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from fake_cuda import FakeModule
 
-from sylvinit.backends import choose, cusolver, extension, kernels, spectral, table
+from sylvinit.backends import choose, cusolver, eigen, extension, kernels, table
 from sylvinit.errors import BackendError
 from sylvinit.sylvester import spectral as user_spectral
 
@@ -35,8 +35,8 @@ def test_the_rows() -> None:
     assert (cuda.eigh, cuda.eigh_pair) == (cusolver.eigh, cusolver.eigh_pair)
     assert cuda.divide is kernels.divide
     for row in (cpu, anything):
-        assert (row.eigh, row.eigh_pair) == (spectral.eigh, spectral.eigh_pair)
-        assert row.divide is spectral.divide
+        assert (row.eigh, row.eigh_pair) == (eigen.eigh, eigen.eigh_pair)
+        assert row.divide is eigen.divide
 
 
 def test_choice_with_the_extension(runs) -> None:

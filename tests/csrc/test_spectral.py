@@ -13,8 +13,8 @@ import torch
 from compiler import find_compiler
 from torch import Tensor
 
-from sylvinit.backends import spectral
-from sylvinit.backends.spectral import Thresholds
+from sylvinit.backends import eigen
+from sylvinit.backends.eigen import Thresholds
 
 HERE = Path(__file__).parent
 CSRC = HERE.parents[1] / "csrc"
@@ -128,7 +128,7 @@ def test_divide(library, batch, k, d, dropped) -> None:
     if dropped == "none":  # sums of zeros would be divided by
         a = a.abs()
     thresholds = Thresholds(random(batch, seed=5).abs() + level, random(batch).abs() + level)
-    expected = spectral.divide(c, a, b, thresholds)
+    expected = eigen.divide(c, a, b, thresholds)
     for reference in (False, True):
         y, keep, least, kept = divide(library, c, a, b, thresholds, reference)
         assert torch.equal(y, expected.y)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 import sylvinit
-from sylvinit.backends import choose, cusolver, extension, kernels, spectral
-from sylvinit.backends.spectral import Thresholds, solve_positive
+from sylvinit.backends import choose, cusolver, eigen, extension, kernels
+from sylvinit.backends.eigen import Thresholds, solve_positive
 from sylvinit.errors import DeviceMemoryError, SolverError
 
 pytestmark = pytest.mark.skipif(not extension.available(), reason=extension.reason())
@@ -130,7 +130,7 @@ def test_division(batch, k, d) -> None:
     random = partial(torch.randn, generator=generator(0), dtype=torch.float64)
     c, a, b = random(batch, k, d), random(batch, k), random(batch, d)
     thresholds = random(batch).abs() + 0.1, random(batch).abs() + 0.1
-    expected = spectral.divide(c, a, b, Thresholds(*thresholds))
+    expected = eigen.divide(c, a, b, Thresholds(*thresholds))
     on_gpu = Thresholds(*(x.to(DEVICE) for x in thresholds))
     found = kernels.divide(c.to(DEVICE), a.to(DEVICE), b.to(DEVICE), on_gpu)
     assert torch.equal(found.y.cpu(), expected.y)
