@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sylvinit.errors import SolverError
-from sylvinit.sylvester import arguments, lapack, routes, schur, spectral
+from sylvinit.sylvester import lapack, matrices, routes, schur, spectral
 from sylvinit.sylvester.outcome import Outcome, Status, judge
 from sylvinit.sylvester.threads import threads_for
 
@@ -55,7 +55,7 @@ def inspect(name: str, x: Tensor) -> tuple[float, float]:
         size = float(x.abs().amax())
         square = x.shape[-1] == x.shape[-2]
         gap = float((x - adjoint_of(x)).abs().amax()) if square and math.isfinite(size) else 0.0
-    arguments.check_finite(name, size)
+    matrices.check_finite(name, size)
     return size, gap
 
 
@@ -70,8 +70,8 @@ def structure_of(a: Tensor, b: Tensor, assume: str, eps: float) -> tuple[str, Te
     if assume == "auto":
         return ("sym" if gap_a == 0 and gap_b == 0 else "gen"), a, b
     if assume in ("sym", "pos"):
-        arguments.check_hermitian("a", assume, a.shape[-1], size_a, gap_a, eps)
-        arguments.check_hermitian("b", assume, b.shape[-1], size_b, gap_b, eps)
+        matrices.check_hermitian("a", assume, a.shape[-1], size_a, gap_a, eps)
+        matrices.check_hermitian("b", assume, b.shape[-1], size_b, gap_b, eps)
         a = a if gap_a == 0 else (a + adjoint_of(a)) / 2
         b = b if gap_b == 0 else (b + adjoint_of(b)) / 2
     return assume, a, b

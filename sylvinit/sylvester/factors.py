@@ -9,7 +9,8 @@ from torch import Tensor
 
 from sylvinit.errors import OptionError, OptionTypeError
 from sylvinit.sylvester import compute, operators
-from sylvinit.sylvester.arguments import (
+from sylvinit.sylvester.compute import Factors
+from sylvinit.sylvester.matrices import (
     REAL,
     broadcast,
     check_alike,
@@ -18,7 +19,6 @@ from sylvinit.sylvester.arguments import (
     check_square,
     check_structure,
 )
-from sylvinit.sylvester.compute import Factors
 
 
 class SylvesterFactors:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sylvinit.errors import MatrixError, OptionError, OptionTypeError, SolverError
-from sylvinit.sylvester import arguments, compute, spectral
+from sylvinit.sylvester import compute, matrices, spectral
 from sylvinit.sylvester.alignment import align
 from sylvinit.sylvester.outcome import Outcome, Status, judge
 from sylvinit.sylvester.precision import full_precision
@@ -49,12 +49,12 @@ def solve_sylvester_lowrank(a: Tensor, x: Tensor, q: Tensor, lam: float | Tensor
     Warns:
         AccuracyWarning: the smallest a_i + b_j kept is below sqrt(eps) of |A| + |B|.
     """
-    a, x = arguments.check_square("a", a), arguments.check_matrix("x", x)
-    q = arguments.check_matrix("q", q)
-    arguments.check_alike(a=a, x=x, q=q)
+    a, x = matrices.check_square("a", a), matrices.check_matrix("x", x)
+    q = matrices.check_matrix("q", q)
+    matrices.check_alike(a=a, x=x, q=q)
     weight = _weight(lam, a)
-    batch = arguments.broadcast(a=tuple(a.shape[:-2]), x=tuple(x.shape[:-2]))
-    arguments.check_right_side(q, a.shape[-1], x.shape[-2], batch)
+    batch = matrices.broadcast(a=tuple(a.shape[:-2]), x=tuple(x.shape[:-2]))
+    matrices.check_right_side(q, a.shape[-1], x.shape[-2], batch)
     factors = lowrank_factor(a.detach(), x.detach(), weight.detach())
     return _solve(a, x, q, weight, *factors, True)
 
@@ -201,7 +201,7 @@ def _factor(a: Tensor, x: Tensor, lam: Tensor) -> tuple[Tensor, Tensor, Tensor, 
     wide_a, wide_x = compute.widen(a), compute.widen(x)
     size, gap = compute.inspect("a", wide_a)
     compute.inspect("x", wide_x)
-    arguments.check_hermitian("a", "pos", a.shape[-1], size, gap, eps)
+    matrices.check_hermitian("a", "pos", a.shape[-1], size, gap, eps)
     u, values_a = spectral.decompose((wide_a + compute.adjoint_of(wide_a)) / 2)
     p, r = torch.linalg.qr(wide_x)
     gram = r @ compute.adjoint_of(r)
@@ -283,7 +283,7 @@ def _weight(lam: float | Tensor, a: Tensor) -> Tensor:
                 "lam must be a real number or a real tensor without dimensions, got shape "
                 f"{tuple(lam.shape)} and dtype {lam.dtype}"
             )
-        return lam.to(a.device, arguments.REAL[a.dtype])
+        return lam.to(a.device, matrices.REAL[a.dtype])
     if isinstance(lam, bool) or not isinstance(lam, (int, float)):
         raise OptionTypeError(f"lam must be a real number, got {type(lam).__name__}")
-    return torch.tensor(float(lam), dtype=arguments.REAL[a.dtype], device=a.device)
+    return torch.tensor(float(lam), dtype=matrices.REAL[a.dtype], device=a.device)

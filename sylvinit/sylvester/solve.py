@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from sylvinit.sylvester import operators
-from sylvinit.sylvester.arguments import (
+from sylvinit.sylvester.direct import solve_directly
+from sylvinit.sylvester.matrices import (
     broadcast,
     check_alike,
     check_matrix,
@@ -14,7 +15,6 @@ from sylvinit.sylvester.arguments import (
     check_square,
     check_structure,
 )
-from sylvinit.sylvester.direct import solve_directly
 from sylvinit.sylvester.spectral import frobenius_norm
 
 
