@@ -9,7 +9,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from sylvinit.correlated.filters import spatial_filters
+from sylvinit.correlated.network_filters import spatial_filters
 from sylvinit.errors import DataError, ModelError, OptionError, SylvinitWarning
 from sylvinit.priors.distance import distance_classes
 from sylvinit.priors.matrix import FilterCorrelation, check_kernel, shown
