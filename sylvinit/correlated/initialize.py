@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from sylvinit.checks import Selection, check_choice, check_number
+from sylvinit.correlated.choice import Job, assign_matrices, plan_layers
 from sylvinit.correlated.draw import KAIMING_GAIN, MODES, draw_filters
-from sylvinit.correlated.plan import Job, assign_matrices, plan_layers
 from sylvinit.errors import ModelError, OptionTypeError, SylvinitWarning
 from sylvinit.execution.guard import ModelGuard
 from sylvinit.model.modules import check_module, device_of
