@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from sylvinit import correlated, diagnostics, errors, priors
 from sylvinit.codes import Code, Latent, available_codes, register_code
+from sylvinit.correlated.apply import correlated_init_
 from sylvinit.correlated.draw import correlated_normal_
 from sylvinit.correlated.estimate import filter_correlation
-from sylvinit.correlated.initialize import correlated_init_
 from sylvinit.correlated.inputs import input_correlation
 from sylvinit.errors import SylvinitError, SylvinitWarning
 from sylvinit.initialize import initialize_, initialize_head_

@@ -6,9 +6,9 @@ also in the package's own namespace; here are the functions they are made of as 
 
 from __future__ import annotations
 
+from sylvinit.correlated.apply import correlated_init_
 from sylvinit.correlated.draw import correlated_normal_, output_variance
 from sylvinit.correlated.estimate import filter_correlation
-from sylvinit.correlated.initialize import correlated_init_
 from sylvinit.correlated.inputs import input_correlation
 from sylvinit.correlated.propagation import propagated_variance, simulated_variance
 from sylvinit.priors.distance import (

@@ -23,7 +23,7 @@ from sylvinit.correlated import (
     resample_correlation,
     scale_correlation,
 )
-from sylvinit.correlated import initialize as driver
+from sylvinit.correlated import apply as driver
 from sylvinit.errors import (
     SylvinitWarning,
 )

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 from sylvinit import correlated_init_, correlated_normal_, input_correlation, priors
-from sylvinit.correlated import initialize as driver
+from sylvinit.correlated import apply as driver
 from sylvinit.errors import (
     CorrelationError,
     DataError,
