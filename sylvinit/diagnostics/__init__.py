@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from sylvinit.diagnostics import single_filter
-from sylvinit.diagnostics.filters import draw_filter_profiles, filter_profiles
+from sylvinit.diagnostics.filter_profiles import draw_filter_profiles, filter_profiles
 from sylvinit.diagnostics.gradients import gradient_magnitude, gradient_sign_changes
 from sylvinit.diagnostics.monitor import monitor
 from sylvinit.diagnostics.pictures import draw_layers, draw_record
