@@ -7,7 +7,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from sylvinit.correlated.estimate import filter_correlation
-from sylvinit.drawing import require_matplotlib, save
+from sylvinit.diagnostics.drawing import require_matplotlib, save
 from sylvinit.errors import OptionError, OptionTypeError
 from sylvinit.priors.distance import DistanceProfile, correlation_by_distance
 

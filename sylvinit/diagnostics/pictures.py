@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from sylvinit.diagnostics.drawing import require_matplotlib, save
 from sylvinit.diagnostics.record import Record
-from sylvinit.drawing import require_matplotlib, save
 from sylvinit.errors import DataError, OptionError, OptionTypeError
 
 if TYPE_CHECKING:

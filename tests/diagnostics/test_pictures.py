@@ -10,8 +10,8 @@ import torch
 from diagnostics_helpers import batches, loss, make_model
 
 from sylvinit.diagnostics import Record, draw_layers, draw_record, monitor
+from sylvinit.diagnostics.drawing import MissingMatplotlibError
 from sylvinit.diagnostics.pictures import _curve
-from sylvinit.drawing import MissingMatplotlibError
 from sylvinit.errors import DataError, OptionError, OptionTypeError
 
 
