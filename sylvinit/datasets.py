@@ -1,6 +1,6 @@
 """Small data sets for the demo, and tensors from files for the command line.
 
-Nothing here runs code that a file brings along: pickles go through :mod:`sylvinit.safe_pickle`,
+Nothing here runs code that a file brings along: pickles go through :mod:`sylvinit.io.safe_pickle`,
 NumPy files through ``allow_pickle=False``, PyTorch files through ``weights_only=True``.
 """
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sylvinit.errors import DataError, LabelError, OptionError
-from sylvinit.safe_pickle import load_plain_dict
+from sylvinit.io.safe_pickle import load_plain_dict
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -21,7 +21,7 @@ from sylvinit.datasets import (
     normalise_cifar10,
 )
 from sylvinit.errors import DataError, LabelError, OptionError
-from sylvinit.safe_pickle import load_plain_dict
+from sylvinit.io.safe_pickle import load_plain_dict
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 3, 32, 32), dtype=np.uint8)
 LABELS = [3, 1, 4, 1, 5, 9]

@@ -20,7 +20,7 @@ from sylvinit.datasets import (
     normalise_cifar10,
 )
 from sylvinit.errors import DataError, LabelError
-from sylvinit.safe_pickle import load_plain_dict
+from sylvinit.io.safe_pickle import load_plain_dict
 
 CIFAR100_MEAN = (0.5071, 0.4865, 0.4409)
 CIFAR100_STD = (0.2673, 0.2564, 0.2762)
