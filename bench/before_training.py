@@ -24,10 +24,10 @@ import torch
 from environment import environment
 
 import sylvinit
-from sylvinit.datasets import Samples, few_per_class, load_cifar10, normalise_cifar10
 from sylvinit.demo.experiment import he_init_
 from sylvinit.demo.networks import resnet20
 from sylvinit.demo.training import accuracy, calibrate_norm
+from sylvinit.io.datasets import Samples, few_per_class, load_cifar10, normalise_cifar10
 
 
 def main() -> None:

@@ -20,8 +20,8 @@ from torch import Tensor
 
 import sylvinit
 from sylvinit.correlated import output_variance, propagated_variance, simulated_variance
-from sylvinit.datasets import load_cifar10, normalise_cifar10
 from sylvinit.diagnostics import single_filter
+from sylvinit.io.datasets import load_cifar10, normalise_cifar10
 from sylvinit.priors.strength import factor
 
 DRAWS = 1_000_000

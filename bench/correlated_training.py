@@ -31,9 +31,9 @@ from networks import NETWORKS
 from torch import nn
 
 import sylvinit
-from sylvinit.datasets import Samples, load_cifar10, normalise_cifar10
 from sylvinit.demo.training import accuracy
 from sylvinit.diagnostics import monitor
+from sylvinit.io.datasets import Samples, load_cifar10, normalise_cifar10
 
 RATES = (0.005, 0.1)
 KAIMING, SCALED, CORRELATED = "Kaiming normal", "Kaiming, scale of correlated", "correlated"

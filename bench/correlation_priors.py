@@ -27,9 +27,9 @@ from torch import Tensor, nn
 
 import sylvinit
 from sylvinit.correlated import correlation_by_distance
-from sylvinit.datasets import Samples, load_cifar10, normalise_cifar10
 from sylvinit.demo.training import accuracy
 from sylvinit.diagnostics import draw_filter_profiles, filter_profiles
+from sylvinit.io.datasets import Samples, load_cifar10, normalise_cifar10
 
 BATCH = 128
 

@@ -237,7 +237,7 @@ def _init(arguments: argparse.Namespace) -> None:
         raise OptionError(f"{extra}: not with --head-only, which solves a single layer.")
 
     import sylvinit
-    from sylvinit.datasets import load_tensors
+    from sylvinit.io.datasets import load_tensors
 
     model = modelfiles.build_model(arguments.model)
     if arguments.weights is not None:

@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 import sylvinit
-from sylvinit.datasets import Samples, few_per_class, load_cifar10, normalise_cifar10
 from sylvinit.demo.networks import resnet20
 from sylvinit.demo.training import accuracy, calibrate_norm
+from sylvinit.io.datasets import Samples, few_per_class, load_cifar10, normalise_cifar10
 
 DATA = os.environ.get("SYLVINIT_DATA")
 

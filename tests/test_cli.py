@@ -17,8 +17,8 @@ from torch import nn
 
 import sylvinit
 from sylvinit import backends, cli
-from sylvinit.datasets import load_digits
 from sylvinit.demo import experiment
+from sylvinit.io.datasets import load_digits
 
 FACTORIES = """
 import torch

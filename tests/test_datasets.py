@@ -13,14 +13,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sylvinit.datasets import (
+from sylvinit.errors import DataError, LabelError, OptionError
+from sylvinit.io.datasets import (
     few_per_class,
     load_cifar10,
     load_digits,
     load_tensors,
     normalise_cifar10,
 )
-from sylvinit.errors import DataError, LabelError, OptionError
 from sylvinit.io.safe_pickle import load_plain_dict
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 3, 32, 32), dtype=np.uint8)

@@ -13,9 +13,9 @@ from torch import nn
 
 import sylvinit
 from sylvinit.codes import PCA, Discriminant, SignPairs
-from sylvinit.datasets import load_digits
 from sylvinit.demo.networks import digits_net
 from sylvinit.errors import NonFiniteError, OptionError
+from sylvinit.io.datasets import load_digits
 
 
 def net() -> nn.Sequential:

@@ -16,9 +16,9 @@ from meaning import CORRELATED, HEAD, PRESET, SYLVINIT, arguments_from
 from torch import nn
 
 import sylvinit
-from sylvinit.datasets import Samples
 from sylvinit.demo.experiment import he_init_
 from sylvinit.demo.training import calibrate_norm
+from sylvinit.io.datasets import Samples
 
 _WARM: set[str] = set()
 

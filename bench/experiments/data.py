@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sylvinit.datasets import (
+from sylvinit.errors import DataError, LabelError
+from sylvinit.io.datasets import (
     Samples,
     few_per_class,
     load_cifar10,
     load_digits,
     normalise_cifar10,
 )
-from sylvinit.errors import DataError, LabelError
 from sylvinit.io.safe_pickle import load_plain_dict
 
 CIFAR100_MEAN = (0.5071, 0.4865, 0.4409)

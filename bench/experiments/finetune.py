@@ -19,8 +19,8 @@ from pretrained import (
 )
 from training import Recipe, train
 
-from sylvinit.datasets import Samples
 from sylvinit.demo.networks import CifarResNet
+from sylvinit.io.datasets import Samples
 
 
 def run_finetune(run: Run, device: str) -> dict[str, Any]:

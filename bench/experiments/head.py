@@ -22,8 +22,8 @@ from pretrained import (
     without_head,
 )
 
-from sylvinit.datasets import Samples
 from sylvinit.demo.training import accuracy
+from sylvinit.io.datasets import Samples
 
 # Of a timing, the best counts: of so many, and at most so many more in so many seconds.
 _REPETITIONS, _MORE, _ENOUGH = 5, 25, 0.5

@@ -12,8 +12,8 @@ from config import Run
 from torch import nn
 from training import Recipe
 
-from sylvinit.datasets import Samples
 from sylvinit.demo.training import accuracy
+from sylvinit.io.datasets import Samples
 
 
 class Prepared:

@@ -15,9 +15,9 @@ from meaning import SYLVINIT_HEAD, arguments_from
 from torch import Tensor, nn
 
 import sylvinit
-from sylvinit.datasets import Samples
 from sylvinit.demo.experiment import he_init_
 from sylvinit.demo.networks import CifarResNet, resnet20
+from sylvinit.io.datasets import Samples
 
 NORMALISATION = "cifar100"  # of the images that it was trained on
 _SOURCE_CLASSES = 100

@@ -20,7 +20,7 @@ from torch import nn
 from training import Recipe, train
 from tsne import run_tsne
 
-from sylvinit.datasets import Samples
+from sylvinit.io.datasets import Samples
 
 CURVE_STEP = 10  # epochs between two points of a curve, fewer where it would have fewer than 10
 

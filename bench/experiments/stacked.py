@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 from training import Draw, Recipe, augment, draw_epoch, set_rate, widened
 
-from sylvinit.datasets import Samples
+from sylvinit.io.datasets import Samples
 
 
 def train_stacked(

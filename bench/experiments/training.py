@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from config import ConfigError
 from torch import Tensor, nn
 
-from sylvinit.datasets import Samples
+from sylvinit.io.datasets import Samples
 
 _PADDING = 4
 

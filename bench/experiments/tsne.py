@@ -11,7 +11,7 @@ from config import ConfigError, Run
 from prepared import Prepared
 from torch import Tensor, nn
 
-from sylvinit.datasets import Samples
+from sylvinit.io.datasets import Samples
 
 _BATCH = 250
 _PERPLEXITY = 30.0

@@ -15,7 +15,10 @@ import torch
 from torch import Tensor, nn
 
 import sylvinit
-from sylvinit.datasets import (
+from sylvinit.demo.networks import digits_net, resnet20
+from sylvinit.demo.training import Recipe, accuracy, calibrate_norm, train
+from sylvinit.errors import OptionError, SylvinitWarning
+from sylvinit.io.datasets import (
     CIFAR10_CLASSES,
     Samples,
     few_per_class,
@@ -23,9 +26,6 @@ from sylvinit.datasets import (
     load_digits,
     normalise_cifar10,
 )
-from sylvinit.demo.networks import digits_net, resnet20
-from sylvinit.demo.training import Recipe, accuracy, calibrate_norm, train
-from sylvinit.errors import OptionError, SylvinitWarning
 
 if TYPE_CHECKING:
     from collections.abc import Callable

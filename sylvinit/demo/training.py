@@ -14,7 +14,7 @@ from torch.optim.swa_utils import update_bn
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from sylvinit.datasets import Samples
+    from sylvinit.io.datasets import Samples
 
 _EVALUATION_BATCH = 250  # fast on a CPU: the activations stay near its caches
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import sylvinit
 from sylvinit.correlated import correlation_by_distance, output_variance
-from sylvinit.datasets import load_cifar10, load_digits, normalise_cifar10
+from sylvinit.io.datasets import load_cifar10, load_digits, normalise_cifar10
 
 PRIOR = sylvinit.priors.load("resnet10-cifar10")
 needs_cifar = pytest.mark.skipif(

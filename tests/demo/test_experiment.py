@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import nn
 
-from sylvinit.datasets import Samples
 from sylvinit.demo import experiment, run
 from sylvinit.demo.experiment import (
     HE,
@@ -28,6 +27,7 @@ from sylvinit.demo.picture import _mosaic, draw
 from sylvinit.demo.training import Recipe, accuracy, calibrate_norm, train
 from sylvinit.diagnostics.drawing import MissingMatplotlibError
 from sylvinit.errors import OptionError
+from sylvinit.io.datasets import Samples
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ import pytest
 import torch
 from data import Dataset, MissingDataError, draw, load, load_cifar100
 
-from sylvinit.datasets import Samples
 from sylvinit.errors import DataError
+from sylvinit.io.datasets import Samples
 
 IMAGES = 200  # two of each class
 

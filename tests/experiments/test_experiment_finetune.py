@@ -14,9 +14,9 @@ from finetune import set_head
 from pretrained import features, pretrained_network, without_head
 from runners import check, execute
 
-from sylvinit.datasets import Samples
 from sylvinit.demo.networks import resnet20
 from sylvinit.demo.training import calibrate_norm
+from sylvinit.io.datasets import Samples
 
 CLASSES = 4
 

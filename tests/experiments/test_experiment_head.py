@@ -15,8 +15,8 @@ from pretrained import without_head
 from sklearn.linear_model import LogisticRegression
 from work import planned
 
-from sylvinit.datasets import Samples
 from sylvinit.demo.networks import resnet20
+from sylvinit.io.datasets import Samples
 
 
 def three_classes(count: int, seed: int) -> Samples:

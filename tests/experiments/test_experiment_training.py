@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 from training import Draw, Recipe, augment, draw_epoch, train
 
-from sylvinit.datasets import Samples
+from sylvinit.io.datasets import Samples
 
 
 def test_augmentation_is_that_of_a_loop() -> None:

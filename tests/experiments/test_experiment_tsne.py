@@ -12,8 +12,8 @@ from cli import main
 from store import Results
 from tsne import embed, last_inputs
 
-from sylvinit.datasets import Samples
 from sylvinit.demo.networks import resnet20
+from sylvinit.io.datasets import Samples
 
 POINTS = 40
 

@@ -16,7 +16,7 @@ from initialisers.random import orthogonal_
 from initialisers.table import BASELINES
 from torch import Tensor, nn
 
-from sylvinit.datasets import Samples
+from sylvinit.io.datasets import Samples
 
 
 @pytest.mark.parametrize("name", BASELINES)

@@ -9,8 +9,8 @@ from stacked import train_stacked
 from torch import nn
 from training import Recipe, train
 
-from sylvinit.datasets import Samples
 from sylvinit.demo.networks import resnet20
+from sylvinit.io.datasets import Samples
 
 IMAGES = 20
 RECIPE: dict[str, Any] = {
