@@ -215,11 +215,11 @@ _OPTIONS = (*_HEAD_OPTIONS, "preset", "code", "include", "exclude", "rescale", "
 
 
 def _init(arguments: argparse.Namespace) -> None:
-    from sylvinit import modelfiles
+    from sylvinit.io import model_files
 
-    modelfiles.check_output("--out", arguments.out, ".safetensors")
+    model_files.check_output("--out", arguments.out, ".safetensors")
     if arguments.report is not None:
-        modelfiles.check_output("--report", arguments.report, ".json")
+        model_files.check_output("--report", arguments.report, ".json")
     given = {name: getattr(arguments, name) for name in _OPTIONS}
     options = {name: value for name, value in given.items() if value is not None}
     if "code" in options:
@@ -239,23 +239,23 @@ def _init(arguments: argparse.Namespace) -> None:
     import sylvinit
     from sylvinit.io.datasets import load_tensors
 
-    model = modelfiles.build_model(arguments.model)
+    model = model_files.build_model(arguments.model)
     if arguments.weights is not None:
-        modelfiles.load_weights(model, arguments.weights)
+        model_files.load_weights(model, arguments.weights)
     if arguments.device is not None:
-        modelfiles.move(model, arguments.device)
+        model_files.move(model, arguments.device)
     inputs, labels = load_tensors(arguments.data)
-    inputs = modelfiles.like_parameters(inputs, model)
+    inputs = model_files.like_parameters(inputs, model)
     data = inputs if labels is None else (inputs, labels.to(inputs.device))
     initialise = sylvinit.initialize_head_ if arguments.head_only else sylvinit.initialize_
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SylvinitWarning)  # the report has them, and is printed
         report = initialise(model, data, **options)
     _say(str(report))
-    modelfiles.save_weights(model, arguments.out)
+    model_files.save_weights(model, arguments.out)
     _say(f"\nweights: {arguments.out}")
     if arguments.report is not None:
-        modelfiles.write_text(report.to_json(), arguments.report)
+        model_files.write_text(report.to_json(), arguments.report)
         _say(f"report: {arguments.report}")
 
 
@@ -303,12 +303,12 @@ def _add_correlation(parser: argparse.ArgumentParser) -> None:
 
 def _correlation(arguments: argparse.Namespace) -> None:
     import sylvinit
-    from sylvinit import modelfiles
     from sylvinit.correlated import correlation_by_distance
+    from sylvinit.io import model_files
     from sylvinit.priors.matrix import mean_off_diagonal
 
     if arguments.out is not None:
-        modelfiles.check_output("--out", arguments.out, ".txt")
+        model_files.check_output("--out", arguments.out, ".txt")
     kernel = _kernel(arguments.kernel)
     corr = sylvinit.filter_correlation(arguments.weights, kernel)
     taps = len(corr)
