@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import sylvinit
-from sylvinit.classifier import fit_gaussian, refine_logistic
+from sylvinit.solve.gaussian_classes import fit_gaussian
+from sylvinit.solve.logistic_steps import refine_logistic
 from sylvinit.solve.gaussian_classes import RIDGES
 
 Array = np.ndarray

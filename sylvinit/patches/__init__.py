@@ -1,1 +1,0 @@
-"""Patches of activations: their geometry, their gathering, and all of them at once."""
