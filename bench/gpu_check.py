@@ -98,7 +98,9 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--no-build", action="store_true", help="check what is installed")
     parser.add_argument("--output", type=Path, help="default: bench/results/gpu_<device>.json")
     parser.add_argument("--previous", type=Path, help="results of other steps to be kept")
-    parser.add_argument("--record", action="store_true", help="add to sylvinit/verified.json")
+    parser.add_argument(
+        "--record", action="store_true", help="add to sylvinit/backends/verified.json"
+    )
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--in-process", action="store_true", help="no process for each step")
     for name in ("step", "part"):

@@ -242,7 +242,7 @@ def test_sdist_builds_with_the_same_hash(tmp_path: Path) -> None:
     assert {path.name for path in (ROOT / "buildtools").glob("*.py")} == {
         path.name for path in (root / "buildtools").iterdir()
     }
-    assert (root / "sylvinit/verified.json").is_file()
+    assert (root / "sylvinit/backends/verified.json").is_file()
 
 
 def test_hash_is_that_of_git_and_sha256sum() -> None:

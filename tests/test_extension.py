@@ -153,7 +153,7 @@ def test_verification_without_a_build(gpu: pytest.MonkeyPatch, tmp_path: Path) -
 
 
 def test_the_shipped_list_is_well_formed() -> None:
-    text = extension.resources.files("sylvinit").joinpath("verified.json").read_text()
+    text = extension.resources.files("sylvinit.backends").joinpath("verified.json").read_text()
     runs = json.loads(text)
     assert isinstance(runs, list)
     for run in runs:

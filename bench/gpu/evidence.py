@@ -1,4 +1,4 @@
-"""Whether a run shows that the kernels are right, and the line for sylvinit/verified.json."""
+"""Whether a run shows that the kernels are right, and the line for sylvinit/backends/verified.json."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from gpu.context import ROOT, Document
 
-VERIFIED = ROOT / "sylvinit" / "verified.json"
+VERIFIED = ROOT / "sylvinit" / "backends" / "verified.json"
 
 
 def verdict(document: Document) -> tuple[dict[str, str] | None, str]:

@@ -22,7 +22,10 @@ def lines(document: Document) -> list[str]:
             for t in targets
         ]
     line, reason = verdict(document)
-    found += ["", f"for sylvinit/verified.json: {line}" if line else f"not verified: {reason}"]
+    found += [
+        "",
+        f"for sylvinit/backends/verified.json: {line}" if line else f"not verified: {reason}",
+    ]
     return found
 
 

@@ -98,9 +98,11 @@ def description() -> str:
 def verification() -> str:
     """Whether bench/gpu_check.py has passed on a GPU with the sources that are built here.
 
-    sylvinit/verified.json lists the runs as {csrc, device, date}.
+    sylvinit/backends/verified.json lists the runs as {csrc, device, date}.
     """
-    text = resources.files("sylvinit").joinpath("verified.json").read_text(encoding="utf-8")
+    text = (
+        resources.files("sylvinit.backends").joinpath("verified.json").read_text(encoding="utf-8")
+    )
     runs = [run for run in json.loads(text) if module is None or run["csrc"] == module.CSRC_HASH]
     built = "" if module is None else f" (csrc {module.CSRC_HASH})"
     if not runs:
