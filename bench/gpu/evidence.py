@@ -1,4 +1,4 @@
-"""Whether a run shows that the kernels are right, and the line for sylvinit/backends/verified.json."""
+"""Whether a run shows that the kernels are right, and the line for verified.json."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ class ModelGuard:
     """Context in which a model is in evaluation mode and may be written to.
 
     On leaving, training flags, RNG states and process-wide switches are restored, and so is what
-    else a forward may have changed (:mod:`sylvinit.execution.module_state`) and all buffers but those that
+    else a forward may have changed (module_state.py) and all buffers but those that
     :meth:`keep_buffer` named; modules that a forward has made stay. If an exception leaves the
     block (Ctrl-C included), everything is restored, weights bit for bit.
     """

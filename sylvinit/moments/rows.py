@@ -61,7 +61,7 @@ class Rows:
     def draw(
         self, key: Key, start: int, patches: int | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(sample, entry, position, priority) of the drawn positions; see :mod:`sylvinit.moments.sampling`.
+        """(sample, entry, position, priority) of the drawn positions; see sampling.py.
 
         Args:
             key: of this call of this layer.

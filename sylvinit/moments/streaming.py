@@ -4,7 +4,7 @@ For rows x_1 .. x_n in R^d this keeps
 
     n,  mu = (1/n) sum x,  M = sum (x - mu)(x - mu)^T,  and per class the count and the sum of x,
 
-which is all that the equation of a layer needs (see :mod:`sylvinit.solve.equation`). Products are taken
+which is all that the equation of a layer needs (see solve/equation.py). Products are taken
 in the precision of the rows (bf16 and fp16 are upcast to float32) or a given one about the mean of
 the chunk, and added up in float64 by the pairwise update of Chan, Golub and LeVeque (1983). Until n
 reaches d the rows themselves are kept, so that the dual (n x n) problem can be solved.

@@ -3,8 +3,8 @@
     python tests/scenarios/weight_hashes.py before.json             # at the old version
     python tests/scenarios/weight_hashes.py after.json before.json  # exit code 1 if float64 differs
 
-Six networks of different make on fixed data, with every preset. float64 hashes tell any change of the
-arithmetic; float32 ones are listed, but sums in another order may change them.
+Six networks of different make on fixed data, with every preset. float64 hashes tell any change of
+the arithmetic; float32 ones are listed, but sums in another order may change them.
 """
 
 from __future__ import annotations

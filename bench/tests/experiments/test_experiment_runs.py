@@ -23,7 +23,7 @@ from work import Settings, Shard, grouped, missing, planned, work
 from sylvinit import presets
 from sylvinit.codes import Discriminant, registry
 
-COMMAND = Path(__file__).resolve().parents[2] / "bench" / "experiments"
+COMMAND = Path(__file__).resolve().parents[3] / "bench" / "experiments"
 
 
 @pytest.fixture(autouse=True)

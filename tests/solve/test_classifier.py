@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import sylvinit
-from sylvinit.solve.gaussian_classes import fit_gaussian
+from sylvinit.solve.gaussian_classes import RIDGES, fit_gaussian
 from sylvinit.solve.logistic_steps import refine_logistic
-from sylvinit.solve.gaussian_classes import RIDGES
 
 Array = np.ndarray
 LEFT_OUT = 1000  # rows that are left out at most

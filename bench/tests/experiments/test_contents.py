@@ -11,7 +11,7 @@ from config import load_config
 from contents import anchor, by_paper, contents
 from measures import measured
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 

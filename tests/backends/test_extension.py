@@ -1,4 +1,4 @@
-"""sylvinit.backends.extension: whether the CUDA extension runs here, for every reason why it may not."""
+"""Whether the CUDA extension runs here, for every reason why it may not."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from helpers import single_thread
 from torch import Tensor
 
-FOLDER = str(Path(__file__).parents[2] / "bench" / "experiments")
+FOLDER = str(Path(__file__).parents[3] / "bench" / "experiments")
 if FOLDER not in sys.path:
     sys.path.insert(0, FOLDER)
 
