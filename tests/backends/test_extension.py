@@ -202,7 +202,7 @@ def test_importing_loads_no_cuda_library() -> None:
 def test_package_imports_without_the_extension() -> None:
     code = (
         "import sys; sys.modules['sylvinit._cuda'] = None; import sylvinit; "
-        "from sylvinit import extension; print(extension.module, extension.available())"
+        "from sylvinit.backends import extension; print(extension.module, extension.available())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["None", "False"]
