@@ -142,7 +142,7 @@ def build(toolkit, tmp_path_factory) -> Build:
     includes = [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc' / 'cuda'}"]
     includes += [f"-isystem{path}" for path in found.includes]
     build = Build(tmp_path_factory.mktemp("cusolver"), compiler, includes)
-    build.compile("entry", WITH_RUNTIME, "-DFAKE_RUNTIME", "-pthread")
+    build.compile("entry", WITH_RUNTIME, "-DFAKE_RUNTIME", "-Ddlopen=open_candidate", "-pthread")
     return build
 
 
