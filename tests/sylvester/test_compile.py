@@ -115,7 +115,7 @@ def test_dual_tensors_into_a_compiled_function() -> None:
     with torch.autograd.forward_ad.dual_level():
         dual = torch.autograd.forward_ad.make_dual(q, q.cos())
         refused = (sylvinit.errors.BackendError, torch._dynamo.exc.Unsupported)
-        with pytest.raises(refused, match="forward-mode|dual tensor"):
+        with pytest.raises(refused, match=r"forward-mode|dual tensor"):
             function(t, s, dual)
     near(function(t, s, q), oracle("gen")(t, s, q), NEAR)
 
