@@ -13,7 +13,7 @@ same is done step by step in float64, as a reference.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -74,7 +74,7 @@ def patch_gram(
     code: Tensor | None,
     entry: Tensor | None,
     position: Tensor | None,
-    layout: list[int],
+    layout: Sequence[int],
     arithmetic: str,
 ) -> None:
     """Add the products of the patches of an activation to a Gram matrix.
@@ -134,7 +134,7 @@ def _(
     code: Tensor | None,
     entry: Tensor | None,
     position: Tensor | None,
-    layout: list[int],
+    layout: Sequence[int],
     arithmetic: str,
 ) -> None:
     where = PatchLayout.from_numbers(layout)
@@ -152,7 +152,7 @@ def _(
     code: Tensor | None,
     entry: Tensor | None,
     position: Tensor | None,
-    layout: list[int],
+    layout: Sequence[int],
     arithmetic: str,
 ) -> None:
     where = PatchLayout.from_numbers(layout)
@@ -219,7 +219,7 @@ def launch_gram(
 @torch.library.custom_op("sylvinit::patch_mean", mutates_args=())
 def patch_mean(
     x: Tensor,
-    layout: list[int],
+    layout: Sequence[int],
     count: int,
     entry: Tensor | None = None,
     position: Tensor | None = None,
@@ -242,7 +242,7 @@ def patch_mean(
 @patch_mean.register_fake
 def _(
     x: Tensor,
-    layout: list[int],
+    layout: Sequence[int],
     count: int,
     entry: Tensor | None = None,
     position: Tensor | None = None,
@@ -255,7 +255,7 @@ def _(
 @patch_mean.register_kernel("cuda")
 def _(
     x: Tensor,
-    layout: list[int],
+    layout: Sequence[int],
     count: int,
     entry: Tensor | None = None,
     position: Tensor | None = None,
