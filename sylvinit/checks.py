@@ -5,43 +5,65 @@ from __future__ import annotations
 import math
 import numbers
 import operator
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor
+
 from sylvinit.errors import OptionError, OptionTypeError
 
 
-def check_number(argument: str, value: Any, *, positive: bool = False) -> float:
-    """A finite number of at least zero.
+def check_number(
+    argument: str,
+    value: Any,
+    *,
+    positive: bool = False,
+    largest: float | None = None,
+    otherwise: str = "",
+) -> float:
+    """A finite number of at least zero, or of either sign where ``largest`` bounds its size.
+
+    Numbers are Python's, NumPy's and floating tensors without dimensions; strings and booleans are
+    not. ``otherwise`` says what else the argument may be.
 
     Raises:
-        OptionError: negative, not finite, or, if ``positive``, zero.
+        OptionError: negative, too large, not finite, or, if ``positive``, zero.
         OptionTypeError: not a number.
     """
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise OptionTypeError(f"{argument} must be a number, got {value!r}")
+    otherwise = f", {otherwise}" if otherwise else ""
+    if isinstance(value, Tensor) and value.ndim == 0 and value.is_floating_point():
+        value = value.item()
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
+        raise OptionTypeError(f"{argument} must be a number{otherwise}, got {value!r}")
     try:
         number = float(value)
     except OverflowError:
         number = math.inf
-    if not math.isfinite(number) or number < 0 or (positive and number == 0):
-        least = "positive" if positive else "at least 0"
-        raise OptionError(f"{argument} must be finite and {least}, got {value!r}")
+    low, high = (0.0, sys.float_info.max) if largest is None else (-largest, largest)
+    if not low <= number <= high or (positive and number == 0):
+        kind = "positive" if positive else "at least 0"
+        kind = kind if largest is None else f"at most {largest:g} in size"
+        raise OptionError(f"{argument} must be finite and {kind}{otherwise}, got {value!r}")
     return number
 
 
 def check_count(argument: str, value: Any, otherwise: str = "") -> int:
     """A whole number of at least 1; ``otherwise`` says what else the argument may be."""
     otherwise = f" {otherwise}" if otherwise else ""
+    if isinstance(value, (bool, np.bool_)):
+        raise OptionTypeError(f"{argument} must be a positive integer{otherwise}, got {value!r}")
     try:
         count = operator.index(value)
     except TypeError as error:
         raise OptionTypeError(
             f"{argument} must be a positive integer{otherwise}, got {value!r}"
         ) from error
-    if isinstance(value, bool) or count < 1:
+    if count < 1:
         raise OptionError(f"{argument} must be at least 1{otherwise}, got {value!r}")
     return count
 
@@ -55,6 +77,22 @@ def check_seed(value: Any) -> int:
     if not -(2**63) <= seed < 2**63:
         raise OptionError(f"seed must fit into 64 bits, got {value!r}")
     return seed
+
+
+def check_flag(argument: str, value: Any) -> bool:
+    """True or False."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise OptionTypeError(f"{argument} must be True or False, got {value!r}")
+    return bool(value)
+
+
+def check_generator(value: Any) -> torch.Generator | None:
+    """A generator of torch, or None for the global one."""
+    if value is not None and not isinstance(value, torch.Generator):
+        raise OptionTypeError(
+            f"generator must be a torch.Generator or None, got {type(value).__name__}"
+        )
+    return value
 
 
 def check_choice(argument: str, value: Any, choices: Sequence[Any]) -> Any:

@@ -16,7 +16,6 @@ from sylvinit.errors import ModelError, SylvinitWarning
 from sylvinit.execution.batches import (
     Batch,
     Classes,
-    ForwardFn,
     call_model,
     find_classes,
     label_problem,
@@ -28,8 +27,7 @@ from sylvinit.execution.schedule import solve_in_order
 from sylvinit.execution.survey import Survey, find_points, materialise, run_survey
 from sylvinit.model.modules import check_module, device_of
 from sylvinit.moments.rows import RowToSample
-from sylvinit.options import Options, check_options
-from sylvinit.presets import PresetName
+from sylvinit.options import ForwardFn, Options, PresetName
 from sylvinit.report import LayerReport, Report
 
 _log = logging.getLogger(__name__)
@@ -44,6 +42,20 @@ _ADVICE = {
     "features of unlike scale": "standardise them, or take head_code='onehot'",
     "features too small for lam": "scale them, or take a larger lam or head_code='logistic'",
     "near-singular equation": "solved with least norm, nothing need be done",
+}
+
+
+# Arguments that initialize_head_ does not have.
+_HEAD_ALONE = {
+    "preset": "paper",
+    "code": None,
+    "include": None,
+    "exclude": None,
+    "storage": "memory",
+    "siblings": "split",
+    "calibrate_norm": False,
+    "rescale": None,
+    "branch_gain": None,
 }
 
 
@@ -159,29 +171,7 @@ def initialize_(
             (lazy modules stay materialised; what a forward itself writes into tensors that are not
             buffers, and into containers within containers, is not seen).
     """
-    options = check_options(
-        preset=preset,
-        code=code,
-        head=head,
-        head_code=head_code,
-        lam=lam,
-        patches=patches,
-        include=include,
-        exclude=exclude,
-        microbatch=microbatch,
-        max_samples=max_samples,
-        storage=storage,
-        siblings=siblings,
-        calibrate_norm=calibrate_norm,
-        rescale=rescale,
-        branch_gain=branch_gain,
-        seed=seed,
-        backend=backend,
-        progress=progress,
-        dry_run=dry_run,
-        forward_fn=forward_fn,
-        row_to_sample=row_to_sample,
-    )
+    options = Options.checked(locals())
     return _initialize(model, data, options)
 
 
@@ -214,30 +204,7 @@ def initialize_head_(
     those of :func:`initialize_`; ``data`` needs labels unless ``head_code`` does without, and a
     head that cannot be solved (frozen, tied to an embedding) is a ``ModelError``.
     """
-    options = check_options(
-        preset="paper",
-        code=None,
-        head=head,
-        head_code=head_code,
-        lam=lam,
-        patches=patches,
-        include=None,
-        exclude=None,
-        microbatch=microbatch,
-        max_samples=max_samples,
-        storage="memory",
-        siblings="split",
-        calibrate_norm=False,
-        rescale=None,
-        branch_gain=None,
-        seed=seed,
-        backend=backend,
-        progress=progress,
-        dry_run=dry_run,
-        forward_fn=forward_fn,
-        row_to_sample=row_to_sample,
-        head_only=True,
-    )
+    options = Options.checked({**_HEAD_ALONE, **locals()}, head_only=True)
     return _initialize(model, data, options)
 
 
@@ -277,7 +244,14 @@ def _initialize(model: nn.Module, data: Any, options: Options) -> Report:
                     _log.debug("%s: %s %s", report.name, report.status, report.reason)
 
                 reports = solve_in_order(
-                    survey, work, batches, call, ambient, guard, options.recompute, done
+                    survey,
+                    work,
+                    batches,
+                    call,
+                    ambient,
+                    guard,
+                    options.storage == "recompute",
+                    done,
                 )
         report = _report(survey, work, reports, batches, options)
         report.seconds = time.perf_counter() - begin

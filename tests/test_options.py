@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import logging
 import sys
 import warnings
+from dataclasses import fields
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from driver_helpers import (
@@ -27,11 +30,32 @@ from torch import Tensor, nn
 
 import sylvinit
 from sylvinit.codes import PCA
+from sylvinit.options import Options
 
 quiet = pytest.mark.filterwarnings("ignore::sylvinit.SylvinitWarning")
 
 X, Y = images(30)
 ROWS = X.flatten(1)[:, :12]
+
+
+# --------------------------------------------------------------------------------------- signatures
+
+
+def test_every_keyword_is_an_option_and_the_other_way_round() -> None:
+    keywords = [
+        name
+        for name, item in inspect.signature(sylvinit.initialize_).parameters.items()
+        if item.kind is inspect.Parameter.KEYWORD_ONLY
+    ]
+    assert [item.name for item in fields(Options)] == [*keywords, "head_only"]
+    report = sylvinit.initialize_(mlp(), ROWS, dry_run=True, lam=torch.tensor(2.0), head_code="pca")
+    assert list(report.settings) == keywords
+    assert report.settings["lam"] == 2.0
+
+
+@pytest.mark.parametrize("lam", [np.float32(2.0), np.int64(2), torch.tensor(2.0)])
+def test_numbers_of_other_libraries(lam: Any) -> None:
+    assert sylvinit.initialize_(mlp(), (ROWS, Y), dry_run=True, lam=lam)["0"].lam == 2.0
 
 
 # -------------------------------------------------------------------------------------------- names

@@ -16,7 +16,7 @@ from initialisers.table import BASELINES
 import sylvinit
 from sylvinit.codes import get_code
 from sylvinit.errors import SylvinitError
-from sylvinit.presets import available_presets, get_preset
+from sylvinit.options import PRESETS
 
 SYLVINIT, CORRELATED, HEAD = "sylvinit", "correlated", "head"
 # For new heads alone.
@@ -149,13 +149,21 @@ def _settings_of(base: str, with_head: bool, of_head: bool) -> set[str]:
 
 def _of_preset(settings: Mapping[str, Any], network: str) -> list[str]:
     name = settings.get("preset", PRESET)
-    if name not in available_presets():
-        raise ValueError(f"preset: expected one of {available_presets()}, got {name!r}")
-    preset = get_preset(name)
+    if name not in PRESETS:
+        raise ValueError(f"preset: expected one of {tuple(PRESETS)}, got {name!r}")
+    preset = PRESETS[name]
     codes = [preset.hidden(first=first, labelled=True, rectified=True) for first in (True, False)]
     # The gain of branches is a matter of networks that have some.
-    fields = [field.name for field in dataclasses.fields(preset) if field.name != "branch_gain"]
-    text = ", ".join(f"{name}={getattr(preset, name)!r}" for name in fields)
+    values = {
+        "name": preset.name,
+        "patches": preset.patches,
+        "lam": preset.lam,
+        "head": preset.labelled_head,
+        "rescale": preset.rescale == "variance",
+        "supervised": preset.supervised,
+        "pairs": preset.pairs,
+    }
+    text = ", ".join(f"{key}={value!r}" for key, value in values.items())
     found = [f"Preset({text})", *map(repr, codes)]
     if network.startswith("resnet") and "branch_gain" not in settings:
         found += [f"branch_gain={preset.branch_gain!r}"] if preset.branch_gain != "none" else []

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from sylvinit.backends.memory import to_device
 from sylvinit.errors import DataError, LabelError, OptionTypeError
+from sylvinit.options import ForwardFn
 
-ForwardFn = Callable[[nn.Module, Any], Any]
 LABEL_KEYS = ("labels", "label", "targets", "target", "y")
 # Inputs of a microbatch where the data come in one piece: large enough for the arithmetic to be
 # efficient, small enough for a layer's activations to stay in the caches (256 images of 32 x 32).

@@ -144,7 +144,8 @@ def _plan_gains(survey: Survey, options: Options, work: Work) -> None:
         # Another holder would get the gain, too, and need not end a branch.
         if weight is not None and len(holders[memory_key(weight)]) == 1:
             norm.gain = gain
-    if options.gain_asked and all(norm.gain is None for norm in norms):
+    asked = options.branch_gain not in ("none", options.preset.branch_gain)
+    if asked and all(norm.gain is None for norm in norms):
         work.warnings.append(
             "branch_gain has no effect: no batch normalisation that is calibrated and has a scale "
             "of its own ends a residual branch whose last layer is solved"
@@ -276,7 +277,7 @@ def _unit(
         work.uses_labels = True
     solves_head = is_head and isinstance(code, OneHot)
     skip = 0
-    if options.split_siblings and not solves_head:
+    if options.siblings == "split" and not solves_head:
         key = (survey.inputs[id(first)], code.name)
         skip = taken.get(key, 0)
         taken[key] = skip + outputs
@@ -289,7 +290,7 @@ def _unit(
         skip=skip,
         head=solves_head,
         classes=count if code.needs_labels else 0,
-        rescale=options.rescale and not is_head,
+        rescale=options.rescale == "variance" and not is_head,
     )
     calls = sum(survey.calls[module] for module in {layer.module for layer in layers})
     backend = choose(options.backend, weight.device)
@@ -349,7 +350,7 @@ def _head_code(
     if isinstance(classes, str):
         cause = classes
     elif outputs >= classes.count:
-        return options.preset.head
+        return options.preset.labelled_head
     else:
         cause = f"{classes.count} classes, {outputs} outputs"
     code = _hidden_code(options, head, survey, classes, work)

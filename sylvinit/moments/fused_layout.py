@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -123,7 +124,7 @@ class PatchLayout:
         ]
 
     @classmethod
-    def from_numbers(cls, numbers: list[int]) -> PatchLayout:
+    def from_numbers(cls, numbers: Sequence[int]) -> PatchLayout:
         """The inverse of :meth:`numbers`."""
         triples = [tuple(numbers[i : i + AXES]) for i in range(0, 5 * AXES, AXES)]
         mode, transposed, groups, tap_major, entries, first, draws = numbers[5 * AXES : -4]

@@ -13,7 +13,7 @@ from torch import Tensor
 from sylvinit.errors import RowLayoutError
 from sylvinit.moments.sampling import Key, choose_positions
 
-RowToSample = Callable[[str, Tensor, int], "Tensor | None"]
+RowToSample = Callable[[str, Tensor, int], Tensor | None]
 
 
 @dataclass(frozen=True)

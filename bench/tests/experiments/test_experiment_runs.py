@@ -20,7 +20,7 @@ from directions import cosine, filters
 from store import Results
 from work import Settings, Shard, grouped, missing, planned, work
 
-from sylvinit import presets
+from sylvinit import options
 from sylvinit.codes import Discriminant, registry
 
 COMMAND = Path(__file__).resolve().parents[3] / "bench" / "experiments"
@@ -204,7 +204,7 @@ def test_the_hash_covers_constants_behind_a_name(monkeypatch: pytest.MonkeyPatch
         prior: float = 200.0
 
     before = keys()
-    monkeypatch.setattr(presets, "Discriminant", Other)
+    monkeypatch.setattr(options, "Discriminant", Other)
     monkeypatch.setitem(registry._CODES, "discriminant", Other)
     after = keys()
     assert [new != old for old, new in zip(before, after, strict=True)] == [True, True, True, False]
