@@ -32,16 +32,16 @@ from sylvinit.report import LayerReport, Report
 
 _log = logging.getLogger(__name__)
 
-MISSED = "left as it is, for it did not run on the first samples, which decide what is solved"
+MISSED = "it did not run on the two survey samples, which decide what is solved"
 
 # What each kind of weakness that a layer remarks on means, or what can be done about it.
 _ADVICE = {
-    "dead inputs": "constant in these data, like borders and units that are never active",
-    "rank < d_out": "on these data any weights would make outputs depend on each other linearly",
+    "dead inputs": "features constant in these data: borders, units that are never active",
+    "rank < d_out": "on these data the outputs depend on each other linearly, whatever the weights",
     "fewer rows than features": "more samples help, or more patches= where a sample has several",
-    "features of unlike scale": "standardise them, or take head_code='onehot'",
+    "features of unlike scale": "standardize them, or take head_code='onehot'",
     "features too small for lam": "scale them, or take a larger lam or head_code='logistic'",
-    "near-singular equation": "solved with least norm, nothing need be done",
+    "near-singular equation": "the solution of least norm was taken; nothing need be done",
 }
 
 
@@ -85,76 +85,75 @@ def initialize_(
     forward_fn: ForwardFn | None = None,
     row_to_sample: RowToSample | None = None,
 ) -> Report:
-    """Initialise a network from its data, in place, layer by layer in execution order.
+    """Initialize a network from its data, in place, layer by layer in execution order.
 
     The weight W of each layer solves A W + W B = Q with A = E[s s^T], B = lam E[x x^T] and
-    Q = (1 + lam) E[s x^T], where x are the patches of the layer's own input under the layers
-    already solved and s their latent code ("Data-driven Weight Initialization with Sylvester
-    Solvers", eq. 2). No gradients; the data pass through the network once.
+    Q = (1 + lam) E[s x^T]. Here x are the patches of the layer's own input under the layers
+    already solved, and s their latent code ("Data-driven Weight Initialization with Sylvester
+    Solvers", eq. 2). No gradients are taken; the data pass through the network once.
 
     Args:
         model: any module. Wrappers (torch.compile, DataParallel) are looked through.
         data: a tensor, a 2-tuple (inputs, labels), a mapping of keyword arguments, or an iterable
-            of such batches, read once. Labels are int64 (samples,). In mappings and named tuples
-            they are found under "labels", "label", "targets", "target" or "y"; targets of another
-            kind in a mapping (those of a language model) are not used, unless a code asks for them.
-            "attention_mask" in a mapping drops padding tokens. The first samples decide what is
-            solved and how many calls of a layer are waited for.
-        preset: what code, head_code, lam, patches, rescale and branch_gain are where they are not
-            given.
+            of such batches, read once. Labels are int64 (samples,). Mappings and named tuples hold
+            them under "labels", "label", "targets", "target" or "y"; other targets in a mapping
+            (those of a language model) are used only by a code that needs them. An
+            "attention_mask" in a mapping drops padding tokens. The first two samples decide which
+            layers are solved and how many calls of each are waited for.
+        preset: the values of code, head_code, lam, patches, rescale and branch_gain where they are
+            not given.
             "best": PCA codes, one-hot for the head, lam 10, 10 patches, rows scaled to unit output
-            variance. "paper": the same with rows as they solve the equation, whose outputs grow
-            from layer to layer where nothing normalises them. "frozen", for deep networks whose
-            hidden layers will not be trained (it had the highest accuracy before training of a
-            ResNet-20 on CIFAR-10): as "best" with 30 patches, entries in pairs of opposite sign
-            where a rectifier follows, and discriminant directions of the samples' mean patches
-            before principal components (in the first layer, without labels, and above 4,096
-            classes, components alone).
+            variance. "paper": the same with rows as they solve the equation; without normalization
+            their outputs grow from layer to layer. "frozen": for deep networks whose hidden layers
+            will not be trained (the highest accuracy before training of a ResNet-20 on CIFAR-10).
+            As "best" with 30 patches, entries in pairs of opposite sign where a rectifier follows,
+            and discriminant directions of the samples' mean patches before principal components
+            (components alone in the first layer, without labels, and above 4,096 classes).
         code: "pca", "lda", "ica", "kmeans", "onehot", "correlated", "discriminant", a
             :class:`sylvinit.Code`, or a mapping from name patterns to those (the first match
             decides; layers without one use the preset's). None: the preset's.
-        head: name of the classifier; None takes the layer whose last call is the last of all, and
-            no layer if a product with other parameters follows it.
-        head_code: code of the head; "auto" is one-hot if there are labels and the head has an
-            output for every class, else ``code``. ("logistic" is for features that come from
-            elsewhere, see :func:`initialize_head_`. On those made here, of the same samples, its
-            scores are so large that training can fail.)
+        head: name of the classifier. None: the layer whose last call is the last of all, or no
+            layer if a product with other parameters follows it.
+        head_code: code of the head. "auto" is one-hot if there are labels and the head has an
+            output for every class, else ``code``. "logistic" is for features that come from
+            elsewhere, see :func:`initialize_head_`; on features made here, from the same samples,
+            its scores are so large that training can fail.
         lam: weight of the encoding loss, positive, or a mapping from name patterns. None: 10.
         patches: random patches (for Linear layers: rows) per sample and layer, or "all". None: the
             preset's, 10 ("frozen": 30).
-        include, exclude: fnmatch patterns over module names, of layers and normalisations alike.
-        microbatch: samples that pass through the network together; by default the batches of the
-            iterable, or about 3 MiB of inputs (16 to 256 samples, up to 2,048 vectors) where the
-            data come in one piece.
+        include, exclude: fnmatch patterns over the names of layers and normalizations.
+        microbatch: samples that pass through the network together. None: the batches of the
+            iterable; data in one piece are split into about 3 MiB of inputs (16 to 256 samples, up
+            to 2,048 vectors).
         max_samples: use at most so many samples.
-        storage: "memory" holds the live activations of all samples; "recompute" holds only the
-            inputs and runs the network again for each layer; it is also for models whose forward
+        storage: "memory" holds the live activations of all samples. "recompute" holds only the
+            inputs and runs the network again for each layer. It is also for models whose forward
             keeps tensors elsewhere than in attributes of its modules: in a global variable, a
             closure, a list within a list.
         siblings: layers with the same input (q, k, v; branches) take successive components
             ("split") or the same ones ("same").
-        calibrate_norm: set running statistics of batch normalisations to those of the whole data.
-        rescale: "variance" scales the rows of hidden layers to unit output variance, with biases
-            that give outputs zero mean: for networks without normalisation, and in others for
-            training, whose steps then change all filters alike. "none" leaves them as they solve
-            the equation. None: the preset's.
-        branch_gain: scale that the batch normalisation at the end of every residual branch is
-            given, where its output is added to a shortcut: a number, "depth" for L^(-1/2) with L
-            such sums in the network, or "none" to leave it as it is. What was there before is
-            overwritten, but only where the normalisation is calibrated and the layer before it is
-            solved. None: the preset's, "depth" for "frozen" and "none" for the others.
-            ("depth" may help trainings of ResNets at a high rate, and harms short ones at a low.)
+        calibrate_norm: set running statistics of batch normalizations to those of the whole data.
+        rescale: "variance" scales the rows of hidden layers to unit output variance and chooses
+            biases that center the outputs. Networks without normalization need it; in others it
+            helps training, whose steps then change all filters alike. "none" leaves rows as they
+            solve the equation. None: the preset's.
+        branch_gain: scale of the batch normalization that ends a residual branch, before its
+            output is added to a shortcut: a number, "depth" for L^(-1/2) with L such sums in the
+            network, or "none" to leave it. It is written where the normalization is calibrated and
+            the layer before it is solved. None: the preset's, "depth" for "frozen" and "none" for
+            the others. ("depth" may help trainings of ResNets at a high rate, and harms short ones
+            at a low rate.)
         seed: of patch positions and codes. Global random states are neither used nor changed.
         backend: "auto", "cpu", "torch" or "cuda".
-        progress: whether to show a bar; None shows it on terminals.
-        dry_run: report what would be done and change nothing; only lazy modules, and those that the
-            first forward makes, are materialised.
+        progress: whether to show a bar. None: on terminals.
+        dry_run: report what would be done and change nothing. Only lazy modules, and those that the
+            first forward makes, are materialized.
         forward_fn: (model, inputs) -> anything, if the model is not called as model(inputs).
-        row_to_sample: (layer name, input, samples) -> sample of every entry of the input's leading
-            axes, or -1 for those to drop, for layers whose input is not batch first. It replaces
-            the padding mask, too. None from it means the usual rule. (Without it time-first inputs
-            are an error, but not if time and batch are flattened into one axis: nobody can see
-            their order.)
+        row_to_sample: for layers whose input is not batch first: (layer name, input, samples) ->
+            the sample of every entry of the input's leading axes, or -1 for entries to drop. It
+            replaces the padding mask, too. None from it means the usual rule. (Without it
+            time-first inputs are an error, but not if time and batch are flattened into one axis:
+            nobody can see their order.)
 
     Returns:
         A :class:`sylvinit.Report`; print it.
@@ -167,9 +166,9 @@ def initialize_(
         NonFiniteError: NaN or Inf appeared in an activation.
         SolverError: an equation could not be solved.
         Exception: whatever the model's forward or the data raise. In every case, Ctrl-C included,
-            the model is left bit for bit as it was, with the attributes that a forward changes
-            (lazy modules stay materialised; what a forward itself writes into tensors that are not
-            buffers, and into containers within containers, is not seen).
+            the model is left bit for bit as it was, with the attributes that a forward changes.
+            (Lazy modules stay materialized. What a forward itself writes into tensors that are not
+            buffers, and into containers within containers, is not seen.)
     """
     options = Options.checked(locals())
     return _initialize(model, data, options)
@@ -197,7 +196,7 @@ def initialize_head_(
     ``head_code="logistic"`` is the more accurate one where features come from elsewhere: linear
     discriminant analysis with the ridge of least leave-one-out error, and a few steps of logistic
     regression from there, in which lam has no part. It wants features of like scale (a network's
-    are; standardise raw tables). The one-hot head wants variances that, times lam, are not small
+    are; standardize raw tables). The one-hot head wants variances that, times lam, are not small
     beside the frequencies of the classes: scale embeddings of norm 1 by sqrt(d).
 
     Everything else is left alone, running statistics included. Arguments, result and errors are
@@ -256,7 +255,7 @@ def _initialize(model: nn.Module, data: Any, options: Options) -> Report:
         report = _report(survey, work, reports, batches, options)
         report.seconds = time.perf_counter() - begin
         _warn(report, work, batches)  # in the guard, for users who turn warnings into errors
-    _log.info("initialised %d layers in %.2f s", len(report.solved), report.seconds)
+    _log.info("initialized %d layers in %.2f s", len(report.solved), report.seconds)
     return report
 
 
@@ -335,7 +334,7 @@ def _report(
     for name in late:
         skipped[name].reason = MISSED
     if late:
-        work.warnings.append(f"{MISSED}: {', '.join(late)}")
+        work.warnings.append(f"skipped, for {MISSED}: {', '.join(late)}")
     told: set[int] = set()
     for point in survey.order:
         unit = work.unit_of.get(id(point))

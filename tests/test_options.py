@@ -323,7 +323,7 @@ def test_the_report_as_a_table() -> None:
 def test_logging(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG, logger="sylvinit"):
         sylvinit.initialize_(small_net(), (X, Y))
-    assert "initialised 3 layers" in caplog.text
+    assert "initialized 3 layers" in caplog.text
     assert "conv1: solved" in caplog.text
 
 

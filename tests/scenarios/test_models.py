@@ -234,11 +234,13 @@ def test_a_branch_that_the_first_samples_do_not_take_is_left_alone(storage: Any)
     rest = ("first.weight", "first.bias", "head.weight", "head.bias")
     with (
         unchanged(model, written=rest),
-        pytest.warns(sylvinit.SylvinitWarning, match="not run on the first samples.*branch, norm"),
+        pytest.warns(
+            sylvinit.SylvinitWarning, match="not run on the two survey samples.*branch, norm"
+        ),
     ):
         report = sylvinit.initialize_(model, branch_data(-5, 5), storage=storage)
-    assert "did not run on the first samples" in report["branch"].reason
-    assert "did not run on the first samples" in report["norm"].reason
+    assert "did not run on the two survey samples" in report["branch"].reason
+    assert "did not run on the two survey samples" in report["norm"].reason
 
 
 @STORAGES
