@@ -16,7 +16,7 @@ from sylvinit.execution.batches import Batch, ForwardFn, call_model, read_batche
 from sylvinit.execution.guard import Ambient, ModelGuard, forward_modes, plain_modes
 from sylvinit.model import ConvLayer, layers_of
 from sylvinit.model.modules import check_module, clean_name, device_of, refuse_lazy
-from sylvinit.moments.collect import PatchSource, add_all, add_sampled
+from sylvinit.moments.patch_source import PatchSource, add_all, add_sampled
 from sylvinit.moments.rows import Rows
 from sylvinit.moments.sampling import stream_key
 from sylvinit.moments.streaming import PatchMoments

@@ -19,9 +19,9 @@ from sylvinit.execution.guard import ModelGuard
 from sylvinit.execution.lockstep import Arrival
 from sylvinit.model import Layer
 from sylvinit.model.geometry import PatchGeometry
-from sylvinit.moments.collect import PatchSource, add_all, add_rows, add_sampled
+from sylvinit.moments.collect import add_sample_means
+from sylvinit.moments.patch_source import PatchSource, add_all, add_rows, add_sampled
 from sylvinit.moments.rows import RowToSample, assign_rows
-from sylvinit.moments.sample_means import add_sample_means
 from sylvinit.moments.sampling import Key, stream_key
 from sylvinit.moments.statistics import LayerStatistics, SampleStatistics, layer_statistics
 from sylvinit.moments.streaming import PatchMoments, product_precision

@@ -12,7 +12,7 @@ from sylvinit.backends.memory import memory_for
 from sylvinit.errors import DataError, LabelError
 from sylvinit.moments.fused import columns, patch_gram, patch_mean, unit_roundoff
 from sylvinit.moments.fused_layout import ELEMENT_TYPES, PatchLayout
-from sylvinit.moments.sums import RowSums
+from sylvinit.moments.sums import RowSums, mirrored
 
 # Patches whose mean is the shift: it then differs from the mean by a tenth of the spread.
 _SHIFT_PATCHES = 256
@@ -111,8 +111,7 @@ class PatchAccumulator:
         if status:
             raise DataError("a listed patch does not exist in the activation")
         d = self._shift.shape[1]
-        second = self._gram[:, :d, :d].triu()
-        second += second.triu(1).mT
+        second = mirrored(self._gram[:, :d, :d])
         total, shift = self._gram[:, :d, d], self._shift
         counts = totals = None
         if self.classes:

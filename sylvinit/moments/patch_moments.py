@@ -11,8 +11,8 @@ from torch import Tensor
 from sylvinit.backends import choose
 from sylvinit.errors import DataError, LabelError, OptionError
 from sylvinit.model.geometry import PADDING_MODES, PatchGeometry
-from sylvinit.moments.collect import PatchSource, add_all, add_sampled
 from sylvinit.moments.fused import ARITHMETICS
+from sylvinit.moments.patch_source import PatchSource, add_all, add_sampled
 from sylvinit.moments.rows import Rows
 from sylvinit.moments.sampling import stream_key
 from sylvinit.moments.streaming import PatchMoments, product_precision

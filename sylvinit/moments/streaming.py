@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from sylvinit.errors import DataError, LabelError, OptionError
-from sylvinit.moments.reservoir import Reservoir
-from sylvinit.moments.row_products import gram
-from sylvinit.moments.sums import Accumulator, RowSums
+from sylvinit.moments.sampling import Reservoir
+from sylvinit.moments.sums import Accumulator, RowSums, gram
 
 # Rows are multiplied in chunks of about this size: enough for an efficient product, and below the
 # size from which the allocator asks the system for fresh pages each time.

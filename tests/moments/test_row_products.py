@@ -14,12 +14,12 @@ from helpers import assert_near
 from torch import Tensor, nn
 
 import sylvinit
-from sylvinit.moments.collect import PatchSource
-from sylvinit.moments.row_products import row_products
+from sylvinit.moments.collect import add_sample_means
+from sylvinit.moments.patch_source import PatchSource
 from sylvinit.moments.rows import Rows
-from sylvinit.moments.sample_means import add_sample_means
 from sylvinit.moments.sampling import stream_key
 from sylvinit.moments.streaming import PatchMoments
+from sylvinit.moments.sums import row_products
 
 ROWS = 200_000
 # Relative to the largest entry. The worst seen is 2.9e-6, of products with 40 columns, which the
