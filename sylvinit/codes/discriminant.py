@@ -15,7 +15,7 @@ from sylvinit.moments.statistics import LayerStatistics, SampleStatistics
 
 @dataclass(frozen=True)
 class Discriminant:
-    """Regularised Fisher directions of the samples' mean rows, and principal components after.
+    """Regularized Fisher directions of the samples' mean rows, and principal components after.
 
     A single patch says little about the class of its image, and :class:`LDA` compares patches. Here
     the mean x_i over the rows of sample i stands for the sample. The directions are the leading
@@ -56,11 +56,10 @@ class Discriminant:
         if samples is None:
             raise ValueError("discriminant codes need statistics of the samples' means")
         spectrum = stats.backend.eigh(self._metric(stats, samples), stats.notes)
-        threshold = stats.d * torch.finfo(torch.float64).eps * spectrum[0][:, -1:].clamp(min=0)
         weight = (samples.class_counts / samples.n).sqrt()[None, :, None]
         spread = weight * (samples.class_means - samples.mean[:, None, :])
         count = min(k, int((samples.class_counts > 0).sum()) - 1)
-        encoder = fisher_directions(stats, spread, spectrum, threshold, count)
+        encoder = fisher_directions(stats, spread, spectrum, stats.threshold(spectrum[0]), count)
         count = encoder.shape[1]
         latent = Latent.affine(stats, encoder, stats.mean)
         if count < k:
