@@ -52,11 +52,6 @@ class PatchAccumulator:
         self._shift: Tensor | None = None
         self._status: Tensor | None = None
 
-    @property
-    def device(self) -> torch.device | None:
-        """Where the sums are, once there are any."""
-        return None if self._gram is None else self._gram.device
-
     def add(
         self,
         x: Tensor,
@@ -69,10 +64,9 @@ class PatchAccumulator:
         x = x.detach()
         labels = None if labels is None else labels.contiguous()
         # The rows beside the patches and the constant would be codes times codes: known already.
-        features = x.shape[1] // layout.groups * layout.taps
-        layout = replace(layout, rows=features + 1)
+        layout = replace(layout, rows=layout.features(x) + 1)
         numbers = layout.numbers()
-        n = layout.patches_of(x.shape[0]) if entry is None else len(entry)
+        n = layout.patches(x, entry)
         if self._gram is None or self._shift is None or self._status is None:
             size = columns(x, layout, self.classes, None)
             shape = (layout.groups, layout.rows, size)
@@ -121,7 +115,6 @@ class PatchAccumulator:
             second = self._to_tap_major(self._to_tap_major(second).mT).mT
             total, shift = self._to_tap_major(total), self._to_tap_major(shift)
             totals = None if totals is None else self._to_tap_major(totals)
-        eps = unit_roundoff(self.arithmetic)
         return RowSums(
             self.n,
             total.contiguous(),
@@ -129,7 +122,7 @@ class PatchAccumulator:
             shift.contiguous(),
             counts,
             None if totals is None else totals.contiguous(),
-            eps,
+            unit_roundoff(self.arithmetic),
         )
 
     def _to_tap_major(self, x: Tensor) -> Tensor:

@@ -88,11 +88,6 @@ class Accumulator(Protocol):
 
     n: int
 
-    @property
-    def device(self) -> torch.device | None:
-        """Where the sums are, once there are any."""
-        ...
-
     def sums(self) -> RowSums:
         """Everything added so far."""
         ...
