@@ -305,7 +305,7 @@ def _planned(survey: Survey, work: Work) -> dict[int, LayerReport]:
     reports: dict[int, LayerReport] = {}
     for unit in {id(unit): unit for unit in work.unit_of.values()}.values():
         groups, outputs, features = unit.layers[0].get_weight().shape
-        report = LayerReport(unit.name, unit.layers[0].kind, "planned", code=unit.plan.code.name)
+        report = LayerReport(unit.name, unit.layers[0].kind, "planned", code=unit.task.code.name)
         report.lam, report.d_in, report.d_out, report.groups = (
             unit.lam,
             features,

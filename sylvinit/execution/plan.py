@@ -14,13 +14,14 @@ from sylvinit.codes import Code, OneHot
 from sylvinit.errors import LabelError, ModelError
 from sylvinit.execution.batches import Classes
 from sylvinit.execution.survey import Survey
-from sylvinit.execution.units import LayerUnit, Plan
+from sylvinit.execution.units import LayerUnit
 from sylvinit.model import Layer
 from sylvinit.model.batch_norm import Norm, own_scale, reason_to_skip, uses_batch_statistics
 from sylvinit.model.modules import memory_key, parameter_holders
 from sylvinit.moments.rows import assign_rows
 from sylvinit.options import Options
 from sylvinit.report import LayerReport
+from sylvinit.solve.unit import LayerTask
 
 # Sums are kept for every class up to the largest label, so labels that are hashes must not get by.
 MAX_CLASSES = 2**20
@@ -282,7 +283,7 @@ def _unit(
         skip = taken.get(key, 0)
         taken[key] = skip + outputs
     count = 0 if isinstance(classes, str) else classes.count
-    plan = Plan(
+    task = LayerTask(
         code=code,
         lam=options.lam(first.name),
         patches=options.patches,
@@ -294,7 +295,7 @@ def _unit(
     )
     calls = sum(survey.calls[module] for module in {layer.module for layer in layers})
     backend = choose(options.backend, weight.device)
-    unit = LayerUnit(layers, calls, plan, backend, options.row_to_sample)
+    unit = LayerUnit(layers, calls, task, backend, options.row_to_sample)
     if solves_head and not isinstance(classes, str) and classes.present < all_outputs:
         rest = "never win" if unit.fits_likelihood else "are zero"
         work.warnings.append(

@@ -1,4 +1,4 @@
-"""The mean patch (or row) of every sample."""
+"""Collecting the input of a layer: from activations to moments, whatever runs the network."""
 
 from __future__ import annotations
 
@@ -7,39 +7,170 @@ from math import prod
 import torch
 from torch import Tensor
 
+from sylvinit.backends import Backend
+from sylvinit.backends.memory import memory_for
+from sylvinit.errors import ModelError
 from sylvinit.model.geometry import PatchGeometry
+from sylvinit.model.layer import Layer
 from sylvinit.moments.all_patches import pad_channels_last, window_sums
-from sylvinit.moments.patch_source import PatchSource
-from sylvinit.moments.sampling import Key
-from sylvinit.moments.streaming import PatchMoments
+from sylvinit.moments.patch_source import PatchSource, add_patches
+from sylvinit.moments.rows import RowToSample, assign_rows
+from sylvinit.moments.sampling import stream_key
+from sylvinit.moments.statistics import LayerStatistics, SampleStatistics, layer_statistics
+from sylvinit.moments.streaming import PatchMoments, product_precision
 
 
-def add_sample_means(
-    means: PatchMoments, source: PatchSource, key: Key, start: int, patches: int | None
-) -> int:
-    """Add the mean of the rows that are drawn from every sample, as one row with its label.
-
-    The rows are those that :func:`sylvinit.moments.patch_source.add_sampled` draws for the same key.
-    Samples without rows (all of them padding) add nothing.
+class InputCollector:
+    """Moments of the input of one weight, over all its layers, calls and microbatches.
 
     Args:
-        means: what to add to; its features are tap-major.
-        source: the activation.
-        key, start: of the random positions.
-        patches: draws per sample; None takes every position once.
+        name: of the weight, for messages.
+        patches: random patches (or rows) of every sample, or None for all.
+        seed: of their positions.
+        classes: how many classes are told apart; 0 for none.
+        reservoir: most rows that are kept as a random sample; 0 for none.
+        sample_means: keep moments of the mean row of every sample, too.
+        per_channel: every channel is a group of its own.
+        row_to_sample: see :func:`sylvinit.moments.rows.assign_rows`.
+        arithmetic: of the patch_gram operator, or None to do without.
+
+    Attributes:
+        moments: of the rows, features in the order of :class:`PatchSource`; None without any.
+        dtype: of the inputs, the coarsest of all.
+        raw: whether all of them were the data as they came.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        patches: int | None,
+        seed: int,
+        classes: int = 0,
+        reservoir: int = 0,
+        sample_means: bool = False,
+        per_channel: bool = False,
+        row_to_sample: RowToSample | None = None,
+        arithmetic: str | None = None,
+    ) -> None:
+        self._name, self._patches, self._seed = name, patches, seed
+        self._classes, self._reservoir = classes, reservoir
+        self._sample_means, self._per_channel = sample_means, per_channel
+        self._row_to_sample, self._arithmetic = row_to_sample, arithmetic
+        self.moments: PatchMoments | None = None
+        self._means: PatchMoments | None = None
+        self._rows_of_means = 0
+        self._kernel: tuple[int, ...] = ()
+        self.dtype, self.raw = torch.float64, True
+
+    def add(
+        self,
+        layer: Layer,
+        x: Tensor,
+        call: int,
+        out_size: tuple[int, ...],
+        *,
+        size: int,
+        start: int,
+        labels: Tensor | None = None,
+        mask: Tensor | None = None,
+        raw: bool = False,
+    ) -> None:
+        """Add the rows or patches of one microbatch at one call.
+
+        Args:
+            layer: which reads ``x``.
+            x: its input (entries, channels, *spatial), or rows (..., features).
+            call: index of the call of its module in this forward.
+            out_size: spatial size of its output, () for rows.
+            size: samples of the microbatch.
+            start: index of the first one in the stream of data.
+            labels: int64 (size,), known to be valid; needed if there are classes.
+            mask: bool (size, length), True for real tokens.
+            raw: whether ``x`` holds the data as they came.
+
+        Raises:
+            RowLayoutError: the rows cannot be assigned to samples.
+        """
+        geometry = layer.geometry
+        rows = assign_rows(
+            layer.name,
+            x,
+            size,
+            features=1 if geometry is None else x.ndim - 1,
+            width=prod(out_size),
+            mask=mask,
+            row_to_sample=self._row_to_sample,
+        )
+        groups = x.shape[1] if self._per_channel else layer.groups
+        if geometry is None:
+            x, groups = x.reshape(-1, x.shape[-1]), 1
+        else:
+            self._kernel = geometry.kernel
+        key = stream_key(self._seed, layer.name, call)
+        source = PatchSource(x, geometry, groups, out_size, rows, labels, key, start, self._patches)
+        if self.moments is None:
+            precision = product_precision(x.dtype, source.features * groups)
+            sizes = {"groups": groups, "classes": self._classes}
+            self.moments = PatchMoments(
+                source.features, **sizes, reservoir=self._reservoir, precision=precision
+            )
+            if self._sample_means:
+                self._means = PatchMoments(source.features, **sizes, precision=precision)
+        add_patches(self.moments, source, self._arithmetic)
+        if self._means is not None:
+            self._rows_of_means += add_sample_means(self._means, source)
+        if torch.finfo(x.dtype).eps > torch.finfo(self.dtype).eps:
+            self.dtype = x.dtype
+        self.raw = self.raw and raw
+
+    def statistics(self, backend: Backend, reduce: bool) -> LayerStatistics | None:
+        """Everything collected, features in the order of a weight; None if it is not finite.
+
+        Args:
+            backend: where eigendecompositions run.
+            reduce: work in the span of the rows where there are fewer of them than features.
+
+        Raises:
+            ModelError: nothing was collected.
+            DeviceMemoryError: there is no memory for it.
+        """
+        if self.moments is None:
+            raise ModelError(f"layer {self._name} received no rows from the data")
+        held = [self.moments] if self._means is None else [self.moments, self._means]
+        # Where rows are fewer than features, they and their means stay as they are.
+        few = reduce and self.moments.n < self.moments.d_in
+        size = sum(8 * m.groups * m.d_in * (m.n if few else m.d_in) for m in held)
+        with memory_for(f"the moments of {self._name}", size):
+            moments = self._in_order_of_weight(self.moments)
+            stats = layer_statistics(
+                moments, backend, reduce=reduce, kernel=self._kernel, raw=self.raw
+            )
+            if self._means is not None:
+                means = self._in_order_of_weight(self._means)
+                stats.samples = SampleStatistics.of(means, self._rows_of_means, stats.basis)
+            return stats if bool(stats.covariance.isfinite().all()) else None
+
+    def _in_order_of_weight(self, moments: PatchMoments) -> PatchMoments:
+        """Features are gathered taps first; a weight has channels first."""
+        return moments.transposed(prod(self._kernel)) if self._kernel else moments
+
+
+def add_sample_means(means: PatchMoments, source: PatchSource) -> int:
+    """Add the mean of the patches taken of every sample, as one row with its label.
+
+    Samples without any (all of them padding) add nothing.
 
     Returns:
-        How many rows the means are taken of.
+        How many patches the means are taken of.
     """
-    geometry, rows = source.geometry, source.rows
-    each = rows.entries_of_each()
-    if patches is None and geometry is not None and each is not None and not geometry.transposed:
+    geometry = source.geometry
+    each = source.rows.entries_of_each() if source.patches is None else None
+    if each is not None and geometry is not None and not geometry.transposed:
         average = _window_means(source, geometry, each)
         means.update(average, source.labels, labels_checked=True)
-        return average.shape[1] * each * rows.width
-    sample, entry, position = (
-        rows.all_positions() if patches is None else rows.draw(key, start, patches)[:3]
-    )
+        return average.shape[1] * each * source.rows.width
+    sample, entry, position, _ = source.positions(False)
     if not len(sample):
         return 0
     present, lengths = sample.unique_consecutive(return_counts=True)

@@ -1,4 +1,4 @@
-"""Adding patches of an activation to moments: sampled ones, or all by the cheapest route."""
+"""Adding patches of an activation to moments: random ones, or all by the cheapest route."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ from sylvinit.moments.sums import RowSums
 _UNFOLD_BYTES = 16 * 2**20
 # Patches per sample that feed a reservoir where the moments themselves need none gathered.
 _RESERVOIR_DRAWS = 10
-# Rows that nobody else will change, with labels that whoever made the source has checked.
-_OURS = {"copy": False, "labels_checked": True}
 
 
 @dataclass(frozen=True)
 class PatchSource:
-    """An activation and how a layer reads it.
+    """An activation, how a layer reads it, and which patches of it are taken.
 
     Attributes:
         x: (entries, channels, *spatial), any strides; or rows (entries, features).
-        geometry: which pixels a patch reads; None for rows.
+        geometry: which pixels a patch reads; None for rows, which are patches of one pixel.
         groups: channel groups.
-        out_size: spatial size of the layer's output.
+        out_size: spatial size of the layer's output; () for rows.
         rows: which entries belong to which sample.
         labels: int64 (samples,), known to be valid, or None.
+        key, start, patches: which patches, see :meth:`sylvinit.moments.rows.Rows.draw`; patches is
+            None for all of them.
     """
 
     x: Tensor
@@ -52,6 +52,9 @@ class PatchSource:
     out_size: tuple[int, ...]
     rows: Rows
     labels: Tensor | None
+    key: Key = (0, 0)
+    start: int = 0
+    patches: int | None = None
 
     @property
     def features(self) -> int:
@@ -75,89 +78,72 @@ class PatchSource:
         split = patches.view(n, taps, self.groups, channels // self.groups)
         return split.permute(2, 0, 1, 3).reshape(self.groups, n, -1)
 
+    def positions(self, priorities: bool) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """(sample, entry, position, priority) of the patches taken; priority may be None."""
+        if self.patches is None and not priorities:
+            return *self.rows.all_positions(), None
+        return self.rows.draw(self.key, self.start, self.patches)
+
     def labels_of(self, sample: Tensor) -> Tensor | None:
         """The label of every row, given its sample."""
         return None if self.labels is None else self.labels[to_device(sample, self.labels.device)]
 
 
-def add_sampled(
-    moments: PatchMoments,
-    source: PatchSource,
-    key: Key,
-    start: int,
-    patches: int,
-    arithmetic: str | None,
-) -> None:
-    """Add ``patches`` random patches of every sample; see :mod:`sylvinit.moments.sampling`.
+def add_patches(moments: PatchMoments, source: PatchSource, arithmetic: str | None) -> None:
+    """Add the patches of an activation to moments, whose features are tap-major.
 
-    Args:
-        arithmetic: of the patch_gram operator, used where it takes these patches; None: it is not.
+    ``arithmetic`` is that of the patch_gram operator, which is used where it takes these patches;
+    None does without.
     """
-    if arithmetic and _add_fused(moments, source, key, start, patches, arithmetic):
-        return
-    sample, entry, position, priority = source.rows.draw(key, start, patches)
-    gathered = source.gather(entry, position)
-    labels = source.labels_of(sample)
-    moments.update(gathered, labels, to_device(priority, gathered.device), **_OURS)
+    if _correlation_fits(source):
+        _correlate(moments, source, arithmetic)
+        if moments.reservoir_size:
+            some = source.rows.draw(source.key, source.start, _RESERVOIR_DRAWS)
+            sample, entry, position, priority = some
+            gathered = source.gather(entry, position)
+            moments.offer(gathered, to_device(priority, gathered.device), source.labels_of(sample))
+    elif not (arithmetic and _add_fused(moments, source, arithmetic)):
+        _add_gathered(moments, source)
 
 
-def add_rows(
-    moments: PatchMoments,
-    source: PatchSource,
-    key: Key,
-    start: int,
-    patches: int | None,
-    arithmetic: str | None,
-) -> None:
-    """Add ``patches`` random rows of every sample, or all (None), of an input without taps."""
-    if arithmetic and _add_fused(moments, source, key, start, patches or 0, arithmetic):
-        return
-    x, rows = source.x, source.rows
-    if patches is None and not moments.reservoir_size:
-        sample, entry, _ = rows.all_positions()
-        priority = None
-    else:
-        sample, entry, _, priority = rows.draw(key, start, patches)
-        priority = to_device(priority, x.device)
-    whole = rows.entries is None and (patches is None or int(rows.counts.max()) <= patches)
-    taken = x if whole else x.index_select(0, to_device(entry, x.device))
-    moments.update(taken, source.labels_of(sample), priority, copy=whole, labels_checked=True)
-
-
-def add_all(
-    moments: PatchMoments, source: PatchSource, key: Key, start: int, arithmetic: str | None
-) -> None:
-    """Add every patch: by shifted correlations where that takes fewer flops, else by unfolding."""
+def _correlation_fits(source: PatchSource) -> bool:
+    """Whether all patches are wanted, and cost least by shifted correlations."""
     x, rows, geometry = source.x, source.rows, source.geometry
-    plain = rows.entries is None and bool((rows.counts == 1).all())
-    if geometry is not None and plain:
-        plain = correlation_is_cheaper(geometry, tuple(x.shape[2:]), x.shape[1] // source.groups)
-    if geometry is None or not plain:
-        if not (arithmetic and _add_fused(moments, source, key, start, 0, arithmetic)):
-            _unfold(moments, source, key, start)
-        return
-    _correlate(moments, source, geometry, arithmetic)
-    if moments.reservoir_size:
-        sample, entry, position, priority = rows.draw(key, start, _RESERVOIR_DRAWS)
-        gathered = source.gather(entry, position)
-        moments.offer(gathered, to_device(priority, x.device), source.labels_of(sample))
+    if source.patches is not None or geometry is None:
+        return False
+    if rows.entries is not None or not bool((rows.counts == 1).all()):
+        return False
+    return correlation_is_cheaper(geometry, tuple(x.shape[2:]), x.shape[1] // source.groups)
 
 
-def _add_fused(
-    moments: PatchMoments,
-    source: PatchSource,
-    key: Key,
-    start: int,
-    draws: int,
-    arithmetic: str,
-) -> bool:
-    """Add patches by the patch_gram operator; False, with nothing done, where it does not fit.
+def _add_gathered(moments: PatchMoments, source: PatchSource) -> None:
+    x = source.x
+    sample, entry, position, priority = source.positions(moments.reservoir_size > 0)
+    priority = None if priority is None else to_device(priority, x.device)
+    step = max(1, len(entry))
+    if source.patches is None and source.geometry is not None:  # all patches: more than x itself
+        features = source.features * source.groups
+        step = max(1, _UNFOLD_BYTES // (features * max(x.itemsize, 4)))
+    whole = source.geometry is None and source.rows.entries is None and len(entry) == len(x)
+    for begin in range(0, len(entry), step):
+        part = slice(begin, begin + step)
+        moments.update(
+            x if whole else source.gather(entry[part], position[part]),
+            source.labels_of(sample[part]),
+            None if priority is None else priority[part],
+            copy=whole,
+            labels_checked=True,
+        )
 
-    It does not where the rows themselves are wanted: for a reservoir, and while there are fewer of
-    them than features.
+
+def _add_fused(moments: PatchMoments, source: PatchSource, arithmetic: str) -> bool:
+    """Add patches by the patch_gram operator; False, with nothing done, where it cannot be used.
+
+    Such as where the rows themselves are wanted: for a reservoir, and while there are fewer of them
+    than features.
     """
     rows, x = source.rows, source.x
-    counts = rows.counts * rows.width
+    draws, counts = source.patches or 0, rows.counts * rows.width
     n = int((counts if draws == 0 else np.minimum(counts, draws)).sum())
     if moments.reservoir_size or n == 0:
         return False
@@ -165,8 +151,8 @@ def _add_fused(
         return False
     accumulator = moments.accumulator
     if accumulator is None:
-        neighbours = x.ndim == 2 or x.stride(1) == 1
-        accumulator = PatchAccumulator(moments.classes, tap_major=neighbours, arithmetic=arithmetic)
+        tap_major = x.ndim == 2 or x.stride(1) == 1
+        accumulator = PatchAccumulator(moments.classes, tap_major=tap_major, arithmetic=arithmetic)
     elif not isinstance(accumulator, PatchAccumulator):
         return False
     each = rows.entries_of_each()
@@ -176,48 +162,31 @@ def _add_fused(
         source.groups,
         tap_major=accumulator.tap_major,
         entries_per_sample=1 if each is None else each,
-        first_sample=start,
+        first_sample=source.start,
         draws=draws,
-        key=key,
+        key=source.key,
     )
     if not can_fuse(x, layout, moments.classes):
         return False
     if each is not None:
         accumulator.add(x, layout, source.labels)
     else:
-        sample, entry, position, _ = rows.draw(key, start, draws or None)
+        sample, entry, position, _ = source.positions(False)
         entry, position = to_device(entry, x.device), to_device(position, x.device)
         accumulator.add(x, layout, source.labels_of(sample), entry, position)
     moments.accumulator = accumulator
     return True
 
 
-def _unfold(moments: PatchMoments, source: PatchSource, key: Key, start: int) -> None:
-    """Gather all patches, a bounded number of bytes at a time."""
-    priority = None
-    if moments.reservoir_size:
-        sample, entry, position, priority = source.rows.draw(key, start, None)
-        priority = to_device(priority, source.x.device)
-    else:
-        sample, entry, position = source.rows.all_positions()
-    features = source.features * source.groups
-    step = max(1, _UNFOLD_BYTES // (features * max(source.x.itemsize, 4)))
-    for begin in range(0, len(entry), step):
-        part = slice(begin, begin + step)
-        gathered = source.gather(entry[part], position[part])
-        chosen = None if priority is None else priority[part]
-        moments.update(gathered, source.labels_of(sample[part]), chosen, **_OURS)
-
-
-def _correlate(
-    moments: PatchMoments, source: PatchSource, geometry: PatchGeometry, arithmetic: str | None
-) -> None:
-    """All patches at once, about the mean of every channel."""
-    groups, out_size = source.groups, source.out_size
+def _correlate(moments: PatchMoments, source: PatchSource, arithmetic: str | None) -> None:
+    """Add all patches at once, about the mean of every channel."""
+    geometry, groups, out_size = source.geometry, source.groups, source.out_size
+    if geometry is None:
+        raise TypeError("rows have no taps to correlate")
     x = source.x.to(torch.promote_types(source.x.dtype, torch.float32))
     padded = pad_channels_last(x, geometry)
-    centre = padded.mean(dim=tuple(range(padded.ndim - 1)))
-    padded = padded - centre
+    center = padded.mean(dim=tuple(range(padded.ndim - 1)))
+    padded = padded - center
 
     def by_group(sums: Tensor) -> Tensor:
         """(..., taps, channels) -> (groups, ..., taps * channels / groups)."""
@@ -238,7 +207,7 @@ def _correlate(
             x.shape[0] * outputs,
             total,
             correlation_gram(padded, geometry, out_size, groups, arithmetic),
-            by_group(centre.expand(geometry.taps, -1)),
+            by_group(center.expand(geometry.taps, -1)),
             counts,
             class_totals,
             unit_roundoff(arithmetic if padded.dtype == torch.float32 else None, padded.dtype),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -43,31 +43,10 @@ class SampleStatistics:
         Raises:
             ValueError: the means have no classes, or there is a basis and they are not held.
         """
-        if basis is None:
-            counts, class_means = means.class_counts(), means.class_means()
-            mean, covariance = means.mean(), means.covariance()
-        else:
-            columns = means.columns()
-            if columns is None:
-                raise ValueError("a basis of the rows needs fewer sample means than features")
-            counts, class_means = means.column_classes() or (None, None)
-            mean, covariance = _reduced_moments(columns.double(), basis)
-            class_means = None if class_means is None else class_means @ basis.mT
+        mean, covariance, counts, class_means = _in_basis(means, basis)
         if counts is None or class_means is None:
             raise ValueError("statistics of sample means need classes")
         return SampleStatistics(means.n, rows / means.n, mean, covariance, counts, class_means)
-
-    def group(self, index: int) -> SampleStatistics:
-        """Those of one group, still with a leading axis of length 1."""
-        pick = slice(index, index + 1)
-        return SampleStatistics(
-            self.n,
-            self.rows,
-            self.mean[pick],
-            self.covariance[pick],
-            self.class_counts,
-            self.class_means[pick],
-        )
 
 
 @dataclass
@@ -92,6 +71,7 @@ class LayerStatistics:
         reservoir: (groups, rows, d), a random sample of the rows, or None.
         reservoir_labels: int64 (rows,), the labels of those rows, or None.
         samples: moments of the mean row of every sample, or None.
+        constant: how many features of the layer's input never vary, over all groups.
         notes: on how things were computed, for the report.
     """
 
@@ -108,6 +88,7 @@ class LayerStatistics:
     reservoir: Tensor | None = None
     reservoir_labels: Tensor | None = None
     samples: SampleStatistics | None = None
+    constant: int = 0
     notes: list[str] = field(default_factory=list)
     _spectrum: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
 
@@ -136,11 +117,20 @@ class LayerStatistics:
         """E[x x^T] = Sigma + mu mu^T, float64 (groups, d, d)."""
         return self.covariance + self.mean[:, :, None] * self.mean[:, None, :]
 
-    def threshold(self) -> Tensor:
-        """Eigenvalues of the covariance up to this may be rounding, float64 (groups, 1).
+    @property
+    def tolerance(self) -> float:
+        """Ratios to the largest up to this may be rounding of the moments: d * eps."""
+        return self.d * self.eps
 
-        d * eps * largest for the products, and d * (eps * |mu|)^2 for the rows.
+    def threshold(self, values: Tensor | None = None) -> Tensor:
+        """Eigenvalues up to this count as zero, float64 (groups, 1): they may be rounding.
+
+        Those of the covariance: d * eps * largest for the products, and d * (eps * |mu|)^2 for the
+        rows. Those of another matrix, ``values`` (groups, d) in ascending order, computed from the
+        moments in float64: d * eps * largest with the eps of float64.
         """
+        if values is not None:
+            return self.d * torch.finfo(torch.float64).eps * values[:, -1:].clamp(min=0)
         largest = self.spectrum()[0][:, -1:].clamp(min=0)
         rows = self.rows_eps**2 * (self.mean**2).sum(dim=1, keepdim=True)
         return self.d * (self.eps * largest + rows)
@@ -152,30 +142,21 @@ class LayerStatistics:
 
     def group(self, index: int) -> LayerStatistics:
         """The statistics of one group, still with a leading axis of length 1."""
-
-        def pick(x: Tensor | None) -> Tensor | None:
-            return None if x is None else x[index : index + 1]
-
-        spectrum = None
+        part = slice(index, index + 1)
+        tensors = ("mean", "covariance", "basis", "class_means", "reservoir")
+        picked = {
+            name: getattr(self, name)[part] for name in tensors if getattr(self, name) is not None
+        }
+        if self.samples is not None:
+            picked["samples"] = replace(
+                self.samples,
+                mean=self.samples.mean[part],
+                covariance=self.samples.covariance[part],
+                class_means=self.samples.class_means[part],
+            )
         if self._spectrum is not None:
-            values, vectors = self._spectrum
-            spectrum = (values[index : index + 1], vectors[index : index + 1])
-        return LayerStatistics(
-            n=self.n,
-            mean=self.mean[index : index + 1],
-            covariance=self.covariance[index : index + 1],
-            eps=self.eps,
-            rows_eps=self.rows_eps,
-            backend=self.backend,
-            basis=pick(self.basis),
-            kernel=self.kernel,
-            class_counts=self.class_counts,
-            class_means=pick(self.class_means),
-            reservoir=pick(self.reservoir),
-            reservoir_labels=self.reservoir_labels,
-            samples=None if self.samples is None else self.samples.group(index),
-            _spectrum=spectrum,
-        )
+            picked["_spectrum"] = tuple(x[part] for x in self._spectrum)
+        return replace(self, notes=[], **picked)
 
     def in_input_coordinates(self, x: Tensor) -> Tensor:
         """Rows (groups, k, d) in the coordinates of the layer's input, (groups, k, d_in)."""
@@ -206,48 +187,60 @@ def layer_statistics(
             eigenvalues of up to eps times the largest are not trusted there, however precise the
             products.
     """
-    columns = moments.columns() if reduce else None
-    reservoir, rows_eps = moments.reservoir(), moments.rows_eps
-    if columns is None:
-        return LayerStatistics(
-            n=moments.n,
-            mean=moments.mean(),
-            covariance=moments.covariance(),
-            eps=max(moments.eps, (_ROUNDINGS * rows_eps) ** 2 if raw else rows_eps),
-            rows_eps=rows_eps,
-            backend=backend,
-            kernel=kernel,
-            class_counts=moments.class_counts(),
-            class_means=moments.class_means(),
-            reservoir=reservoir,
-            reservoir_labels=moments.reservoir_labels(),
-        )
-    # Not from the n x n Gram matrix, whose eigenvectors lose half the digits of the small
-    # directions. The factor is orthonormal whatever the rank of the rows.
-    rows = columns.double()
-    basis = torch.linalg.qr(rows.mT).Q.mT
-    mean, covariance = _reduced_moments(rows, basis)
-    counts, means = moments.column_classes() or (None, None)
+    rows, basis = moments.columns(), None
+    if rows is not None and reduce:
+        # Not from the n x n Gram matrix, whose eigenvectors lose half the digits of the small
+        # directions. The factor is orthonormal whatever the rank of the rows.
+        basis = torch.linalg.qr(rows.double().mT).Q.mT
+    rows_eps, reservoir = moments.rows_eps, moments.reservoir()
+    mean, covariance, counts, class_means = _in_basis(moments, basis)
+    if basis is not None:  # no product was taken in a lower precision
+        eps = torch.finfo(torch.float64).eps
+        reservoir = None if reservoir is None else reservoir.double() @ basis.mT
+    else:
+        eps = max(moments.eps, (_ROUNDINGS * rows_eps) ** 2 if raw else rows_eps)
+    if rows is None:
+        constant = covariance.diagonal(dim1=1, dim2=2) <= 0
+    else:
+        constant = (rows == rows[:, :1]).all(dim=1)
     return LayerStatistics(
         n=moments.n,
         mean=mean,
         covariance=covariance,
-        eps=torch.finfo(torch.float64).eps,  # no product was taken in a lower precision
+        eps=eps,
         rows_eps=rows_eps,
         backend=backend,
         basis=basis,
         kernel=kernel,
         class_counts=counts,
-        class_means=None if means is None else means @ basis.mT,
-        reservoir=None if reservoir is None else reservoir.double() @ basis.mT,
+        class_means=class_means,
+        reservoir=reservoir,
         reservoir_labels=moments.reservoir_labels(),
+        constant=int(constant.sum()),
     )
 
 
-def _reduced_moments(rows: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (groups, r) and covariance (groups, r, r) of rows (groups, n, d) in a basis of r."""
-    mean = (rows @ basis.mT).mean(dim=1)
+def _in_basis(
+    moments: PatchMoments, basis: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Mean, covariance, class counts and class means in a basis (groups, r, d); None: as they are.
+
+    With a basis nothing of size d x d is made.
+    """
+    if basis is None:
+        covariance = moments.covariance()
+        return moments.mean(), covariance, moments.class_counts(), moments.class_means()
+    rows = moments.columns()
+    if rows is None:
+        raise ValueError("a basis of the rows needs fewer sample means than features")
+    rows = rows.double()
     # About the first row, so that rows which never vary have no covariance rather than rounding.
-    centred = (rows - rows[:, :1]) @ basis.mT
-    centred = centred - centred.mean(dim=1, keepdim=True)
-    return mean, centred.mT @ centred / rows.shape[1]
+    centered = (rows - rows[:, :1]) @ basis.mT
+    centered = centered - centered.mean(dim=1, keepdim=True)
+    counts, class_means = moments.column_classes() or (None, None)
+    return (
+        (rows @ basis.mT).mean(dim=1),
+        centered.mT @ centered / rows.shape[1],
+        counts,
+        None if class_means is None else class_means @ basis.mT,
+    )

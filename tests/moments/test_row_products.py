@@ -17,7 +17,6 @@ import sylvinit
 from sylvinit.moments.collect import add_sample_means
 from sylvinit.moments.patch_source import PatchSource
 from sylvinit.moments.rows import Rows
-from sylvinit.moments.sampling import stream_key
 from sylvinit.moments.streaming import PatchMoments
 from sylvinit.moments.sums import row_products
 
@@ -125,7 +124,7 @@ def test_means_of_long_samples(equal: bool) -> None:
     found, expected = PatchMoments(d), PatchMoments(d)
     for moments, dtype in ((found, torch.float32), (expected, torch.float64)):
         source = PatchSource(x.flatten(0, 1).to(dtype), None, 1, (), rows, None)
-        add_sample_means(moments, source, stream_key(0, "layer", 0), 0, None)
+        add_sample_means(moments, source)
     # The means are float32: off by up to 1e-6 beside deviations of 0.1. The worst seen is 1.2e-5.
     assert_near(found.covariance()[0], expected.covariance()[0].numpy(), 5e-5)
 

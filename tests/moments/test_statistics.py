@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import sylvinit
 from sylvinit.backends import choose
 from sylvinit.codes import Discriminant
-from sylvinit.execution import units
+from sylvinit.errors import DeviceMemoryError
 from sylvinit.moments.statistics import LayerStatistics, SampleStatistics, layer_statistics
 
 # Relative to the largest entry: sums in two orders; the worst seen is 3e-15 (float64), 2e-7.
@@ -117,24 +116,23 @@ def test_a_network_with_a_wide_layer_makes_no_square_matrix() -> None:
 @pytest.mark.parametrize(
     ("code", "d_in", "expected"),
     [
-        ("pca", 6, 8 * 6 * 6),
-        ("discriminant", 6, 2 * 8 * 6 * 6),
-        ("pca", 50, 8 * 20 * 50),
-        ("discriminant", 50, 2 * 8 * 20 * 50),
+        ("pca", 500, 8 * 500 * 500),
+        ("discriminant", 500, 2 * 8 * 500 * 500),
+        ("pca", 2000, 8 * 600 * 2000),
+        ("discriminant", 2000, 2 * 8 * 600 * 2000),
     ],
 )
-def test_memory_of_the_moments(
+def test_too_little_memory_for_the_moments_names_their_size(
     code: str, d_in: int, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those of the sample means count, and 20 rows of 50 features stay rows."""
-    sizes: dict[str, int] = {}
+    """Those of the sample means count, and 600 rows of 2000 features stay rows."""
 
-    def note(what: str, size: int) -> AbstractContextManager[None]:
-        sizes[what] = size
-        return nullcontext()
+    def no_memory(self: sylvinit.PatchMoments) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. GPU 0 has none")
 
-    monkeypatch.setattr(units, "memory_for", note)
+    monkeypatch.setattr(sylvinit.PatchMoments, "columns", no_memory)
     model = nn.Sequential(nn.Linear(d_in, 3), nn.Linear(3, 2))
-    data = (torch.randn(20, d_in), torch.arange(20) % 2)
-    sylvinit.initialize_(model, data, code=code)
-    assert sizes["the moments of 0"] == expected
+    data = (torch.randn(600, d_in), torch.arange(600) % 2)
+    message = f"memory for the moments of 0: {expected / 2**20:.1f} MiB"
+    with pytest.raises(DeviceMemoryError, match=message):
+        sylvinit.initialize_(model, data, code=code)
