@@ -33,15 +33,7 @@ WordArray = npt.NDArray[np.uint32]
 
 
 def philox4x32(counter: npt.ArrayLike, key: Key) -> WordArray:
-    """Ten rounds of Philox4x32.
-
-    Args:
-        counter: uint32 array of shape (..., 4).
-        key: two 32-bit words.
-
-    Returns:
-        uint32 array of the shape of ``counter``.
-    """
+    """Ten rounds of Philox4x32 of counters, uint32 (..., 4)."""
     words = np.asarray(counter, dtype=np.uint32).astype(np.uint64)
     c0, c1, c2, c3 = (words[..., i] for i in range(4))
     k0, k1 = int(key[0]), int(key[1])
@@ -108,8 +100,7 @@ def choose_positions(
 class Reservoir:
     """The rows of least priority among all offered: for random priorities a uniform sample.
 
-    The choice depends on the rows' priorities alone, not on the chunks in which they came, and two
-    reservoirs merge into that of the union.
+    The chunks in which rows come do not matter, and two reservoirs merge into that of the union.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -119,11 +110,7 @@ class Reservoir:
         self._priority: Tensor | None = None
 
     def offer(
-        self,
-        x: Tensor,
-        first: int,
-        priority: Tensor | None = None,
-        labels: Tensor | None = None,
+        self, x: Tensor, first: int, priority: Tensor | None = None, labels: Tensor | None = None
     ) -> None:
         """Offer rows (groups, n, d); ``first`` is the running index of the first one.
 

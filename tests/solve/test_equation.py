@@ -66,6 +66,7 @@ def solved(
     return model[0].weight.detach().numpy(), model[0].bias.detach().numpy(), report["0"]
 
 
+@dataclass(frozen=True)
 class Recorded:
     """Another code whose encoder is written down, by default in the coordinates of the input."""
 
@@ -173,7 +174,6 @@ def test_singular_system_takes_its_minimum_norm_solution() -> None:
 # --------------------------------------------------------------------------- k-means and ICA
 
 
-@dataclass(frozen=True)
 @pytest.mark.parametrize("option", ["all", 5])
 @pytest.mark.parametrize("code", [ICA(), KMeans(), KMeans(reservoir=20)], ids=name)
 def test_equation_of_codes_from_a_reservoir(code: Code, option: int | str) -> None:
