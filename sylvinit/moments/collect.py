@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from math import prod
 
 import torch
@@ -20,10 +21,11 @@ from sylvinit.moments.statistics import LayerStatistics, SampleStatistics, layer
 from sylvinit.moments.streaming import PatchMoments, product_precision
 
 
+@dataclass
 class InputCollector:
     """Moments of the input of one weight, over all its layers, calls and microbatches.
 
-    Args:
+    Attributes:
         name: of the weight, for messages.
         patches: random patches (or rows) of every sample, or None for all.
         seed: of their positions.
@@ -33,35 +35,26 @@ class InputCollector:
         per_channel: every channel is a group of its own.
         row_to_sample: see :func:`sylvinit.moments.rows.assign_rows`.
         arithmetic: of the patch_gram operator, or None to do without.
-
-    Attributes:
         moments: of the rows, features in the order of :class:`PatchSource`; None without any.
         dtype: of the inputs, the coarsest of all.
         raw: whether all of them were the data as they came.
     """
 
-    def __init__(
-        self,
-        name: str,
-        *,
-        patches: int | None,
-        seed: int,
-        classes: int = 0,
-        reservoir: int = 0,
-        sample_means: bool = False,
-        per_channel: bool = False,
-        row_to_sample: RowToSample | None = None,
-        arithmetic: str | None = None,
-    ) -> None:
-        self._name, self._patches, self._seed = name, patches, seed
-        self._classes, self._reservoir = classes, reservoir
-        self._sample_means, self._per_channel = sample_means, per_channel
-        self._row_to_sample, self._arithmetic = row_to_sample, arithmetic
-        self.moments: PatchMoments | None = None
-        self._means: PatchMoments | None = None
-        self._rows_of_means = 0
-        self._kernel: tuple[int, ...] = ()
-        self.dtype, self.raw = torch.float64, True
+    name: str
+    patches: int | None
+    seed: int
+    classes: int = 0
+    reservoir: int = 0
+    sample_means: bool = False
+    per_channel: bool = False
+    row_to_sample: RowToSample | None = None
+    arithmetic: str | None = None
+    moments: PatchMoments | None = field(default=None, init=False)
+    dtype: torch.dtype = field(default=torch.float64, init=False)
+    raw: bool = field(default=True, init=False)
+    _means: PatchMoments | None = field(default=None, init=False)
+    _rows_of_means: int = field(default=0, init=False)
+    _kernel: tuple[int, ...] = field(default=(), init=False)
 
     def add(
         self,
@@ -83,8 +76,7 @@ class InputCollector:
             x: its input (entries, channels, *spatial), or rows (..., features).
             call: index of the call of its module in this forward.
             out_size: spatial size of its output, () for rows.
-            size: samples of the microbatch.
-            start: index of the first one in the stream of data.
+            size, start: number of samples, and index of the first one in the stream of data.
             labels: int64 (size,), known to be valid; needed if there are classes.
             mask: bool (size, length), True for real tokens.
             raw: whether ``x`` holds the data as they came.
@@ -100,24 +92,24 @@ class InputCollector:
             features=1 if geometry is None else x.ndim - 1,
             width=prod(out_size),
             mask=mask,
-            row_to_sample=self._row_to_sample,
+            row_to_sample=self.row_to_sample,
         )
-        groups = x.shape[1] if self._per_channel else layer.groups
+        groups = x.shape[1] if self.per_channel else layer.groups
         if geometry is None:
             x, groups = x.reshape(-1, x.shape[-1]), 1
         else:
             self._kernel = geometry.kernel
-        key = stream_key(self._seed, layer.name, call)
-        source = PatchSource(x, geometry, groups, out_size, rows, labels, key, start, self._patches)
+        key = stream_key(self.seed, layer.name, call)
+        source = PatchSource(x, geometry, groups, out_size, rows, labels, key, start, self.patches)
         if self.moments is None:
             precision = product_precision(x.dtype, source.features * groups)
-            sizes = {"groups": groups, "classes": self._classes}
+            sizes = {"groups": groups, "classes": self.classes}
             self.moments = PatchMoments(
-                source.features, **sizes, reservoir=self._reservoir, precision=precision
+                source.features, **sizes, reservoir=self.reservoir, precision=precision
             )
-            if self._sample_means:
+            if self.sample_means:
                 self._means = PatchMoments(source.features, **sizes, precision=precision)
-        add_patches(self.moments, source, self._arithmetic)
+        add_patches(self.moments, source, self.arithmetic)
         if self._means is not None:
             self._rows_of_means += add_sample_means(self._means, source)
         if torch.finfo(x.dtype).eps > torch.finfo(self.dtype).eps:
@@ -136,12 +128,12 @@ class InputCollector:
             DeviceMemoryError: there is no memory for it.
         """
         if self.moments is None:
-            raise ModelError(f"layer {self._name} received no rows from the data")
+            raise ModelError(f"layer {self.name} received no rows from the data")
         held = [self.moments] if self._means is None else [self.moments, self._means]
         # Where rows are fewer than features, they and their means stay as they are.
         few = reduce and self.moments.n < self.moments.d_in
         size = sum(8 * m.groups * m.d_in * (m.n if few else m.d_in) for m in held)
-        with memory_for(f"the moments of {self._name}", size):
+        with memory_for(f"the moments of {self.name}", size):
             moments = self._in_order_of_weight(self.moments)
             stats = layer_statistics(
                 moments, backend, reduce=reduce, kernel=self._kernel, raw=self.raw

@@ -75,19 +75,9 @@ class PatchAccumulator:
             self._status = torch.zeros(1, dtype=torch.int32, device=x.device)
             self._taps = layout.taps
             self._shift = patch_mean(x, numbers, min(n, _SHIFT_PATCHES), entry, position)
-        patch_gram(
-            x,
-            self._gram,
-            self._status,
-            self._shift,
-            labels,
-            self.classes,
-            None,
-            entry,
-            position,
-            numbers,
-            self.arithmetic,
-        )
+        beside = (self._shift, labels, self.classes, None)
+        patches = (entry, position, numbers)
+        patch_gram(x, self._gram, self._status, *beside, *patches, self.arithmetic)
         self.n += n
 
     def sums(self) -> RowSums:
@@ -104,27 +94,16 @@ class PatchAccumulator:
             raise LabelError(f"labels must lie in [0, {self.classes}); some do not")
         if status:
             raise DataError("a listed patch does not exist in the activation")
-        d = self._shift.shape[1]
-        second = mirrored(self._gram[:, :d, :d])
-        total, shift = self._gram[:, :d, d], self._shift
-        counts = totals = None
-        if self.classes:
-            counts = self._gram[0, d, d + 1 :].clone()
-            totals = self._gram[:, :d, d + 1 :].mT
+        d, order = self._shift.shape[1], slice(None)
         if not self.tap_major:
-            second = self._to_tap_major(self._to_tap_major(second).mT).mT
-            total, shift = self._to_tap_major(total), self._to_tap_major(shift)
-            totals = None if totals is None else self._to_tap_major(totals)
+            order = torch.arange(d, device=self._gram.device).view(-1, self._taps).T.flatten()
+        rows = self._gram[:, :d]
         return RowSums(
             self.n,
-            total.contiguous(),
-            second.contiguous(),
-            shift.contiguous(),
-            counts,
-            None if totals is None else totals.contiguous(),
+            rows[:, order, d],
+            mirrored(rows[:, :, :d])[:, order][:, :, order],
+            self._shift[:, order],
+            self._gram[0, d, d + 1 :].clone() if self.classes else None,
+            rows[:, order, d + 1 :].mT if self.classes else None,
             unit_roundoff(self.arithmetic),
         )
-
-    def _to_tap_major(self, x: Tensor) -> Tensor:
-        """(..., channels * taps) -> (..., taps * channels)."""
-        return x.unflatten(-1, (-1, self._taps)).mT.flatten(-2)

@@ -36,9 +36,8 @@ class SampleStatistics:
     def of(means: PatchMoments, rows: int, basis: Tensor | None) -> SampleStatistics:
         """From the moments of the means of ``rows`` rows, in the coordinates of ``basis``.
 
-        There is a basis only where a layer has fewer rows than features. The means are no more than
-        the rows, so they are still held one by one, and nothing of the size of a Gram matrix of all
-        features is made.
+        A layer with a basis has fewer rows than features, and no more means: they are still held
+        one by one, and nothing of the size of a Gram matrix of all features is made.
 
         Raises:
             ValueError: the means have no classes, or there is a basis and they are not held.
@@ -182,10 +181,9 @@ def layer_statistics(
         backend: where eigendecompositions run.
         reduce: work in the span of the rows where there are fewer of them than features.
         kernel: of the patches, () for rows.
-        raw: whether the rows are data as they come, each entry rounded once. What a layer has
-            computed may be rounding to the extent of the means that it has subtracted, so that
-            eigenvalues of up to eps times the largest are not trusted there, however precise the
-            products.
+        raw: whether the rows are data as they come, each entry rounded once. Layers subtract
+            means, so that their outputs may be rounding: eigenvalues of up to eps times the largest
+            are not trusted there, however precise the products.
     """
     rows, basis = moments.columns(), None
     if rows is not None and reduce:
