@@ -10,7 +10,7 @@ from sylvinit.checks import check_number
 from sylvinit.codes.code import Latent
 from sylvinit.codes.components import fisher_directions
 from sylvinit.codes.rest import components_of_rest
-from sylvinit.moments.statistics import LayerStatistics, SampleStatistics
+from sylvinit.moments.statistics import LayerStatistics
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ class Discriminant:
     def fit(self, stats: LayerStatistics, k: int, seed: int) -> Latent:
         """The min(k, classes - 1) directions, rows of unit length, then components up to k."""
         samples = stats.samples
-        if samples is None:
-            raise ValueError("discriminant codes need statistics of the samples' means")
+        if samples is None or samples.class_counts is None or samples.class_means is None:
+            raise ValueError("discriminant codes need class statistics of the samples' means")
         spectrum = stats.backend.eigh(self._metric(stats, samples), stats.notes)
         weight = (samples.class_counts / samples.n).sqrt()[None, :, None]
         spread = weight * (samples.class_means - samples.mean[:, None, :])
@@ -67,8 +67,8 @@ class Discriminant:
             latent = Latent.affine(stats, torch.cat((encoder, rest), dim=1), stats.mean)
         return latent
 
-    def _metric(self, stats: LayerStatistics, samples: SampleStatistics) -> torch.Tensor:
-        metric, r = samples.covariance, samples.rows
+    def _metric(self, stats: LayerStatistics, samples: LayerStatistics) -> torch.Tensor:
+        metric, r = samples.covariance, stats.n / samples.n
         weight = self.prior / samples.n
         if r > 1:
             metric = metric + weight * r / (r - 1) * (stats.covariance - metric)

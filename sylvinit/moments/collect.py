@@ -17,7 +17,7 @@ from sylvinit.moments.all_patches import pad_channels_last, window_sums
 from sylvinit.moments.patch_source import PatchSource, add_patches
 from sylvinit.moments.rows import RowToSample, assign_rows
 from sylvinit.moments.sampling import stream_key
-from sylvinit.moments.statistics import LayerStatistics, SampleStatistics, layer_statistics
+from sylvinit.moments.statistics import LayerStatistics, layer_statistics
 from sylvinit.moments.streaming import PatchMoments, product_precision
 
 
@@ -53,7 +53,6 @@ class InputCollector:
     dtype: torch.dtype = field(default=torch.float64, init=False)
     raw: bool = field(default=True, init=False)
     _means: PatchMoments | None = field(default=None, init=False)
-    _rows_of_means: int = field(default=0, init=False)
     _kernel: tuple[int, ...] = field(default=(), init=False)
 
     def add(
@@ -111,7 +110,7 @@ class InputCollector:
                 self._means = PatchMoments(source.features, **sizes, precision=precision)
         add_patches(self.moments, source, self.arithmetic)
         if self._means is not None:
-            self._rows_of_means += add_sample_means(self._means, source)
+            add_sample_means(self._means, source)
         if torch.finfo(x.dtype).eps > torch.finfo(self.dtype).eps:
             self.dtype = x.dtype
         self.raw = self.raw and raw
@@ -134,13 +133,15 @@ class InputCollector:
         few = reduce and self.moments.n < self.moments.d_in
         size = sum(8 * m.groups * m.d_in * (m.n if few else m.d_in) for m in held)
         with memory_for(f"the moments of {self.name}", size):
-            moments = self._in_order_of_weight(self.moments)
+            moments, *means = map(self._in_order_of_weight, held)
             stats = layer_statistics(
-                moments, backend, reduce=reduce, kernel=self._kernel, raw=self.raw
+                moments,
+                backend,
+                sample_means=means[0] if means else None,
+                reduce=reduce,
+                kernel=self._kernel,
+                raw=self.raw,
             )
-            if self._means is not None:
-                means = self._in_order_of_weight(self._means)
-                stats.samples = SampleStatistics.of(means, self._rows_of_means, stats.basis)
             return stats if bool(stats.covariance.isfinite().all()) else None
 
     def _in_order_of_weight(self, moments: PatchMoments) -> PatchMoments:
@@ -148,28 +149,24 @@ class InputCollector:
         return moments.transposed(prod(self._kernel)) if self._kernel else moments
 
 
-def add_sample_means(means: PatchMoments, source: PatchSource) -> int:
+def add_sample_means(means: PatchMoments, source: PatchSource) -> None:
     """Add the mean of the patches taken of every sample, as one row with its label.
 
     Samples without any (all of them padding) add nothing.
-
-    Returns:
-        How many patches the means are taken of.
     """
     geometry = source.geometry
     each = source.rows.entries_of_each() if source.patches is None else None
     if each is not None and geometry is not None and not geometry.transposed:
         average = _window_means(source, geometry, each)
         means.update(average, source.labels, labels_checked=True)
-        return average.shape[1] * each * source.rows.width
+        return
     sample, entry, position, _ = source.positions(False)
     if not len(sample):
-        return 0
+        return
     present, lengths = sample.unique_consecutive(return_counts=True)
     gathered = source.gather(entry, position)
     gathered = gathered.to(torch.promote_types(gathered.dtype, torch.float32))
     means.update(_means_of_runs(gathered, lengths), source.labels_of(present), labels_checked=True)
-    return len(sample)
 
 
 def _means_of_runs(x: Tensor, lengths: Tensor) -> Tensor:

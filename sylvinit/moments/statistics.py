@@ -12,42 +12,6 @@ from sylvinit.backends import Backend
 from sylvinit.moments.streaming import PatchMoments
 
 
-@dataclass(frozen=True)
-class SampleStatistics:
-    """Moments of the mean row of every sample; every tensor has a leading axis of groups.
-
-    Attributes:
-        n: number of samples.
-        rows: rows that a mean is taken of, on average.
-        mean: float64 (groups, d).
-        covariance: float64 (groups, d, d), divided by n.
-        class_counts: float64 (classes,), samples of every class.
-        class_means: float64 (groups, classes, d).
-    """
-
-    n: int
-    rows: float
-    mean: Tensor
-    covariance: Tensor
-    class_counts: Tensor
-    class_means: Tensor
-
-    @staticmethod
-    def of(means: PatchMoments, rows: int, basis: Tensor | None) -> SampleStatistics:
-        """From the moments of the means of ``rows`` rows, in the coordinates of ``basis``.
-
-        A layer with a basis has fewer rows than features, and no more means: they are still held
-        one by one, and nothing of the size of a Gram matrix of all features is made.
-
-        Raises:
-            ValueError: the means have no classes, or there is a basis and they are not held.
-        """
-        mean, covariance, counts, class_means = _in_basis(means, basis)
-        if counts is None or class_means is None:
-            raise ValueError("statistics of sample means need classes")
-        return SampleStatistics(means.n, rows / means.n, mean, covariance, counts, class_means)
-
-
 @dataclass
 class LayerStatistics:
     """Moments of the input rows of a layer; every tensor has a leading axis of groups.
@@ -69,7 +33,7 @@ class LayerStatistics:
         class_means: float64 (groups, classes, d), or None.
         reservoir: (groups, rows, d), a random sample of the rows, or None.
         reservoir_labels: int64 (rows,), the labels of those rows, or None.
-        samples: moments of the mean row of every sample, or None.
+        samples: the same of the mean rows of the samples, in the same coordinates, or None.
         constant: how many features of the layer's input never vary, over all groups.
         notes: on how things were computed, for the report.
     """
@@ -86,7 +50,7 @@ class LayerStatistics:
     class_means: Tensor | None = None
     reservoir: Tensor | None = None
     reservoir_labels: Tensor | None = None
-    samples: SampleStatistics | None = None
+    samples: LayerStatistics | None = None
     constant: int = 0
     notes: list[str] = field(default_factory=list)
     _spectrum: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
@@ -147,12 +111,7 @@ class LayerStatistics:
             name: getattr(self, name)[part] for name in tensors if getattr(self, name) is not None
         }
         if self.samples is not None:
-            picked["samples"] = replace(
-                self.samples,
-                mean=self.samples.mean[part],
-                covariance=self.samples.covariance[part],
-                class_means=self.samples.class_means[part],
-            )
+            picked["samples"] = self.samples.group(index)
         if self._spectrum is not None:
             picked["_spectrum"] = tuple(x[part] for x in self._spectrum)
         return replace(self, notes=[], **picked)
@@ -170,6 +129,7 @@ def layer_statistics(
     moments: PatchMoments,
     backend: Backend,
     *,
+    sample_means: PatchMoments | None = None,
     reduce: bool = True,
     kernel: tuple[int, ...] = (),
     raw: bool = False,
@@ -179,6 +139,9 @@ def layer_statistics(
     Args:
         moments: at least one row.
         backend: where eigendecompositions run.
+        sample_means: moments of the mean row of every sample. Where there are fewer rows than
+            features there are no more means, so that they are still held one by one, and nothing of
+            the size of a Gram matrix of all features is made.
         reduce: work in the span of the rows where there are fewer of them than features.
         kernel: of the patches, () for rows.
         raw: whether the rows are data as they come, each entry rounded once. Layers subtract
@@ -190,55 +153,50 @@ def layer_statistics(
         # Not from the n x n Gram matrix, whose eigenvectors lose half the digits of the small
         # directions. The factor is orthonormal whatever the rank of the rows.
         basis = torch.linalg.qr(rows.double().mT).Q.mT
-    rows_eps, reservoir = moments.rows_eps, moments.reservoir()
-    mean, covariance, counts, class_means = _in_basis(moments, basis)
-    if basis is not None:  # no product was taken in a lower precision
-        eps = torch.finfo(torch.float64).eps
-        reservoir = None if reservoir is None else reservoir.double() @ basis.mT
-    else:
-        eps = max(moments.eps, (_ROUNDINGS * rows_eps) ** 2 if raw else rows_eps)
+    stats = _in_basis(moments, backend, basis)
+    if basis is None:
+        trusted = (_ROUNDINGS * stats.rows_eps) ** 2 if raw else stats.rows_eps
+        stats.eps = max(moments.eps, trusted)
     if rows is None:
-        constant = covariance.diagonal(dim1=1, dim2=2) <= 0
+        constant = stats.covariance.diagonal(dim1=1, dim2=2) <= 0
     else:
         constant = (rows == rows[:, :1]).all(dim=1)
+    stats.constant, stats.kernel = int(constant.sum()), kernel
+    reservoir = moments.reservoir()
+    if reservoir is not None:
+        stats.reservoir = reservoir if basis is None else reservoir.double() @ basis.mT
+        stats.reservoir_labels = moments.reservoir_labels()
+    if sample_means is not None:
+        stats.samples = _in_basis(sample_means, backend, basis)
+    return stats
+
+
+def _in_basis(moments: PatchMoments, backend: Backend, basis: Tensor | None) -> LayerStatistics:
+    """The moments alone, in a basis (groups, r, d) or as they are; eps is that of float64."""
+    rows_eps = moments.rows_eps
+    if basis is None:
+        covariance = moments.covariance()
+        mean, counts, means = moments.mean(), moments.class_counts(), moments.class_means()
+    else:
+        rows = moments.columns()
+        if rows is None:
+            raise ValueError("a basis of the rows needs fewer sample means than features")
+        rows = rows.double()
+        mean = (rows @ basis.mT).mean(dim=1)
+        # About the first row, so that rows which never vary have no covariance, and no rounding.
+        centered = (rows - rows[:, :1]) @ basis.mT
+        centered = centered - centered.mean(dim=1, keepdim=True)
+        covariance = centered.mT @ centered / rows.shape[1]
+        counts, means = moments.column_classes() or (None, None)
+        means = None if means is None else means @ basis.mT
     return LayerStatistics(
         n=moments.n,
         mean=mean,
         covariance=covariance,
-        eps=eps,
+        eps=torch.finfo(torch.float64).eps,
         rows_eps=rows_eps,
         backend=backend,
         basis=basis,
-        kernel=kernel,
         class_counts=counts,
-        class_means=class_means,
-        reservoir=reservoir,
-        reservoir_labels=moments.reservoir_labels(),
-        constant=int(constant.sum()),
-    )
-
-
-def _in_basis(
-    moments: PatchMoments, basis: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Mean, covariance, class counts and class means in a basis (groups, r, d); None: as they are.
-
-    With a basis nothing of size d x d is made.
-    """
-    if basis is None:
-        covariance = moments.covariance()
-        return moments.mean(), covariance, moments.class_counts(), moments.class_means()
-    rows = moments.columns()
-    if rows is None:
-        raise ValueError("a basis of the rows needs fewer sample means than features")
-    rows = rows.double()
-    # About the first row, so that rows which never vary have no covariance rather than rounding.
-    centered = (rows - rows[:, :1]) @ basis.mT
-    centered = centered - centered.mean(dim=1, keepdim=True)
-    counts, class_means = moments.column_classes() or (None, None)
-    return (
-        (rows @ basis.mT).mean(dim=1),
-        centered.mT @ centered / rows.shape[1],
-        counts,
-        None if class_means is None else class_means @ basis.mT,
+        class_means=means,
     )

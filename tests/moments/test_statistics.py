@@ -15,11 +15,12 @@ import sylvinit
 from sylvinit.backends import choose
 from sylvinit.codes import Discriminant
 from sylvinit.errors import DeviceMemoryError
-from sylvinit.moments.statistics import LayerStatistics, SampleStatistics, layer_statistics
+from sylvinit.moments.statistics import LayerStatistics, layer_statistics
 
 # Relative to the largest entry: sums in two orders; the worst seen is 3e-15 (float64), 2e-7.
 CLOSE = {torch.float64: 1e-12, torch.float32: 1e-5}
 SAMPLES, EACH = 8, 3
+BACKEND = choose("auto", torch.device("cpu"))
 
 
 class LargestTensor(TorchDispatchMode):
@@ -43,15 +44,16 @@ def rows_of_samples(groups: int, d: int, dtype: torch.dtype) -> tuple[Tensor, Te
     return x + 2 * labels[:, None, None] + torch.arange(d) / d, labels
 
 
-def statistics(x: Tensor, labels: Tensor) -> tuple[LayerStatistics, SampleStatistics]:
+def statistics(x: Tensor, labels: Tensor) -> tuple[LayerStatistics, LayerStatistics]:
     groups, samples, each, d = x.shape
     moments = sylvinit.PatchMoments(d, groups=groups, classes=4)  # the last one is absent
     moments.update(x.flatten(1, 2), labels.repeat_interleave(each))
     means = sylvinit.PatchMoments(d, groups=groups, classes=4)
     means.update(x[:, : samples // 2].mean(dim=2), labels[: samples // 2])
     means.update(x[:, samples // 2 :].mean(dim=2), labels[samples // 2 :])
-    stats = layer_statistics(moments, choose("auto", torch.device("cpu")))
-    return stats, SampleStatistics.of(means, samples * each, stats.basis)
+    stats = layer_statistics(moments, BACKEND, sample_means=means)
+    assert stats.samples is not None
+    return stats, stats.samples
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
@@ -62,7 +64,9 @@ def test_sample_statistics_are_those_of_the_means(d: int, dtype: torch.dtype) ->
     stats, found = statistics(x, labels)
     assert (stats.basis is None) == (d == 10)
     assert found.n == SAMPLES
-    assert found.rows == EACH
+    assert stats.n == SAMPLES * EACH
+    assert found.class_counts is not None
+    assert found.class_means is not None
     assert found.class_counts.tolist() == [3, 3, 2, 0]
     for group, means in enumerate(x.double().numpy().mean(axis=2)):
         e = np.eye(d) if stats.basis is None else stats.basis[group].numpy()
@@ -83,21 +87,27 @@ def test_means_that_never_vary_have_no_covariance() -> None:
 
 
 def test_a_basis_needs_means_that_are_held() -> None:
-    means = sylvinit.PatchMoments(3, classes=2)
-    means.update(torch.randn(5, 3), torch.arange(5) % 2)
+    rows = sylvinit.PatchMoments(3).update(torch.randn(2, 3))
+    means = sylvinit.PatchMoments(3, classes=2).update(torch.randn(5, 3), torch.arange(5) % 2)
     with pytest.raises(ValueError, match="fewer sample means than features"):
-        SampleStatistics.of(means, 5, torch.eye(3, dtype=torch.float64)[None])
-    unlabelled = sylvinit.PatchMoments(3).update(torch.randn(2, 3))
-    with pytest.raises(ValueError, match="need classes"):
-        SampleStatistics.of(unlabelled, 2, torch.eye(3, dtype=torch.float64)[None])
+        layer_statistics(rows, BACKEND, sample_means=means)
+
+
+def test_discriminants_need_classes() -> None:
+    rows, means = (sylvinit.PatchMoments(3).update(torch.randn(2, 3)) for _ in range(2))
+    for stats in (
+        layer_statistics(rows, BACKEND),
+        layer_statistics(rows, BACKEND, sample_means=means),
+    ):
+        with pytest.raises(ValueError, match="need class statistics"):
+            Discriminant().fit(stats, 2, seed=0)
 
 
 def test_a_wide_layer_with_few_rows_makes_no_square_matrix() -> None:
     d = 5000
     x, labels = rows_of_samples(1, d, torch.float64)
     with LargestTensor() as size:
-        stats, samples = statistics(x, labels)
-        stats.samples = samples
+        stats, _ = statistics(x, labels)
         Discriminant().fit(stats, 4, seed=0)
     assert x.numel() <= size.largest <= 2 * x.numel()  # d * d is 200 times as much
 
