@@ -21,14 +21,8 @@ def top_eigenvectors(
 ) -> Tensor:
     """Rows of the k leading eigenvectors, signs fixed; zero rows beyond the numerical rank.
 
-    Args:
-        stats: of the layer's input.
-        spectrum: eigenvalues (groups, d), ascending, and eigenvectors (groups, d, d).
-        k: how many.
-        threshold: (groups, 1), up to which an eigenvalue counts as zero.
-
-    Returns:
-        float64 (groups, min(k, d), d).
+    The spectrum has eigenvalues (groups, d), ascending, and eigenvectors (groups, d, d); up to the
+    threshold (groups, 1) an eigenvalue counts as zero. The rows are (groups, min(k, d), d).
     """
     values, vectors = spectrum
     k = min(k, stats.d)
@@ -46,15 +40,9 @@ def fisher_directions(
 ) -> Tensor:
     """Leading solutions e of B e = gamma M e within the range of M, of unit length, signs fixed.
 
-    Args:
-        stats: of the layer's input.
-        spread: a factor of the between-class covariance B = spread^T spread, (groups, classes, d).
-        spectrum: of M, as from ``stats.backend.eigh``.
-        threshold: (groups, 1), up to which an eigenvalue of M counts as zero.
-        k: how many, at most.
-
-    Returns:
-        float64 (groups, at most k, d); rows without a share gamma of the variance are zero.
+    ``spread`` (groups, classes, d) is a factor of the between-class covariance
+    B = spread^T spread; spectrum and threshold are those of M, as for :func:`top_eigenvectors`. The
+    rows are (groups, at most k, d), and zero without a share gamma of the variance.
     """
     values, vectors = spectrum
     keep = values > threshold

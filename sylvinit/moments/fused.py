@@ -162,7 +162,7 @@ def launch_gram(
     tile: int = 0,
 ) -> None:
     """:func:`patch_gram` by the kernels of a compiled module, arguments checked."""
-    args = layout.arguments(module, x, layout.patches(x, entry))
+    args = layout.arguments(module, x, entry, position)
     args.status = status.data_ptr()
     if shift is not None:
         args.shift = shift.data_ptr()
@@ -170,8 +170,6 @@ def launch_gram(
         args.labels, args.classes = labels.data_ptr(), classes
     if code is not None:
         args.code, args.codes, args.code_stride = code.data_ptr(), code.shape[1], code.stride(0)
-    if entry is not None and position is not None:
-        args.entry, args.position = entry.data_ptr(), position.data_ptr()
     with _typed_errors():
         plan = module.plan_patch_gram(args, multiprocessors, tile)
     with memory_for(f"the tiles of a Gram matrix of {gram.shape[-1]} columns", plan.workspace):
@@ -232,11 +230,9 @@ def launch_mean(
     """:func:`patch_mean` by the kernel of a compiled module."""
     shape = (layout.groups, layout.features(x))
     mean = torch.empty(shape, dtype=torch.float32, device=x.device)
-    args = layout.arguments(module, x, layout.patches(x, entry))
+    args = layout.arguments(module, x, entry, position)
     status = torch.zeros(1, dtype=torch.int32, device=x.device)
     args.status = status.data_ptr()
-    if entry is not None and position is not None:
-        args.entry, args.position = entry.data_ptr(), position.data_ptr()
     with _typed_errors():
         module.patch_mean(args, count, mean.data_ptr(), stream)
     return mean

@@ -143,8 +143,10 @@ class PatchLayout:
             self.transposed,
         )
 
-    def arguments(self, module: Any, x: Tensor, n: int) -> Any:
-        """A filled ``PatchGram`` of the compiled module for an activation (entries, channels, ...).
+    def arguments(
+        self, module: Any, x: Tensor, entry: Tensor | None = None, position: Tensor | None = None
+    ) -> Any:
+        """A ``PatchGram`` of the compiled module for the patches of an activation.
 
         The caller adds what stands beside the patches, and keeps all tensors alive.
         """
@@ -164,7 +166,9 @@ class PatchLayout:
             padding_mode=self.padding_mode,
             transposed=self.transposed,
         )
-        args.tap_major, args.n, args.entries = self.tap_major, n, x.shape[0]
+        args.tap_major, args.n, args.entries = self.tap_major, self.patches(x, entry), x.shape[0]
+        if entry is not None and position is not None:
+            args.entry, args.position = entry.data_ptr(), position.data_ptr()
         args.entries_per_sample, args.first_sample = self.entries_per_sample, self.first_sample
         args.draws, (args.key0, args.key1) = self.draws, self.key
         args.first_row, args.rows = self.first_row, self.rows

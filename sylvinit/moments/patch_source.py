@@ -147,14 +147,12 @@ def _add_fused(moments: PatchMoments, source: PatchSource, arithmetic: str) -> b
     n = int((counts if draws == 0 else np.minimum(counts, draws)).sum())
     if moments.reservoir_size or n == 0:
         return False
-    if moments.accumulator is None and moments.n + n < moments.d_in:
-        return False
     accumulator = moments.accumulator
     if accumulator is None:
+        if moments.n + n < moments.d_in:
+            return False
         tap_major = x.ndim == 2 or x.stride(1) == 1
         accumulator = PatchAccumulator(moments.classes, tap_major=tap_major, arithmetic=arithmetic)
-    elif not isinstance(accumulator, PatchAccumulator):
-        return False
     each = rows.entries_of_each()
     layout = PatchLayout.of(
         source.geometry,

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from sylvinit.errors import DataError, LabelError, OptionError
+from sylvinit.moments.device_sums import PatchAccumulator
 from sylvinit.moments.sampling import Reservoir
-from sylvinit.moments.sums import Accumulator, RowSums, gram
+from sylvinit.moments.sums import RowSums, gram
 
 # Rows are multiplied in chunks of about this size: enough for an efficient product, and below the
 # size from which the allocator asks the system for fresh pages each time.
@@ -72,7 +73,7 @@ class PatchMoments:
         self._pending_rows = 0
         self._reservoir = Reservoir(reservoir)
         #: Rows that are added up elsewhere; they count as seen, and are merged when needed.
-        self.accumulator: Accumulator | None = None
+        self.accumulator: PatchAccumulator | None = None
 
     @property
     def n(self) -> int:
@@ -137,9 +138,8 @@ class PatchMoments:
         if x.shape[1] == 0:
             return self
         x = x.detach()
-        if self.precision is None:
-            self.precision = torch.promote_types(x.dtype, torch.float32)
         precise = torch.promote_types(x.dtype, torch.float32)
+        self.precision = self.precision or precise
         eps = torch.finfo(self.precision).eps
         self._eps = max(self._eps, eps)
         self._rows_eps = max(self._rows_eps, eps, torch.finfo(precise).eps)
@@ -165,9 +165,8 @@ class PatchMoments:
 
     def offer(self, x: Tensor, priority: Tensor, labels: Tensor | None = None) -> None:
         """Offer rows (groups, n, d_in) to the reservoir alone, not to the moments."""
-        self._reservoir.offer(
-            x.to(torch.promote_types(x.dtype, torch.float32)), 0, priority, labels
-        )
+        precise = torch.promote_types(x.dtype, torch.float32)
+        self._reservoir.offer(x.to(precise), 0, priority, labels)
 
     def add_sums(self, sums: RowSums) -> PatchMoments:
         """Add rows given by their sums about a shift; ``sums.second`` is overwritten."""
