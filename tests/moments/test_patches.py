@@ -201,18 +201,18 @@ def explicit(patches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 @given(
     case=convolutions(),
     option=st.sampled_from(["all", 1, 4, 50]),
-    labelled=st.booleans(),
+    labeled=st.booleans(),
     route=st.sampled_from([None, True, False]),
 )
 def test_patch_moments_are_those_of_loops(
-    case: dict[str, Any], option: int | str, labelled: bool, route: bool | None
+    case: dict[str, Any], option: int | str, labeled: bool, route: bool | None
 ) -> None:
     case["pads"] = [(before, before) for before, _ in case["pads"]]
     out_size = geometry_of(case).output_size(tuple(case["x"].shape[2:]))
     assume(min(out_size) > 0)
     x = case["x"] + 3
     case["x"] = x
-    labels = torch.arange(len(x)).remainder(2) if labelled else None
+    labels = torch.arange(len(x)).remainder(2) if labeled else None
     with pytest.MonkeyPatch.context() as patch:
         if route is not None and set(case["stride"]) == {1}:
             # Both routes, whatever the count of flops says.

@@ -54,8 +54,8 @@ def test_moments_of_many_narrow_rows(d: int, offset: float) -> None:
     x = rectified(1, ROWS, d) + offset
     moments = PatchMoments(d)
     moments.update(x)
-    centred = (x - offset).double().numpy()[0]
-    assert_near(moments.covariance()[0], np.atleast_2d(np.cov(centred.T, bias=True)), CLOSE)
+    centerd = (x - offset).double().numpy()[0]
+    assert_near(moments.covariance()[0], np.atleast_2d(np.cov(centerd.T, bias=True)), CLOSE)
 
 
 @pytest.mark.parametrize("padding", [0, 1])
