@@ -21,7 +21,7 @@ from sylvinit.model.modules import memory_key, parameter_holders
 from sylvinit.moments.rows import assign_rows
 from sylvinit.options import Options
 from sylvinit.report import LayerReport
-from sylvinit.solve.unit import LayerTask
+from sylvinit.solve.task import LayerTask
 
 # Sums are kept for every class up to the largest label, so labels that are hashes must not get by.
 MAX_CLASSES = 2**20

@@ -15,7 +15,7 @@ from sylvinit.model import Layer
 from sylvinit.moments.collect import InputCollector
 from sylvinit.moments.rows import RowToSample
 from sylvinit.report import LayerReport
-from sylvinit.solve.unit import LayerTask, fits_likelihood, solve_and_write
+from sylvinit.solve.task import LayerTask, fits_likelihood, solve_and_write
 
 
 class LayerUnit:

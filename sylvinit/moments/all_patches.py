@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import product
+from itertools import combinations_with_replacement, product
 from math import prod
 
 import torch
@@ -120,18 +120,15 @@ def correlation_gram(
         lags = _Lags.of(geometry, size, groups, width, padded.device)
         if can_fuse(padded.movedim(-1, 1), lags.layout, 0):
             return _gram_by_lags(padded, lags, geometry.taps, pixels, arithmetic)
-    flat = padded.view(-1, groups, width)
-    taps = list(product(*(range(k) for k in geometry.kernel)))
+    flat, taps = padded.view(-1, groups, width), geometry.taps
     steps = [prod(size[axis + 1 :]) for axis in range(len(size))]
     border, ends, outside = pixels
     left = flat.index_select(0, border)
-    gram = padded.new_zeros((groups, len(taps), width, len(taps), width), dtype=torch.float64)
+    gram = padded.new_zeros((groups, taps, width, taps, width), dtype=torch.float64)
     blocks: dict[int, list[tuple[int, int]]] = {}
-    for (i, first), (j, second) in product(enumerate(taps), repeat=2):
-        if j >= i:
-            moves = zip(first, second, geometry.dilation, steps, strict=True)
-            shift = sum((b - a) * dilation * step for a, b, dilation, step in moves)
-            blocks.setdefault(shift, []).append((i, j))
+    for i, j, lag in _pairs_of_taps(geometry.kernel):
+        shift = sum(map(prod, zip(lag, geometry.dilation, steps, strict=True)))
+        blocks.setdefault(shift, []).append((i, j))
     for shift, pairs in blocks.items():
         whole = _product(flat[: len(flat) - shift], flat[shift:])
         strips = _strip_products(flat, left, border, ends, shift)
@@ -140,7 +137,16 @@ def correlation_gram(
             block = mirrored(block) if i == j else block
             gram[:, i, :, j] = block
             gram[:, j, :, i] = block.mT
-    return gram.reshape(groups, len(taps) * width, len(taps) * width)
+    return gram.reshape(groups, taps * width, taps * width)
+
+
+def _pairs_of_taps(kernel: tuple[int, ...]) -> list[tuple[int, int, tuple[int, ...]]]:
+    """(i, j, lag) of all taps i <= j in row-major order."""
+    taps = list(enumerate(product(*(range(k) for k in kernel))))
+    return [
+        (i, j, tuple(b - a for a, b in zip(first, second, strict=True)))
+        for (i, first), (j, second) in combinations_with_replacement(taps, 2)
+    ]
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
@@ -255,11 +261,9 @@ class _Lags:
         lagged = PatchGeometry(tuple(counts), ones, geometry.dilation, pads, pads)
         index = {lag: i for i, lag in enumerate(product(*(range(c) for c in counts)))}
         zero = index[tuple(behind)]
-        taps = list(product(*(range(k) for k in kernel)))
         pairs = [
-            (i, j, index[tuple(b - a + o for a, b, o in zip(first, second, behind, strict=True))])
-            for (i, first), (j, second) in product(enumerate(taps), repeat=2)
-            if j >= i
+            (i, j, index[tuple(map(sum, zip(lag, behind, strict=True)))])
+            for i, j, lag in _pairs_of_taps(kernel)
         ]
         first, second, lag = torch.tensor(pairs, device=device).T
         layout = PatchLayout.of(lagged, size, groups, first_row=zero * width, rows=width)

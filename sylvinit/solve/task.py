@@ -1,4 +1,4 @@
-"""One weight and what becomes of it: solved from its statistics, scaled, written, reported."""
+"""What is asked of a weight, and how it is done: solved, scaled, written, reported."""
 
 from __future__ import annotations
 
