@@ -21,7 +21,7 @@ from sylvinit.execution.batches import (
     label_problem,
     read_batches,
 )
-from sylvinit.execution.guard import Ambient, ModelGuard
+from sylvinit.execution.guard import CallerModes, ModelGuard
 from sylvinit.execution.plan import Work, make_work
 from sylvinit.execution.schedule import solve_in_order
 from sylvinit.execution.survey import Survey, find_points, materialise, run_survey
@@ -210,7 +210,7 @@ def initialize_head_(
 def _initialize(model: nn.Module, data: Any, options: Options) -> Report:
     begin = time.perf_counter()
     model = check_module(model)
-    ambient = Ambient.present()
+    caller = CallerModes.present()
     device = device_of(model)
     with ModelGuard(model) as guard:
         batches = read_batches(data, microbatch=options.microbatch, max_samples=options.max_samples)
@@ -218,10 +218,10 @@ def _initialize(model: nn.Module, data: Any, options: Options) -> Report:
         def call(batch: Batch) -> Any:
             return call_model(model, batch, device, options.forward_fn)
 
-        if materialise(model, batches[0], call, ambient):
+        if materialise(model, batches[0], call, caller):
             guard.restore_forward()
             guard.remember()
-        survey = _survey(model, batches[0], call, ambient, guard, options)
+        survey = _survey(model, batches[0], call, caller, guard, options)
         if not survey.layers:
             raise ModelError(
                 "the forward pass reached no layer that can be solved (Linear, Conv, "
@@ -247,7 +247,7 @@ def _initialize(model: nn.Module, data: Any, options: Options) -> Report:
                     work,
                     batches,
                     call,
-                    ambient,
+                    caller,
                     guard,
                     options.storage == "recompute",
                     done,
@@ -263,20 +263,20 @@ def _survey(
     model: nn.Module,
     batch: Batch,
     call: Callable[[Batch], Any],
-    ambient: Ambient,
+    caller: CallerModes,
     guard: ModelGuard,
     options: Options,
 ) -> Survey:
     """What runs on the first samples, including modules that their forward makes."""
     survey = find_points(model)
     for _ in range(2):
-        run_survey(survey, batch, call, ambient, branches=options.wants_gains)
+        run_survey(survey, batch, call, caller)
         guard.restore_forward()  # a mask that was cached for two samples would not fit the others
         if not guard.remember():
             break
         survey = find_points(model)
     else:  # makes new ones in every forward
-        run_survey(survey, batch, call, ambient, branches=options.wants_gains)
+        run_survey(survey, batch, call, caller)
         guard.restore_forward()
     options.check_patterns(*survey.point_names())
     return survey

@@ -285,11 +285,6 @@ class Options:
         check_used("code", self.code.patterns, layers)
         check_used("lam", self.lam.patterns, layers)
 
-    @property
-    def wants_gains(self) -> bool:
-        """Whether there is something to give to what ends a residual branch."""
-        return self.branch_gain != "none" and self.calibrate_norm and not self.head_only
-
     def gain_of_branches(self, count: int) -> float | None:
         """Scale of what ends a residual branch of a network with so many; None to leave it.
 

@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from sylvinit.checks import check_count, check_seed
 from sylvinit.errors import DataError, ModelError, NonFiniteError
 from sylvinit.execution.batches import Batch, ForwardFn, call_model, read_batches
-from sylvinit.execution.guard import Ambient, ModelGuard, forward_modes, plain_modes
+from sylvinit.execution.guard import CallerModes, ModelGuard, forward_modes, plain_modes
 from sylvinit.model import ConvLayer, layers_of
 from sylvinit.model.modules import check_module, clean_name, device_of, refuse_lazy
 from sylvinit.moments.collect import PatchSource, add_all, add_sampled
@@ -78,7 +78,7 @@ def input_correlation(
         for layer in layers_of(module, clean_name(name))
         if isinstance(layer, ConvLayer) and layer.geometry is not None and layer.geometry.taps > 1
     ]
-    ambient = Ambient.present()
+    caller = CallerModes.present()
     with ModelGuard(model):
         try:
             for collector in collectors:
@@ -87,7 +87,7 @@ def input_correlation(
             for batch in batches:
                 for collector in collectors:
                     collector.begin(batch)
-                with forward_modes(ambient):
+                with forward_modes(caller):
                     call_model(model, batch, device, forward_fn)
         finally:
             for collector in collectors:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from sylvinit.execution.backup import Original
+from sylvinit.execution.backup import TensorBackup
 from sylvinit.execution.module_state import ModuleContents
 from sylvinit.execution.switches import Switches, exchange_switches, read_switches, write_caching
 
@@ -37,9 +37,9 @@ class ModelGuard:
         self._contents: list[ModuleContents] = []
         self._accepted: set[nn.Module] = set()
         self._known: set[nn.Module] = set()
-        self._buffers: dict[tuple[int, str], tuple[nn.Module, Original]] = {}
+        self._buffers: dict[tuple[int, str], tuple[nn.Module, TensorBackup]] = {}
         self._kept: set[tuple[int, str]] = set()
-        self._parameters: dict[int, Original] = {}
+        self._parameters: dict[int, TensorBackup] = {}
 
     def __enter__(self) -> ModelGuard:
         try:
@@ -83,7 +83,7 @@ class ModelGuard:
         for module in found:
             for name, buffer in module._buffers.items():
                 if buffer is not None:
-                    self._buffers[id(module), name] = (module, Original(buffer))
+                    self._buffers[id(module), name] = (module, TensorBackup(buffer))
         if found:
             self._contents.append(ModuleContents(found))
             self._known.update(found)
@@ -121,7 +121,7 @@ class ModelGuard:
         """Remember the values of parameters that are about to be written."""
         for parameter in parameters:
             if id(parameter) not in self._parameters:
-                self._parameters[id(parameter)] = Original(parameter)
+                self._parameters[id(parameter)] = TensorBackup(parameter)
 
     def restore(self, module: nn.Module, parameters: list[nn.Parameter]) -> None:
         """Put the remembered values of parameters, and a module's contents and buffers, back."""
@@ -195,7 +195,7 @@ def plain_modes() -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Ambient:
+class CallerModes:
     """The caller's modes, to be put back around the model's forward.
 
     Attributes:
@@ -207,7 +207,7 @@ class Ambient:
     switches: Switches
 
     @classmethod
-    def present(cls) -> Ambient:
+    def present(cls) -> CallerModes:
         """Those of now."""
         autocast = [
             (device, torch.get_autocast_dtype(device))
@@ -218,15 +218,15 @@ class Ambient:
 
 
 @contextmanager
-def forward_modes(ambient: Ambient) -> Iterator[None]:
+def forward_modes(caller: CallerModes) -> Iterator[None]:
     """The modes of the model's forward: no gradients, and else the caller's.
 
     Autocast's cache of casted weights is off, since weights are written in the middle of a forward.
     """
     with ExitStack() as stack:
-        stack.callback(exchange_switches, exchange_switches(ambient.switches))
+        stack.callback(exchange_switches, exchange_switches(caller.switches))
         _disable_fast_path()
         stack.enter_context(torch.no_grad())
-        for device, dtype in ambient.autocast:
+        for device, dtype in caller.autocast:
             stack.enter_context(torch.autocast(device, dtype=dtype, cache_enabled=False))
         yield

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from sylvinit.errors import ModelError
 from sylvinit.execution.batches import Batch
-from sylvinit.execution.guard import Ambient, forward_modes, plain_modes
+from sylvinit.execution.guard import CallerModes, forward_modes, plain_modes
 from sylvinit.execution.module_state import Lender, ModuleContents
 from sylvinit.execution.switches import Switches, exchange_switches, read_switches
 
@@ -129,7 +129,7 @@ class Propagation:
         modules: of the model.
         points: what is observed, by module, in the order in which it is needed.
         pending: whether a point still has to be stopped at.
-        ambient: the caller's modes, for the forward.
+        caller: the caller's modes, for the forward.
         check: called with the output of a finished forward.
 
     Attributes:
@@ -142,11 +142,11 @@ class Propagation:
         modules: Iterable[nn.Module],
         points: Mapping[nn.Module, list[Any]],
         pending: Callable[[Any], bool],
-        ambient: Ambient,
+        caller: CallerModes,
         check: Callable[[Any], None],
     ) -> None:
         self._call, self._points, self._pending = call, points, pending
-        self._ambient, self._check = ambient, check
+        self._caller, self._check = caller, check
         self._current: Runner | None = None
         self.calls: Counter[nn.Module] = Counter()
         self._modules = list(modules)
@@ -188,7 +188,7 @@ class Propagation:
         return runner.arrival
 
     def _body(self, batch: Batch) -> None:
-        with forward_modes(self._ambient):
+        with forward_modes(self._caller):
             self._check(self._call(batch))
 
     def _observe(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from sylvinit.execution.batches import Classes
 from sylvinit.execution.survey import Survey
 from sylvinit.execution.units import LayerUnit, Plan
 from sylvinit.model import Layer
-from sylvinit.model.batch_norm import Norm, own_scale, reason_to_skip, uses_batch_statistics
+from sylvinit.model.batch_norm import Norm, reason_to_skip, uses_batch_statistics
 from sylvinit.model.modules import memory_key, parameter_holders
 from sylvinit.moments.rows import assign_rows
 from sylvinit.options import Options
@@ -59,7 +59,7 @@ def find_head(survey: Survey, options: Options) -> Layer | None:
         ModelError: there is no such layer, or it never ran.
     """
     if options.head is None:
-        return None if survey.outside is not None else survey.last
+        return None if survey.final_parameter is not None else survey.last
     for layer in survey.layers:
         if layer.name == options.head:
             return layer
@@ -92,10 +92,10 @@ def make_work(survey: Survey, options: Options, classes: Classes | str) -> Work:
     """
     work = Work()
     head = find_head(survey, options)
-    if head is None and survey.outside is not None:
+    if head is None and survey.final_parameter is not None:
         text = (
             "the classifier seems to be no layer, for a product with the parameter "
-            f"{survey.outside} follows the last one, {_names(survey.layers[-1:])}"
+            f"{survey.final_parameter} follows the last one, {_names(survey.layers[-1:])}"
         )
         if options.head_only:
             raise ModelError(f"{text}; name the layer that is meant with head=")
@@ -128,26 +128,21 @@ def make_work(survey: Survey, options: Options, classes: Classes | str) -> Work:
 
 
 def _plan_gains(survey: Survey, options: Options, work: Work) -> None:
-    """Which normalisations get a scale: those that end branches whose last layer is solved."""
-    gain = options.gain_of_branches(survey.branch_ends.total())
-    solved = {
-        point.module
-        for points in survey.points.values()
-        for point in points
-        if id(point) in work.unit_of
-    }
-    ends = {end.norm for end in survey.branch_ends if end.layer in solved}
+    """Which normalizations get a scale: those that end branches whose last layer is solved."""
+    gain = options.gain_of_branches(len(survey.branches))
+    solved = {layer.module for layer in survey.layers if id(layer) in work.unit_of}
+    ends = {branch.norm for branch in survey.branches if branch.layer in solved}
     holders = parameter_holders(survey.names)
     norms = [norm for norm in work.norms.values() if norm.module in ends]
     for norm in norms:
-        weight = own_scale(norm.module)
+        weight = norm.module._parameters.get("weight")  # else none, or computed from others
         # Another holder would get the gain, too, and need not end a branch.
         if weight is not None and len(holders[memory_key(weight)]) == 1:
             norm.gain = gain
     asked = options.branch_gain not in ("none", options.preset.branch_gain)
     if asked and all(norm.gain is None for norm in norms):
         work.warnings.append(
-            "branch_gain has no effect: no batch normalisation that is calibrated and has a scale "
+            "branch_gain has no effect: no batch normalization that is calibrated and has a scale "
             "of its own ends a residual branch whose last layer is solved"
         )
 

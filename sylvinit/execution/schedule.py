@@ -11,7 +11,7 @@ import torch
 
 from sylvinit.execution.batches import Batch
 from sylvinit.execution.finite import OutputWatch
-from sylvinit.execution.guard import Ambient, ModelGuard
+from sylvinit.execution.guard import CallerModes, ModelGuard
 from sylvinit.execution.lockstep import Arrival, Propagation, Runner
 from sylvinit.execution.plan import Work
 from sylvinit.execution.survey import Survey
@@ -69,7 +69,7 @@ def solve_in_order(
     work: Work,
     batches: list[Batch],
     call: Callable[[Batch], Any],
-    ambient: Ambient,
+    caller: CallerModes,
     guard: ModelGuard,
     recompute: bool,
     done: Callable[[LayerReport], None],
@@ -94,7 +94,7 @@ def solve_in_order(
     progress = _Progress(survey, work)
     outputs = OutputWatch()
     propagation = Propagation(
-        call, survey.names, survey.points, progress.pending, ambient, outputs.look
+        call, survey.names, survey.points, progress.pending, caller, outputs.look
     )
     runners: list[Runner] = []
     with propagation.attached() as contents:
@@ -130,7 +130,7 @@ def solve_in_order(
         f"them ({names}): done once more with storage='recompute'"
     )
     guard.restore_all()
-    return solve_in_order(survey, work, batches, call, ambient, guard, True, lambda report: None)
+    return solve_in_order(survey, work, batches, call, caller, guard, True, lambda report: None)
 
 
 def _abandon(runners: list[Runner]) -> list[Runner]:

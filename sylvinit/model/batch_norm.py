@@ -155,11 +155,6 @@ def buffers(module: nn.modules.batchnorm._BatchNorm) -> list[str]:
     return [name for name in names if getattr(module, name) is not None]
 
 
-def own_scale(module: nn.Module) -> nn.Parameter | None:
-    """The scale of a batch normalisation, if it has one and that is not computed from others."""
-    return module._parameters.get("weight")
-
-
 def uses_batch_statistics(module: nn.Module) -> bool:
     """Whether a batch normalisation uses those of the microbatch in evaluation mode, too."""
     return isinstance(module, NORM_TYPES) and module.running_mean is None
