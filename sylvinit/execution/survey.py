@@ -1,7 +1,7 @@
-"""One look at the model on a few samples: what runs, in which order, how often, and on which input.
+"""One look at the model on two samples: what runs, in which order, how often, and on which input.
 
-The survey changes nothing. It lets the driver know the classifier, the layers that share an input
-or a weight, and how many calls of a module to wait for, before the data are propagated.
+So the classifier, the layers that share an input or a weight, and how many calls of a module to
+wait for are known before the data are propagated.
 """
 
 from __future__ import annotations
@@ -25,24 +25,22 @@ from sylvinit.model.tracing import Branch, ForwardTrace
 # Samples that the survey runs: more than one, so that batch and other axes are told apart.
 SURVEY_SAMPLES = 2
 
-InputKey = tuple[Any, ...]
-
 
 @dataclass
 class Survey:
-    """What was seen.
+    """What was seen. A point is a :class:`Layer` or a :class:`Norm`.
 
     Attributes:
         names: qualified name of every module.
-        points: layers and norms of the modules that have some, in order of need.
+        points: those of the modules that have some, in order of need.
         order: points that ran, in order of their first call.
         calls: how often every module ran.
-        inputs: identity of the input of every layer's first call, by layer.
+        inputs: equal for layers whose first calls saw the same patches of the same values, by id.
         last: the layer whose last call was the last of all.
         most_calls: how often every module ran on a microbatch later on, at most.
         rectified: modules whose output passes through a rectifier before the next layer.
-        shapes: of the input of every layer's first call, by layer.
-        hidden: points whose input cannot be looked at, inside of ``torch.vmap`` and the like.
+        shapes: of the input of every layer's first call, by id.
+        hidden: ids of points whose input cannot be looked at, as inside of ``torch.vmap``.
         final_parameter: name of the parameter of a product outside of all layers that follows the
             last one, if there is such a product.
         samples: that were run.
@@ -53,7 +51,7 @@ class Survey:
     points: dict[nn.Module, list[Any]]
     order: list[Any] = field(default_factory=list)
     calls: Counter[nn.Module] = field(default_factory=Counter)
-    inputs: dict[int, InputKey] = field(default_factory=dict)
+    inputs: dict[int, tuple[Any, ...]] = field(default_factory=dict)
     last: Layer | None = None
     most_calls: Counter[nn.Module] = field(default_factory=Counter)
     rectified: set[nn.Module] = field(default_factory=set)
@@ -70,37 +68,29 @@ class Survey:
 
     @property
     def norms(self) -> list[Norm]:
-        """Normalisations that ran, in order of their first call."""
+        """Normalizations that ran, in order of their first call."""
         return [point for point in self.order if isinstance(point, Norm)]
 
     def point_names(self) -> tuple[list[str], list[str]]:
-        """Names of all layers and of all normalisations, whether they ran or not."""
+        """Names of all layers and of all normalizations, whether they ran or not."""
         found = [point for points in self.points.values() for point in points]
         layers = [point.name for point in found if isinstance(point, Layer)]
         return layers, [point.name for point in found if not isinstance(point, Layer)]
 
 
 def find_points(model: nn.Module) -> Survey:
-    """The layers and norms of a model, before anything has run."""
+    """The layers and normalizations of a model, before anything has run."""
     names = {module: clean_name(name) for name, module in model.named_modules()}
     points: dict[nn.Module, list[Any]] = {}
-    owned: set[nn.Module] = set()
+    owned: set[nn.Module] = set()  # the output projection of attention never runs itself
     for module, name in names.items():
-        if module in owned:
-            continue
         if isinstance(module, NORM_TYPES):
             points[module] = [Norm(module, name)]
-            continue
-        layers = layers_of(module, name)
-        if layers:
-            points[module] = list(layers)
-            # The output projection of attention holds a weight but never runs itself.
+        elif module not in owned:
+            layers = layers_of(module, name)
+            if layers:
+                points[module] = list(layers)
             owned.update(layer.owner for layer in layers)
-    for module in owned:
-        if module in points and all(
-            not isinstance(point, Layer) or point.module is not module for point in points[module]
-        ):
-            del points[module]
     return Survey(names, points)
 
 
@@ -174,6 +164,14 @@ def _parameter_names(survey: Survey) -> dict[int, str]:
     }
 
 
+def _identity(layer: Layer, x: Tensor) -> tuple[Any, ...]:
+    if _is_hidden(x):
+        return (id(x), layer.geometry, layer.groups)
+    version = 0 if x.is_inference() else x._version
+    memory = (x.untyped_storage().data_ptr(), x.storage_offset(), tuple(x.shape), x.stride())
+    return (*memory, version, layer.geometry, layer.groups)
+
+
 def _is_hidden(x: Tensor) -> bool:
     """Whether a tensor has no memory of its own, as inside of ``torch.vmap``."""
     try:
@@ -183,20 +181,8 @@ def _is_hidden(x: Tensor) -> bool:
     return False
 
 
-def _identity(layer: Layer, x: Tensor) -> InputKey:
-    """Equal for layers that see the same patches of the same values."""
-    if _is_hidden(x):
-        return (id(x), layer.geometry, layer.groups)
-    version = 0 if x.is_inference() else x._version
-    memory = (x.untyped_storage().data_ptr(), x.storage_offset(), tuple(x.shape), x.stride())
-    return (*memory, version, layer.geometry, layer.groups)
-
-
-def materialise(
-    model: nn.Module,
-    batch: Batch,
-    call: Callable[[Batch], Any],
-    caller: CallerModes,
+def materialize(
+    model: nn.Module, batch: Batch, call: Callable[[Batch], Any], caller: CallerModes
 ) -> bool:
     """Let lazy modules take their shapes from a first forward; whether there were any."""
     if not any(is_lazy(parameter) for parameter in model.parameters()):

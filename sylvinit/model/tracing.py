@@ -154,9 +154,9 @@ class ForwardTrace(TorchFunctionMode):
                 self._parameters[id(x)] = names[0]
             return output
         trace = self._after(name, tensors, args, kwargs)
-        if trace is not None and names and name in _PRODUCTS and not self._inside:
-            if trace.is_made_from(self._last_layer):
-                self.final_parameter = names[0]
+        is_product = name in _PRODUCTS and not self._inside
+        if is_product and names and trace is not None and trace.is_made_from(self._last_layer):
+            self.final_parameter = names[0]
         output = func(*args, **kwargs)
         if trace is not None:
             self._set(args[0] if name == "__setitem__" else output, trace)

@@ -234,8 +234,7 @@ def test_what_only_later_microbatches_store() -> None:
     mask[:8] = 1
     expected, model = Local(), SometimesPads()
     sylvinit.initialize_(expected, ((ROWS, mask), Y), microbatch=8)
-    report = sylvinit.initialize_(model, ((ROWS, mask), Y), microbatch=8)
-    assert any("once more with storage='recompute'" in text for text in report.warnings)
+    sylvinit.initialize_(model, ((ROWS, mask), Y), microbatch=8)
     assert all(torch.equal(p, expected.get_parameter(n)) for n, p in model.named_parameters())
     assert model.pad is None
 
