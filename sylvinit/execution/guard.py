@@ -148,7 +148,7 @@ def _global_state(model: nn.Module) -> Iterator[None]:
     ):
         try:
             torch.backends.mha.set_fastpath_enabled(False)  # it calls no hooks of sub-modules
-            write_caching(0)  # parametrised weights are computed anew after they have been written
+            write_caching(0)  # parametrized weights are computed anew after they have been written
             torch.set_float32_matmul_precision("highest")  # TF32 on CUDA is off with it
             yield
         finally:

@@ -2,7 +2,7 @@
 
 Every microbatch runs the model's forward in a greenlet of its own. A forward pre-hook switches back
 to the caller when the microbatch reaches a point that is still pending (a layer to be solved, a
-normalisation to be calibrated). When all have arrived, the caller does its work and resumes them.
+normalization to be calibrated). When all have arrived, the caller does its work and resumes them.
 Greenlets share one thread, so there are no locks, no thread pools beside torch's, and an exception
 in one forward surfaces in the caller.
 """

@@ -44,7 +44,6 @@ class _Progress:
         self.only: Task | None = None
 
     def restart(self) -> None:
-        """Forget what unfinished tasks have collected."""
         for task in self.unfinished():
             task.reset()
 
@@ -64,7 +63,6 @@ class _Progress:
         return self.only is None or task is self.only
 
     def collect(self, arrival: Arrival, batch: Batch) -> None:
-        """Give the input of an arrival to its task."""
         task = self.task(arrival.point)
         if isinstance(task, LayerUnit):
             if id(arrival.point) not in self.checked_by_norm:

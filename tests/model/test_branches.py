@@ -109,7 +109,7 @@ SHAPES: dict[str, tuple[int, Callable[..., Tensor], set[int]]] = {
         set(),
     ),
     "no layer": (0, lambda x, a, n: x + n[0](x), set()),
-    "a stream of normalised outputs": (
+    "a stream of normalized outputs": (
         2,
         lambda x, a, n: (y := bn(x, a[0], n[0])) + bn(y, a[1], n[1]),
         {1},
@@ -147,7 +147,7 @@ def scales(model: nn.Module) -> dict[str, float]:
 
 
 def changed(model: nn.Module, x: Tensor, **options: object) -> dict[str, float]:
-    """The scales that an initialisation changes, with a gain of 1/4 unless told."""
+    """The scales that an initialization changes, with a gain of 1/4 unless told."""
     before = scales(model)
     sylvinit.initialize_(model, x, code="pca", **{"branch_gain": 0.25, **options})
     return {name: scale for name, scale in scales(model).items() if scale != before[name]}
@@ -225,7 +225,7 @@ def test_parts_of_the_output_that_are_written_over() -> None:
 
 
 def test_products_of_weights_are_no_depth() -> None:
-    """A parametrised layer is one layer."""
+    """A parametrized layer is one layer."""
 
     class Squared(nn.Module):
         def __init__(self) -> None:

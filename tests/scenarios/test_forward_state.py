@@ -187,7 +187,7 @@ def test_a_failure_within_functional_call() -> None:
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=["memory", "recompute"])
 @pytest.mark.parametrize("outside", [False, True])
-def test_cached_parametrisations(settings: dict[str, Any], outside: bool) -> None:
+def test_cached_parametrizations(settings: dict[str, Any], outside: bool) -> None:
     class CachesWeights(SkipNet):
         def forward(self, x: Tensor) -> Tensor:
             with parametrize.cached():
