@@ -11,7 +11,7 @@ from torch import nn
 from sylvinit.checks import check_count, check_seed
 from sylvinit.errors import DataError, ModelError, NonFiniteError
 from sylvinit.execution.batches import Batch, ForwardFn, call_model, read_batches
-from sylvinit.execution.guard import Ambient, ModelGuard, forward_modes, plain_modes
+from sylvinit.execution.guard import CallerModes, ModelGuard, forward_modes, plain_modes
 from sylvinit.model import ConvLayer, layers_of
 from sylvinit.model.modules import check_module, clean_name, device_of, refuse_lazy
 from sylvinit.moments.collect import InputCollector
@@ -73,7 +73,7 @@ def input_correlation(
         for layer in layers_of(module, clean_name(name))
         if isinstance(layer, ConvLayer) and layer.geometry is not None and layer.geometry.taps > 1
     ]
-    ambient = Ambient.present()
+    caller = CallerModes.present()
     with ModelGuard(model), ExitStack() as hooks:
         for watch in watches:
             module = watch.layer.module
@@ -82,7 +82,7 @@ def input_correlation(
         for batch in read_batches(data, microbatch=microbatch, max_samples=max_samples):
             for watch in watches:
                 watch.begin(batch)
-            with forward_modes(ambient):
+            with forward_modes(caller):
                 call_model(model, batch, device, forward_fn)
     found = {watch.layer.name: watch.result() for watch in watches if watch.inputs.moments}
     if not found:

@@ -76,7 +76,7 @@ def test_a_parametrisation_that_cannot_represent_the_weight(
     report = correlated_init_(model, PRIOR)
     assert report["1"].status == "drawn"
     assert (report["2"].status, report["2"].code) == ("skipped", "")
-    assert "the parametrisation of weight" in report["2"].reason
+    assert "the parametrization of weight" in report["2"].reason
     after = model[2].state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
 

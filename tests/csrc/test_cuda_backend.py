@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import sylvinit
 from sylvinit.backends import Backend
 from sylvinit.errors import NonFiniteError
-from sylvinit.execution import finite, plan
+from sylvinit.execution import finite, worklist
 from sylvinit.model.geometry import PatchGeometry
 from sylvinit.moments import all_patches, device_sums, fused, patch_moments
 from sylvinit.moments.all_patches import correlation_gram, pad_channels_last
@@ -42,7 +42,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         seen.append(len(x))
         fused.patch_gram(x, *arguments)
 
-    monkeypatch.setattr(plan, "choose", choose)
+    monkeypatch.setattr(worklist, "choose", choose)
     monkeypatch.setattr(patch_moments, "choose", choose)
     monkeypatch.setattr(device_sums, "patch_gram", patch_gram)
     monkeypatch.setattr(all_patches, "patch_gram", patch_gram)
