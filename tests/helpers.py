@@ -3,29 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import product
 
 import numpy as np
 import scipy.linalg
-import threadpoolctl
 import torch
 from torch import nn
 
 Array = np.ndarray
-
-
-@contextmanager
-def single_thread() -> Iterator[None]:
-    """One thread for torch and for NumPy: on matrices as small as here, more cost time."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with threadpoolctl.threadpool_limits(1):
-            yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def assert_near(found: Array | torch.Tensor, expected: Array, tolerance: float) -> None:

@@ -32,8 +32,6 @@ import sylvinit
 from sylvinit.codes import PCA
 from sylvinit.options import Options
 
-quiet = pytest.mark.filterwarnings("ignore::sylvinit.SylvinitWarning")
-
 X, Y = images(30)
 ROWS = X.flatten(1)[:, :12]
 
@@ -61,7 +59,6 @@ def test_numbers_of_other_libraries(lam: Any) -> None:
 # -------------------------------------------------------------------------------------------- names
 
 
-@quiet
 def test_include_and_exclude() -> None:
     model = small_net()
     norm = [f"bn1.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")]
@@ -73,7 +70,6 @@ def test_include_and_exclude() -> None:
         sylvinit.initialize_(model, (X, Y), include="fc", lam=3.0)
 
 
-@quiet
 def test_patterns_reach_the_parts_of_an_attention() -> None:
     class Attention(nn.Module):
         def __init__(self) -> None:
@@ -96,7 +92,6 @@ def test_patterns_reach_the_parts_of_an_attention() -> None:
     assert changed == [False] * 4 + [True] * 8
 
 
-@quiet
 def test_code_and_lam_by_name() -> None:
     """The first pattern that matches decides; layers without one use PCA and 10."""
     model = mlp()
@@ -111,7 +106,6 @@ def test_code_and_lam_by_name() -> None:
     assert [layer.code for layer in plain.layers] == ["ica", "pca", "onehot"]
 
 
-@quiet
 def test_the_head() -> None:
     model = mlp()
     report = sylvinit.initialize_(model, (ROWS, Y), head="2")
@@ -128,7 +122,6 @@ def test_the_head() -> None:
 # ------------------------------------------------------------------------------- storage, siblings
 
 
-@quiet
 @pytest.mark.parametrize("options", [{}, {"patches": "all"}, {"rescale": "variance"}], ids=str)
 def test_recompute_gives_the_same(options: dict[str, Any]) -> None:
     model = small_net()
@@ -154,7 +147,6 @@ class Branches(nn.Module):
         return self.head(torch.cat((self.a(x), self.b(x), self.c(other)), dim=1))
 
 
-@quiet
 def test_siblings_take_successive_components() -> None:
     model, x = Branches().double(), ROWS.double()
     code = PCA(center=False)  # the weight is then the encoder itself
@@ -171,7 +163,6 @@ def test_siblings_take_successive_components() -> None:
     assert torch.allclose(flipped, torch.eye(4, dtype=torch.float64), atol=1e-10)
 
 
-@quiet
 def test_siblings_may_be_the_same() -> None:
     model = Branches().double()
     report = sylvinit.initialize_(model, (ROWS.double(), Y), siblings="same")
@@ -183,7 +174,6 @@ def test_siblings_may_be_the_same() -> None:
 # ------------------------------------------------------------------------------------------ rescale
 
 
-@quiet
 @pytest.mark.parametrize("code", ["pca", "kmeans"])  # the latter is not centred
 @pytest.mark.parametrize("net", ["mlp", "conv"])
 def test_rescale_gives_unit_variance_around_zero(net: str, code: str) -> None:
@@ -211,7 +201,6 @@ def test_rescale_gives_unit_variance_around_zero(net: str, code: str) -> None:
     assert not torch.allclose(plain[first], hidden[0].weight)
 
 
-@quiet
 def test_the_last_layer_is_not_scaled() -> None:
     """Its code says what its outputs are to be, whether they are classes or not."""
     code = PCA(center=False)
@@ -228,7 +217,6 @@ def test_the_last_layer_is_not_scaled() -> None:
 # ----------------------------------------------------------------------------- a layer of one's own
 
 
-@quiet
 def test_register_layer_in_ten_lines() -> None:
     class MyLinear(nn.Module):
         def __init__(self, inputs: int, outputs: int) -> None:
@@ -265,7 +253,6 @@ def test_register_layer_in_ten_lines() -> None:
 # ------------------------------------------------------------------------------- report and outputs
 
 
-@quiet
 def test_no_progress_bar_without_a_terminal(capfd: pytest.CaptureFixture[str]) -> None:
     sylvinit.initialize_(small_net(), (X, Y))
     sylvinit.initialize_(small_net(), (X, Y), progress=False)
@@ -273,7 +260,6 @@ def test_no_progress_bar_without_a_terminal(capfd: pytest.CaptureFixture[str]) -
     assert capfd.readouterr() == ("", "")
 
 
-@quiet
 @pytest.mark.parametrize(("progress", "shown"), [(None, True), (True, True), (False, False)])
 def test_the_progress_bar(
     progress: bool | None, shown: bool, monkeypatch: pytest.MonkeyPatch
@@ -288,7 +274,6 @@ def test_the_progress_bar(
     assert ("5/5" in terminal.getvalue()) == shown
 
 
-@quiet
 def test_the_report_in_json() -> None:
     def no_constants(text: str) -> Any:
         raise AssertionError(f"{text} is not JSON")
@@ -307,7 +292,6 @@ def test_the_report_in_json() -> None:
     assert values["seconds"] > 0
 
 
-@quiet
 def test_the_report_as_a_table() -> None:
     report = sylvinit.initialize_(small_net(), (X, Y))
     table = str(report)
@@ -319,7 +303,6 @@ def test_the_report_as_a_table() -> None:
         report["nothing"]
 
 
-@quiet
 def test_logging(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG, logger="sylvinit"):
         sylvinit.initialize_(small_net(), (X, Y))

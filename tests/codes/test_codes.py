@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from helpers import assert_near, discriminants, one_hot, principal_axes, single_thread
+from helpers import assert_near, discriminants, one_hot, principal_axes
 from sklearn.decomposition import FastICA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch import Tensor, nn
@@ -32,17 +31,9 @@ from sylvinit.codes import registry as code_registry
 from sylvinit.errors import LabelError, OptionError, OptionTypeError
 from sylvinit.moments.statistics import LayerStatistics, layer_statistics
 
-pytestmark = pytest.mark.filterwarnings("ignore::sylvinit.SylvinitWarning")
-
 # Eigenvectors of a 7 x 7 covariance whose relative gaps exceed 1e-3, from sums in two orders: the
 # error is about eps / gap = 2e-13. The worst difference seen in these tests is 5e-13.
 CLOSE = 1e-11
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    with single_thread():
-        yield
 
 
 def rows(n: int, d: int, seed: int = 0) -> np.ndarray:

@@ -30,7 +30,6 @@ from sylvinit.correlated import fit_distance_model, scale_correlation
 from sylvinit.errors import CorrelationError, DataError, OptionError, OptionTypeError
 from sylvinit.moments.statistics import LayerStatistics, layer_statistics
 
-pytestmark = pytest.mark.filterwarnings("ignore::sylvinit.SylvinitWarning")
 PRIOR = priors.load("resnet10-cifar10")
 
 

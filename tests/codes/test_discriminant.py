@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import scipy.linalg
@@ -16,11 +14,10 @@ from helpers import (
     layer_patches,
     principal_axes,
     relative_defect,
-    single_thread,
     unexplained,
     weight_matrix,
 )
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -28,16 +25,12 @@ import sylvinit
 from sylvinit.codes import PCA, Discriminant, SignPairs
 from sylvinit.errors import LabelError, OptionError
 
+few = settings(max_examples=settings.default.max_examples // 5)
+
 SAMPLES, CLASSES, LAM = 40, 3, 10.0
 # Float64 from end to end. The worst seen over 300 examples is 2e-13, of a layer's largest entry;
 # 1e-9 leaves room for directions whose eigenvalues nearly meet.
 CLOSE = 1e-9
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    with single_thread():
-        yield
 
 
 def data(channels: int, size: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -153,7 +146,7 @@ def test_rows_of_several_entries_a_sample_are_averaged_over_the_sample(absent: b
     np.testing.assert_allclose(model.a.weight.detach().numpy(), w, rtol=0, atol=CLOSE)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@few
 @given(
     outputs=st.integers(1, 9),
     code=st.sampled_from([PCA(), Discriminant()]),

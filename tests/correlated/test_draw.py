@@ -75,7 +75,7 @@ def test_filters_are_independent_of_each_other() -> None:
     mode=st.sampled_from(["fan_in", "fan_out"]),
     seed=st.integers(0, 1000),
 )
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(derandomize=True)
 def test_the_formula(
     units: int,
     channels: int,

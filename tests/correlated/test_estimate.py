@@ -97,7 +97,7 @@ def test_all_layers_as_numpy_has_it() -> None:
     dtype=st.sampled_from([torch.float64, torch.float32, torch.float16, torch.bfloat16]),
     seed=st.integers(0, 1000),
 )
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(derandomize=True)
 def test_pooled_and_per_layer(
     kernel: tuple[int, ...], shapes: list[tuple[int, int]], dtype: torch.dtype, seed: int
 ) -> None:

@@ -84,7 +84,7 @@ def test_against_unfold(options: dict[str, int]) -> None:
     microbatch=st.sampled_from([None, 1, 2, 4]),
     seed=st.integers(0, 100),
 )
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(derandomize=True)
 def test_every_kind_of_convolution(
     axes: int,
     kernel: list[int],

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -264,7 +264,6 @@ def test_patch_moments(calls: list[int], monkeypatch: pytest.MonkeyPatch) -> Non
         )
 
 
-@settings(max_examples=60, deadline=None)
 @given(data=st.data(), dims=st.integers(1, 3))
 def test_correlations_by_lags(data: st.DataObject, dims: int) -> None:
     """Against unfolding, exact on integers, for every stride-1 geometry."""

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from compiler import find_compiler
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sylvinit.model.geometry import PADDING_MODES, axis_index_table
@@ -27,8 +27,6 @@ ffffffff ffffffff ffffffff ffffffff   ffffffff ffffffff   408f276d 41c83b0e a20b
 243f6a88 85a308d3 13198a2e 03707344   a4093822 299f31d0   d16cfe09 94fdcceb 5001e420 24126ea1
 """
 
-# The library comes from a module-wide fixture and has no state.
-many = settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck))
 uint32 = st.integers(0, 2**32 - 1)
 
 
@@ -103,14 +101,12 @@ def test_philox_known_answers(host: HostFunctions, line: str) -> None:
     np.testing.assert_array_equal(drawn[0], words)
 
 
-@settings(many, max_examples=100)
 @given(key=st.tuples(uint32, uint32), seed=uint32)
 def test_philox_equals_python(host: HostFunctions, key: tuple[int, int], seed: int) -> None:
     counters = np.random.default_rng(seed).integers(0, 2**32, (64, 4), dtype=np.uint32)
     np.testing.assert_array_equal(host.philox(counters, key), philox4x32(counters, key))
 
 
-@settings(many, max_examples=300)
 @given(
     key=st.tuples(uint32, uint32),
     positions=st.one_of(st.integers(1, 64), st.integers(1, 2**32), st.just(2**32)),
@@ -193,14 +189,12 @@ def torch_table(arguments: dict, trailing: int) -> np.ndarray:
     return y[0].T.round().to(torch.int64).numpy() - 1
 
 
-@many
 @given(geometry=st.one_of(convolutions(), transposed_convolutions()))
 def test_index_table_equals_torch(host: HostFunctions, geometry: tuple[dict, int]) -> None:
     arguments, trailing = geometry
     np.testing.assert_array_equal(host.index_table(**arguments), torch_table(arguments, trailing))
 
 
-@settings(many, max_examples=2000)
 @given(geometry=st.one_of(convolutions(), transposed_convolutions()))
 def test_index_table_equals_python(host: HostFunctions, geometry: tuple[dict, int]) -> None:
     arguments, _ = geometry

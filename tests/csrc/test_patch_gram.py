@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from gram_problems import expected, integers, problems, run
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -20,11 +20,10 @@ from sylvinit.model.geometry import PatchGeometry
 from sylvinit.moments import fused
 from sylvinit.moments.fused_layout import PatchLayout
 
-# The module comes from a session-wide fixture and has no state.
-many = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+few = settings(max_examples=settings.default.max_examples // 5)
 
 
-@many
+@few
 @given(problem=problems(), arithmetic=st.sampled_from(fused.ARITHMETICS))
 def test_gram_matrix_is_exact_on_integers(
     shim: Any, problem: tuple[Tensor, PatchLayout, dict[str, Any]], arithmetic: str
@@ -34,7 +33,7 @@ def test_gram_matrix_is_exact_on_integers(
     assert torch.equal(gram, expected(x, layout, **beside)[0])
 
 
-@settings(many, max_examples=12)
+@few
 @given(problem=problems(), arithmetic=st.sampled_from(fused.ARITHMETICS))
 def test_tiles_of_64(
     shim: Any, problem: tuple[Tensor, PatchLayout, dict[str, Any]], arithmetic: str
@@ -71,11 +70,16 @@ def test_ones_count_the_patches(shim: Any, n: int) -> None:
     assert torch.equal(gram, torch.full((1, 4, 4), float(n), dtype=torch.float64).triu())
 
 
-def test_more_patches_than_one_sum_in_float32(shim: Any) -> None:
-    """Past kPatchesPerFlush the tiles are added up in float64."""
-    x = integers(9000, 2)
-    gram, _ = run(shim, x, PatchLayout.of(None, (), 1), multiprocessors=1, tile=32)
-    assert torch.equal(gram, expected(x, PatchLayout.of(None, (), 1))[0])
+@pytest.mark.parametrize(
+    ("arithmetic", "n"), [("ffma", 9000), pytest.param("3xtf32", 17000, marks=pytest.mark.thorough)]
+)
+def test_more_patches_than_one_sum_in_float32(shim: Any, arithmetic: str, n: int) -> None:
+    """Past kPatchesPerFlush (1024 in ffma, else 4096) the tiles are added up in float64."""
+    x, layout = integers(n, 2), PatchLayout.of(None, (), 1)
+    plan = shim.plan_patch_gram(layout.arguments(shim, x, n), 1, 32)
+    assert n // plan.splits > {"ffma": 1024, "3xtf32": 4096}[arithmetic]
+    gram, _ = run(shim, x, layout, arithmetic=arithmetic, multiprocessors=1, tile=32)
+    assert torch.equal(gram, expected(x, layout)[0])
 
 
 # Relative to the sum of |z_i| |z_j|. Worst of eight such problems on host threads, where the

@@ -7,16 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sylvinit.moments.fused_layout import PatchLayout
 from sylvinit.moments.sampling import draws as philox_words
 
-many = settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
 
-
-@many
 @given(
     sizes=st.tuples(*(st.integers(1, 500) for _ in range(3))),
     per_sample=st.integers(1, 30),
@@ -58,14 +55,12 @@ def test_patch_of_an_index(
     assert shim.choose_patch(args, p) == expected
 
 
-@many
 @given(tiles=st.integers(1, 40))
 def test_tiles_of_the_upper_triangle(shim: Any, tiles: int) -> None:
     pairs = [shim.tile_pair(index, tiles) for index in range(tiles * (tiles + 1) // 2)]
     assert pairs == [(i, j) for i in range(tiles) for j in range(i, tiles)]
 
 
-@many
 @given(chunks=st.integers(1, 2**36), data=st.data())
 def test_parts_of_the_patches(shim: Any, chunks: int, data: st.DataObject) -> None:
     splits = data.draw(st.integers(1, min(chunks, 600)))

@@ -9,16 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from compiler import find_compiler
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 HERE = Path(__file__).parent
 SOLVER = HERE.parents[1] / "csrc" / "solver"
 EPS = np.finfo(np.float64).eps
 TINY = 2 * np.finfo(np.float64).tiny  # of a zero matrix
-
-# The library comes from a module-wide fixture and has no state.
-many = settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +65,6 @@ def tridiagonals(draw: st.DrawFn) -> tuple[int, np.ndarray, np.ndarray]:
     return n, scale * diagonal, scale * off
 
 
-@many
 @given(matrix=tridiagonals())
 def test_eigenvalues(library, matrix) -> None:
     n, diagonal, off = matrix
@@ -81,7 +77,6 @@ def test_eigenvalues(library, matrix) -> None:
     assert radius == pytest.approx(size, rel=0.05, abs=TINY)
 
 
-@many
 @given(matrix=tridiagonals(), seed=st.integers(0, 2**32 - 1))
 def test_counts(library, matrix, seed) -> None:
     n, diagonal, off = matrix
@@ -97,7 +92,6 @@ def test_counts(library, matrix, seed) -> None:
     assert (np.diff(below) >= 0).all()
 
 
-@many
 @given(
     matrix=tridiagonals(),
     seed=st.integers(0, 2**32 - 1),
@@ -122,7 +116,6 @@ def test_nearest_to_zero(library, matrix, seed, count, hit) -> None:
     assert abs(found[1] - values[index]) <= slack
 
 
-@many
 @given(
     n=st.integers(1, 30),
     count=st.integers(1, 20),

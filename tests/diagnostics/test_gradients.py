@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sylvinit.diagnostics import gradient_magnitude, gradient_sign_changes
@@ -18,7 +18,6 @@ def sign(value: float) -> int:
     return (value > 0) - (value < 0)
 
 
-@settings(deadline=None, max_examples=50)
 @given(st.lists(st.tuples(NUMBERS | st.just(math.nan), NUMBERS), min_size=1, max_size=12))
 def test_sign_changes_are_those_of_the_formula(pairs: list[tuple[float, float]]) -> None:
     before, after = (torch.tensor(column) for column in zip(*pairs, strict=True))

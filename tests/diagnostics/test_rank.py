@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sylvinit.diagnostics import effective_rank
@@ -26,7 +26,6 @@ def entropy_rank(values: list[float]) -> float:
     return math.exp(-math.fsum(p * math.log(p) for p in shares))
 
 
-@settings(deadline=None, max_examples=40)
 @given(
     st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=6),
     st.integers(7, 12),

@@ -5,7 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from sylvinit.diagnostics.single_filter import (
@@ -59,7 +59,6 @@ def test_samples() -> None:
     assert found.tolist() == expected
 
 
-@settings(deadline=None, max_examples=60)
 @given(problems())
 def test_gradient_descent_is_the_closed_form(
     problem: tuple[list[float], list[float], float],
@@ -72,7 +71,6 @@ def test_gradient_descent_is_the_closed_form(
     )
 
 
-@settings(deadline=None, max_examples=30)
 @given(
     st.lists(st.tuples(st.floats(-2, 2), st.floats(0, 1)), min_size=2, max_size=4),
     st.floats(0.01, 0.3),

@@ -24,8 +24,6 @@ from torch import Tensor, nn
 import sylvinit
 from sylvinit.errors import RowLayoutError
 
-pytestmark = pytest.mark.filterwarnings("ignore::sylvinit.SylvinitWarning")
-
 X, Y = images(30)
 ROWS = X.flatten(1)[:, :12]
 # Two orders of the same float64 sums, through three layers; the worst seen is 4e-15.

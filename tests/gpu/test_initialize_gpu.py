@@ -27,7 +27,7 @@ from sylvinit.errors import NonFiniteError
 from sylvinit.moments import device_sums
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore::sylvinit.SylvinitWarning"),
+    pytest.mark.threads(8),
     pytest.mark.usefixtures("float32_products"),
 ]
 

@@ -215,14 +215,6 @@ def test_real_cifar10(cifar10_folder: Path) -> None:
     assert abs(normalised.std() - 1) < 0.05
 
 
-@pytest.fixture
-def cifar10_folder() -> Path:
-    folder = os.environ.get("SYLVINIT_DATA")
-    if not folder:
-        pytest.skip("set SYLVINIT_DATA to the folder that contains cifar-10-batches-py")
-    return Path(folder)
-
-
 def test_normalise_cifar10() -> None:
     images = torch.from_numpy(IMAGES)
     normalised = normalise_cifar10(images)

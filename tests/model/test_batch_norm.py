@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -51,7 +51,6 @@ def assert_statistics(module: nn.modules.batchnorm._BatchNorm, x: Tensor) -> Non
     assert ((found_mean - mean).abs() <= CLOSE_MEAN * scale).all()
 
 
-@settings(deadline=None)
 @given(
     samples=st.integers(2, 9),
     channels=st.integers(1, 5),

@@ -153,9 +153,6 @@ def changed(model: nn.Module, x: Tensor, **options: object) -> dict[str, float]:
     return {name: scale for name, scale in scales(model).items() if scale != before[name]}
 
 
-pytestmark = pytest.mark.filterwarnings("ignore::sylvinit.SylvinitWarning")
-
-
 @pytest.mark.parametrize("projected", [False, True])
 @pytest.mark.parametrize("join", JOINED)
 def test_the_normalization_before_the_sum_ends_the_branch(join: str, projected: bool) -> None:

@@ -6,7 +6,6 @@ S from the definition of the code, and A, B, Q from S and X.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -24,21 +23,14 @@ from checks import (
     labels,
     samples,
 )
-from helpers import assert_near, chosen_rows, layer_patches, single_thread, weight_matrix
+from helpers import assert_near, chosen_rows, layer_patches, weight_matrix
 from torch import Tensor, nn
 
 import sylvinit
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore::sylvinit.SylvinitWarning",
     "ignore:Using padding='same' with even kernel lengths:UserWarning",
 )
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    with single_thread():
-        yield
 
 
 def transposed_linear(outputs: int, features: int) -> nn.Module:

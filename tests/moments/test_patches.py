@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from math import prod
 from typing import Any
 
@@ -15,9 +14,8 @@ from helpers import (
     chosen_rows,
     conv_patches,
     conv_transpose_patches,
-    single_thread,
 )
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -33,12 +31,6 @@ from sylvinit.moments.rows import Rows, assign_rows
 # Of the largest entry (or of 1): sums of at most 5000 float64 products that come in another order,
 # some of which are taken away again. The worst value seen is 9e-15.
 CLOSE = 1e-12
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    with single_thread():
-        yield
 
 
 @st.composite
@@ -100,14 +92,12 @@ def gathered(x: Tensor, geometry: PatchGeometry, groups: int) -> np.ndarray:
     return found.reshape(groups, len(x), prod(out_size), -1).numpy()
 
 
-@settings(max_examples=120, deadline=None)
 @given(case=convolutions())
 def test_gathered_patches_are_those_of_loops(case: dict[str, Any]) -> None:
     found = gathered(case["x"], geometry_of(case), case["groups"])
     np.testing.assert_array_equal(found, by_loops(case))
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     size=st.tuples(st.integers(1, 8), st.integers(1, 8)),
     kernel=st.tuples(st.integers(1, 4), st.integers(1, 4)),
@@ -124,7 +114,6 @@ def test_gathered_patches_are_torchs_unfolding(size, kernel, stride, padding, di
     np.testing.assert_array_equal(found, unfolded.transpose(1, 2).numpy())
 
 
-@settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_gathered_patches_of_transposed_convolutions(data: st.DataObject) -> None:
     dims = data.draw(st.integers(1, 3))
@@ -161,7 +150,6 @@ def test_gathering_chosen_positions_leaves_the_input_alone() -> None:
 # ------------------------------------------------------------------------------ all patches at once
 
 
-@settings(max_examples=150, deadline=None)
 @given(case=convolutions(stride_1=True))
 def test_shifted_correlations_are_the_gram_matrix_of_all_patches(case: dict[str, Any]) -> None:
     geometry, x, groups = geometry_of(case), case["x"], case["groups"]
@@ -197,7 +185,6 @@ def explicit(patches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mean, deviation @ deviation.swapaxes(1, 2) / patches.shape[2]
 
 
-@settings(max_examples=80, deadline=None)
 @given(
     case=convolutions(),
     option=st.sampled_from(["all", 1, 4, 50]),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import drawn_positions, philox4x32_10, stream_key
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chi2
 from torch import nn
@@ -45,7 +45,6 @@ def test_philox_known_answers(counter: Any, key: Any, words: Any) -> None:
     assert philox4x32_10(counter, key) == words  # the oracle of the other tests
 
 
-@settings(max_examples=100, deadline=None)
 @given(counter=st.tuples(WORD, WORD, WORD, WORD), key=st.tuples(WORD, WORD))
 def test_philox_in_plain_integers(counter: Any, key: Any) -> None:
     assert tuple(sampling.philox4x32(counter, key).tolist()) == philox4x32_10(counter, key)
@@ -56,7 +55,6 @@ def test_blake2b_of_the_oracle_is_the_published_function() -> None:
     assert hashlib.blake2b(b"abc").hexdigest().startswith("ba80a53f981c4d0d6a2797b69f12f6e9")
 
 
-@settings(max_examples=100, deadline=None)
 @given(
     seed=st.integers(-(2**63), 2**63 - 1),
     name=st.text(max_size=20),
@@ -76,7 +74,6 @@ def test_keys_differ_in_every_part() -> None:
     assert len(keys) == 32
 
 
-@settings(max_examples=150, deadline=None)
 @given(
     key=st.tuples(WORD, WORD),
     start=st.sampled_from([0, 5, 2**32 - 2, 2**40]),
@@ -145,7 +142,6 @@ def test_positions_of_one_sample_are_independent() -> None:
 # --------------------------------------------------------------------------- rows and microbatches
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     lengths=st.lists(st.integers(0, 6), min_size=1, max_size=6),
     width=st.integers(1, 4),
@@ -197,7 +193,6 @@ def test_rows_can_be_assigned_by_the_user() -> None:
     assert entry.tolist() == [1, 4, 0, 2, 3]
 
 
-@pytest.mark.filterwarnings("ignore::sylvinit.SylvinitWarning")
 @pytest.mark.parametrize("layer", ["linear", "conv"])
 def test_initialization_draws_the_same_for_every_microbatch(layer: str) -> None:
     generator = torch.Generator().manual_seed(0)

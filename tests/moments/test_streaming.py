@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from helpers import assert_near, philox4x32_10, single_thread
-from hypothesis import given, settings
+from helpers import assert_near, philox4x32_10
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chi2
 from torch import Tensor
@@ -24,12 +23,6 @@ from sylvinit.moments.sums import RowSums, gram
 # Of the largest entry (or of 1). Sums of n <= 60 products in float64 are off by n eps = 1e-14 at
 # most, and the moments are sums of at most 60 pieces of that kind.
 CLOSE = 1e-12
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    with single_thread():
-        yield
 
 
 def two_pass(x: Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -81,7 +74,6 @@ def streams(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-@settings(max_examples=150, deadline=None)
 @given(stream=streams())
 def test_any_chunks_in_any_order_give_the_two_pass_moments(stream: dict[str, Any]) -> None:
     x, labels = stream["x"], stream["labels"]
@@ -270,7 +262,6 @@ def priorities(n: int, key: tuple[int, int]) -> Tensor:
     return torch.tensor([philox4x32_10((i, 0, 0, 0), key)[1] for i in range(n)])
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     n=st.integers(1, 60),
     capacity=st.integers(1, 20),

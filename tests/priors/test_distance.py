@@ -44,7 +44,7 @@ def by_distance(matrix: np.ndarray, kernel: tuple[int, ...]) -> dict[int, list[f
 
 
 @given(kernel=KERNELS, seed=st.integers(0, 10**6))
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(derandomize=True)
 def test_the_profile_is_the_mean_over_pairs(kernel: tuple[int, ...], seed: int) -> None:
     matrix = random_correlation(math.prod(kernel), seed)
     profile = correlation_by_distance(matrix, kernel)
@@ -150,7 +150,7 @@ def test_no_other_model_fits_better(kind: str, seed: int, kernel: tuple[int, ...
 
 
 @given(kernel=KERNELS, floor=st.floats(0, 1), share=st.floats(0, 1), length=st.floats(1e-3, 1e3))
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(derandomize=True)
 def test_every_model_gives_correlation_matrices(
     kernel: tuple[int, ...], floor: float, share: float, length: float
 ) -> None:

@@ -106,7 +106,7 @@ def test_low_precision_matrices(dtype: torch.dtype) -> None:
 
 
 @given(**RANDOM, rank=st.integers(1, 12))
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(derandomize=True)
 def test_four_decimals_are_enough(taps: int, seed: int, rank: int) -> None:
     """Rounding makes a singular matrix indefinite; it is taken for what it was."""
     given = np.round(random_correlation(taps, seed, rank), 4)
@@ -177,7 +177,7 @@ def test_the_kernel_of_a_matrix() -> None:
 
 
 @given(**RANDOM, strength=st.floats(0, 1))
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(derandomize=True)
 def test_up_to_strength_one_only_the_entries_change(taps: int, seed: int, strength: float) -> None:
     corr = np.abs(random_correlation(taps, seed)) * 0.5 + 0.5 * np.eye(taps)
     corr = corr if np.linalg.eigvalsh(corr)[0] >= 0 else np.eye(taps)
@@ -264,7 +264,7 @@ def test_strengths_of_the_wrong_type(strength: Any) -> None:
 
 
 @given(**RANDOM, rank=st.integers(1, 24))
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(derandomize=True)
 def test_the_factor_is_one(taps: int, seed: int, rank: int) -> None:
     corr = random_correlation(taps, seed, rank)
     found = factor(torch.from_numpy(corr)).numpy()

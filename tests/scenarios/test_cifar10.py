@@ -6,7 +6,6 @@ training. One seed; over five the mean is about 32 to 34 % with a standard devia
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +18,17 @@ from sylvinit.demo.networks import resnet20
 from sylvinit.demo.training import accuracy, calibrate_norm
 from sylvinit.io.datasets import Samples, few_per_class, load_cifar10, normalise_cifar10
 
-DATA = os.environ.get("SYLVINIT_DATA")
-
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::sylvinit.SylvinitWarning"),
-    pytest.mark.skipif(not DATA, reason="SYLVINIT_DATA does not name a folder with CIFAR-10"),
-]
-
 
 def channels_last(images: torch.Tensor) -> torch.Tensor:
     return normalise_cifar10(images.contiguous(memory_format=torch.channels_last))
 
 
 @pytest.fixture(scope="module")
-def samples() -> tuple[Samples, Samples]:
+def samples(cifar10_folder: Path) -> tuple[Samples, Samples]:
     """1,000 training images, and all test images."""
-    folder = Path(DATA or "")
-    images, labels = load_cifar10(folder, train=True)
+    images, labels = load_cifar10(cifar10_folder, train=True)
     chosen = few_per_class(labels, 100, seed=0)
-    test_images, test_labels = load_cifar10(folder, train=False)
+    test_images, test_labels = load_cifar10(cifar10_folder, train=False)
     train = Samples(channels_last(images[chosen]), labels[chosen])
     return train, Samples(channels_last(test_images), test_labels)
 

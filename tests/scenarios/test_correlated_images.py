@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,18 +14,13 @@ from sylvinit.correlated import correlation_by_distance, output_variance
 from sylvinit.io.datasets import load_cifar10, load_digits, normalise_cifar10
 
 PRIOR = sylvinit.priors.load("resnet10-cifar10")
-needs_cifar = pytest.mark.skipif(
-    "SYLVINIT_DATA" not in os.environ,
-    reason="set SYLVINIT_DATA to the folder that contains cifar-10-batches-py",
-)
 
 
 @pytest.fixture(scope="module")
-def images() -> Tensor:
-    return normalise_cifar10(load_cifar10(os.environ["SYLVINIT_DATA"], train=True).inputs[:200])
+def images(cifar10_folder: Path) -> Tensor:
+    return normalise_cifar10(load_cifar10(cifar10_folder, train=True).inputs[:200])
 
 
-@needs_cifar
 def test_neighbouring_pixels_are_alike(images: Tensor) -> None:
     """0.92 at distance 1 here, 0.52 across the diagonal; falling, but for the direction."""
     corr = sylvinit.input_correlation(nn.Conv2d(3, 4, 5), images, patches=40)[""]
@@ -35,7 +30,6 @@ def test_neighbouring_pixels_are_alike(images: Tensor) -> None:
     assert float(profile[-1]) < float(profile[0]) - 0.3
 
 
-@needs_cifar
 def test_eq_17_preserves_the_variance_of_images(images: Tensor) -> None:
     """E[y^2] / E[x^2] within 8 % of gain^2, and as output_variance says; Kaiming's is 2.7 times."""
     patches = F.unfold(images, 3).double().unflatten(1, (3, 9)).permute(0, 3, 1, 2).reshape(-1, 9)

@@ -18,8 +18,6 @@ import sylvinit
 from sylvinit.errors import ModelError
 from sylvinit.execution.switches import exchange_switches, read_switches
 
-quiet = pytest.mark.filterwarnings("ignore::sylvinit.SylvinitWarning")
-
 X, Y = images(30)
 ROWS = X.flatten(1)[:, :12]
 
@@ -49,7 +47,6 @@ class CachedMask(nn.Module):
         return x * self.mask
 
 
-@quiet
 def test_buffers_registered_by_the_forward_are_removed() -> None:
     model = head_last(CachedMask())
     sylvinit.initialize_(model, (ROWS, Y), microbatch=30)  # and the survey's do not get in the way
@@ -65,7 +62,6 @@ def test_buffers_registered_by_a_forward_that_fails_are_removed(at: int) -> None
     assert list(model.named_buffers()) == []
 
 
-@quiet
 def test_lazy_modules_keep_their_buffers_and_lose_those_of_others() -> None:
     model = nn.Sequential(CachedMask(), nn.LazyLinear(8), nn.LazyBatchNorm1d(), nn.LazyLinear(4))
     sylvinit.initialize_(model, (ROWS, Y), microbatch=30)
@@ -120,7 +116,6 @@ CHANGES = {
 }
 
 
-@quiet
 @pytest.mark.parametrize("storage", ["memory", "recompute"])
 @pytest.mark.parametrize("change", CHANGES)
 def test_switches_of_interleaved_forwards(change: str, storage: Any) -> None:
@@ -135,7 +130,6 @@ def test_switches_of_interleaved_forwards(change: str, storage: Any) -> None:
     assert expected != model.state()
 
 
-@quiet
 def test_switches_after_a_forward_that_fails() -> None:
     model = Inside(DoubleByDefault, [])
     model.last.register_forward_pre_hook(lambda module, args: _raise_on(len(args[0]) == 5))
@@ -150,7 +144,6 @@ def _raise_on(condition: bool) -> None:
         raise RuntimeError("a ragged batch")
 
 
-@quiet
 def test_own_arithmetic_is_exact_and_the_forward_as_the_caller_has_it() -> None:
     seen: dict[str, str] = {}
 
@@ -177,7 +170,6 @@ def test_own_arithmetic_is_exact_and_the_forward_as_the_caller_has_it() -> None:
 # ---------------------------------------------------------------------- memory
 
 
-@quiet
 def test_the_input_of_the_last_layer_is_freed_while_the_forward_goes_on() -> None:
     inputs: list[weakref.ref[Tensor]] = []
     alive: list[bool] = []
@@ -247,7 +239,6 @@ def test_a_classifier_that_is_no_layer(kind: str) -> None:
     assert (report.head, report["0.2"].code) == ("0.2", "onehot")
 
 
-@quiet
 def test_products_without_parameters_leave_the_head_alone() -> None:
     class Scaled(nn.Module):
         def __init__(self) -> None:
@@ -261,7 +252,6 @@ def test_products_without_parameters_leave_the_head_alone() -> None:
     assert sylvinit.initialize_(Scaled(), (ROWS, Y)).head == "body.4"
 
 
-@quiet
 def test_the_head_is_the_layer_that_is_called_last() -> None:
     class Again(nn.Module):
         def __init__(self) -> None:

@@ -17,8 +17,6 @@ from torch.nn.utils import parametrizations, parametrize
 import sylvinit
 from sylvinit.errors import ModelError
 
-pytestmark = pytest.mark.filterwarnings("ignore::sylvinit.SylvinitWarning")
-
 X, Y = images(30)
 ROWS = X.flatten(1)[:, :12]
 # Microbatches of 8 of 30 samples: four, of which the last is smaller.

@@ -23,8 +23,6 @@ from torch import Tensor, nn
 
 import sylvinit
 
-pytestmark = pytest.mark.filterwarnings("ignore::sylvinit.SylvinitWarning")
-
 X, Y = images(30)
 ROWS = X.flatten(1)[:, :12]  # (30, 12)
 STORAGES = pytest.mark.parametrize("storage", ["memory", "recompute"])

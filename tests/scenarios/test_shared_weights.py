@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import product
 from typing import Any
 
@@ -20,19 +19,11 @@ from checks import (
     labels,
     samples,
 )
-from helpers import assert_near, chosen_rows, layer_patches, scores, single_thread
+from helpers import assert_near, chosen_rows, layer_patches, scores
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import sylvinit
-
-pytestmark = pytest.mark.filterwarnings("ignore::sylvinit.SylvinitWarning")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    with single_thread():
-        yield
 
 
 def network(make: Any, *shape: int) -> tuple[nn.Sequential, Tensor]:

@@ -14,8 +14,6 @@ import sylvinit
 
 transformers = pytest.importorskip("transformers")
 
-pytestmark = pytest.mark.filterwarnings("ignore::sylvinit.SylvinitWarning")
-
 X, LABELS = images(24, size=32)
 TOKENS = torch.randint(1, 40, (24, 9), generator=torch.Generator().manual_seed(0))
 MASK = (torch.arange(9) < 3 + torch.arange(24)[:, None] % 7).long()

@@ -21,8 +21,6 @@ from sylvinit.errors import (
     OptionTypeError,
 )
 
-quiet = pytest.mark.filterwarnings("ignore::sylvinit.SylvinitWarning")
-
 X, Y = images(30)
 ROWS = X.flatten(1)[:, :12]
 
@@ -55,12 +53,10 @@ class Sides(nn.Module):
         return self.head(points.left + points.right + rest[0])
 
 
-@quiet
 def test_named_tuples_and_lists_stay_what_they_are() -> None:
     sylvinit.initialize_(Sides(), [((Points(ROWS, ROWS), [ROWS]), Y)], microbatch=10)
 
 
-@quiet
 def test_a_named_tuple_without_labels_is_inputs_only() -> None:
     class Sum(nn.Sequential):
         def forward(self, left: Tensor, right: Tensor) -> Tensor:
@@ -92,7 +88,6 @@ class Masked(nn.Module):
         return self.head(x * attn_mask.exp())
 
 
-@quiet
 def test_infinite_masks() -> None:
     mask = torch.zeros_like(ROWS)
     mask[:, 3] = -math.inf
@@ -102,7 +97,6 @@ def test_infinite_masks() -> None:
             sylvinit.initialize_(Masked(), bad | {"labels": Y})
 
 
-@quiet
 @pytest.mark.parametrize("norm", [False, True])
 def test_inf_where_no_patch_is_drawn(norm: bool) -> None:
     class Spoil(nn.Module):
@@ -119,7 +113,6 @@ def test_inf_where_no_patch_is_drawn(norm: bool) -> None:
         sylvinit.initialize_(model, (X, Y), patches=1)
 
 
-@quiet
 @pytest.mark.parametrize("patches", ["all", 1])
 def test_row_to_sample_drops_rows(patches: Any) -> None:
     x = ROWS.reshape(30, 3, 4)
@@ -168,13 +161,11 @@ def test_normalisations_that_depend_on_the_microbatch() -> None:
     assert report["1"].reason == "keeps no running statistics"
 
 
-@quiet
 def test_a_parametrised_layer_is_reported_once() -> None:
     model = parametrizations.weight_norm(nn.Linear(12, CLASSES))
     assert [layer.name for layer in sylvinit.initialize_(model, (ROWS, Y)).layers] == [""]
 
 
-@quiet
 def test_normalisations_beside_the_head() -> None:
     model = nn.Sequential(nn.BatchNorm1d(12), nn.Linear(12, CLASSES))
     assert sylvinit.initialize_head_(model, (ROWS, Y))["0"].reason == "not the head"
@@ -189,7 +180,6 @@ def test_dead_inputs_make_one_warning() -> None:
     assert [str(item.message).split(":")[0] for item in caught] == ["dead inputs"]
 
 
-@quiet
 def test_the_report_tells_all_arguments() -> None:
     def call(model: nn.Module, x: Tensor) -> Tensor:
         return model(x)

@@ -25,8 +25,6 @@ from torch import Tensor, nn
 import sylvinit
 from sylvinit.errors import ModelError
 
-pytestmark = pytest.mark.filterwarnings("ignore::sylvinit.SylvinitWarning")
-
 X, Y = images(30)
 ROWS = X.flatten(1)[:, :12]
 

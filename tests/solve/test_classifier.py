@@ -16,6 +16,8 @@ import sylvinit
 from sylvinit.solve.gaussian_classes import RIDGES, fit_gaussian
 from sylvinit.solve.logistic_steps import refine_logistic
 
+few = settings(max_examples=settings.default.max_examples // 5)
+
 Array = np.ndarray
 LEFT_OUT = 1000  # rows that are left out at most
 
@@ -55,7 +57,7 @@ def leave_one_out(x: Array, labels: Array, at: Array, ridge: float) -> float:
     return total / len(at)
 
 
-@settings(max_examples=20, deadline=None)
+@few
 @given(st.integers(0, 12), st.integers(2, 4), st.integers(1, 6), st.integers(0, 100))
 def test_leave_one_out_is_that_of_refits(n: int, classes: int, d: int, seed: int) -> None:
     x, labels = classes_of(n, classes, d, seed)
@@ -125,7 +127,7 @@ def test_the_first_rows_of_sorted_data_would_say_something_else() -> None:
     assert abs(leave_one_out(x, labels, np.arange(LEFT_OUT), 1.0) / found.loss - 1) > 0.1
 
 
-@settings(max_examples=10, deadline=None)
+@few
 @given(st.integers(20, 60), st.integers(2, 4), st.integers(1, 4), st.integers(0, 100))
 def test_many_steps_reach_the_minimum(n: int, classes: int, d: int, seed: int) -> None:
     """The optimum over scores f = V_0 z + U z of the objective in the module's docstring."""
@@ -366,7 +368,6 @@ WHERE = {
 
 
 @pytest.mark.parametrize("case", WHERE)
-@pytest.mark.filterwarnings("ignore::sylvinit.SylvinitWarning")
 def test_elsewhere_it_is_the_one_hot_code(case: str) -> None:
     x, labels = classes_of(60, 3, 6, 3)
     data = (torch.from_numpy(x), torch.from_numpy(labels))

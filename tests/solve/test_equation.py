@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +20,6 @@ from helpers import (
     principal_axes,
     relative_defect,
     scores,
-    single_thread,
     unexplained,
     weight_matrix,
 )
@@ -31,17 +29,9 @@ import sylvinit
 from sylvinit.codes import ICA, PCA, Code, KMeans, Latent, get_code
 from sylvinit.moments.statistics import LayerStatistics
 
-pytestmark = pytest.mark.filterwarnings("ignore::sylvinit.SylvinitWarning")
-
 # Of the largest entry (or of 1), in float64: two routes to the same weight. The worst seen is 8e-12
 # for a singular system in its Kronecker form, whose condition number is 1e5, and 5e-13 otherwise.
 CLOSE = 1e-10
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    with single_thread():
-        yield
 
 
 def rows(n: int, d: int, seed: int = 0) -> np.ndarray:

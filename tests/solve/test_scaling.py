@@ -11,8 +11,6 @@ from sylvinit.backends import choose
 from sylvinit.moments.statistics import LayerStatistics, layer_statistics
 from sylvinit.solve.scaling import output_std, scale_rows
 
-quiet = pytest.mark.filterwarnings("ignore::sylvinit.SylvinitWarning")
-
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -82,7 +80,6 @@ def test_bias_is_that_of_the_weight_as_it_is_held() -> None:
     assert (unrounded + scaled.bias).abs().max() > 1e-3  # it does matter
 
 
-@quiet
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(dtype: torch.dtype) -> None:
     """40 samples of rank 20: the other components are what rounding left of them."""

@@ -23,11 +23,6 @@ from sylvester_problems import (
 import sylvinit
 from sylvinit.errors import AccuracyWarning
 
-pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
-    pytest.mark.filterwarnings("ignore::sylvinit.errors.AccuracyWarning"),
-]
-
 EPS = np.finfo(np.float64).eps
 
 

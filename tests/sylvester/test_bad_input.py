@@ -12,8 +12,6 @@ from sylvester_problems import DTYPES, eps_of, ids, solver, with_and_without
 import sylvinit
 from sylvinit.errors import MatrixError, OptionError, OptionTypeError, SylvinitError
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 STRUCTURES = ("auto", "gen", "sym", "pos")
 structures = pytest.mark.parametrize("assume", STRUCTURES)
 

@@ -28,8 +28,6 @@ from sylvester_problems import (
 import sylvinit
 from sylvinit.errors import AccuracyWarning, SingularEquationError, SolverError
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 NUMBER = r"([-+\w.]+)"
 MESSAGE = re.compile(
     r"a and -b share an eigenvalue up to rounding(?: \(in batch entry \((.*)\)\))?: "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import single_thread
 from sylvester_helpers import (
     equation_of,
     kronecker_solve,
@@ -37,12 +36,6 @@ PAIRS = (
 )
 # Float64 against the Kronecker system, relative to the largest entry; worst measured 4e-15.
 NEAR = 1e-12
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    with single_thread():
-        yield
 
 
 @pytest.fixture(autouse=True)

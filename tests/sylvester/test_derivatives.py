@@ -6,7 +6,7 @@ from itertools import combinations
 
 import pytest
 import torch
-from helpers import minimum_norm_solution, single_thread
+from helpers import minimum_norm_solution
 from sylvester_helpers import (
     equation_of,
     hermitian,
@@ -28,12 +28,6 @@ F64, C128 = torch.float64, torch.complex128
 STRUCTURES = ("gen", "sym", "pos", "auto")
 # Float64 against the Kronecker system, relative to the largest entry; measured 7e-15, any order.
 NEAR = 1e-12
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    with single_thread():
-        yield
 
 
 def leaves(tensors: list[Tensor], which: str = "abq") -> list[Tensor]:

@@ -16,8 +16,6 @@ DOCUMENTATION = (ROOT / "docs" / "solver.md").read_text(encoding="utf-8")
 FENCE = re.compile(r"(<!-- from (?P<path>\S+) -->\n)?```python\n(?P<code>.*?)```\n", re.DOTALL)
 OUTPUT = re.compile(r"```text\n(.*?)```", re.DOTALL)
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def shape(text: str) -> str:
     """A text with its numbers taken out: digits differ between machines."""

@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from helpers import minimum_norm_solution, single_thread
+from helpers import minimum_norm_solution
 from sylvester_helpers import (
     DTYPES,
     equation_of,
@@ -38,12 +38,6 @@ TOLERANCE = {
     torch.float64: 1e-12,
     torch.complex128: 1e-12,
 }
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    with single_thread():
-        yield
 
 
 @pytest.fixture(params=["compiled", "python"])

@@ -7,7 +7,7 @@ from itertools import product
 
 import pytest
 import torch
-from helpers import minimum_norm_solution, single_thread
+from helpers import minimum_norm_solution
 from sylvester_helpers import DTYPES, hermitian, kronecker_solve, loss, matrix, near, random
 from torch import Tensor
 from torch.autograd import forward_ad, grad, gradcheck, gradgradcheck
@@ -40,12 +40,6 @@ TOLERANCE = {
     torch.float64: 1e-12,
     torch.complex128: 1e-12,
 }
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    with single_thread():
-        yield
 
 
 def samples(n: int, rank: int, dtype: torch.dtype, batch: tuple[int, ...] = ()) -> Tensor:

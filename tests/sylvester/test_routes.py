@@ -29,6 +29,8 @@ from sylvinit.errors import SolverError
 from sylvinit.sylvester import compute, lapack, routes, spectral
 from sylvinit.sylvester.threads import threads_for
 
+pytestmark = pytest.mark.threads(2)
+
 STRUCTURES = ("gen", "sym", "pos")
 needs_compiled = pytest.mark.skipif(not lapack.AVAILABLE, reason="no compiled module")
 
@@ -59,7 +61,6 @@ def threads():
 
 
 @with_and_without
-@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(
     ("form", "structure"),
     [*product(("tridiagonal", "spectral", "schur"), ("sym", "pos")), ("schur", "gen")],
@@ -81,7 +82,6 @@ def test_every_form_agrees_with_the_kronecker_system(
 
 
 @with_and_without
-@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("structure", ["sym", "pos"])
 @pytest.mark.parametrize(("k", "d"), [(33, 35), (70, 34), (40, 100)])
 def test_forms_agree_with_each_other(compiled, structure, k, d) -> None:
@@ -96,7 +96,6 @@ def test_forms_agree_with_each_other(compiled, structure, k, d) -> None:
 
 
 @needs_compiled
-@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("structure", STRUCTURES)
 @pytest.mark.parametrize("dtype", WIDE_DTYPES, **ids)
 def test_compiled_and_fallback_agree(structure, dtype) -> None:
@@ -108,7 +107,6 @@ def test_compiled_and_fallback_agree(structure, dtype) -> None:
         assert relative_error(compiled, wide(fallback)) <= 1e-13
 
 
-@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_fallback_uses_nothing_compiled(structure, monkeypatch) -> None:
     monkeypatch.setattr(lapack, "_lapack", None)

@@ -24,8 +24,6 @@ from sylvester_problems import (
 import sylvinit
 from sylvinit.errors import MatrixError, SolverError
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 STRUCTURES = ("gen", "sym", "pos", "low rank")
 SHAPES = ((4, 7), (7, 4), (1, 1))
 

@@ -6,7 +6,7 @@ import hypothesis.extra.numpy as hnp
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sylvester_problems import (
     DTYPES,
@@ -27,8 +27,6 @@ from sylvester_problems import (
 
 import sylvinit
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 STRUCTURES = ("auto", "gen", "sym", "pos")
 # Largest relative error where |A| + |B| is at most 20 times the separation of the spectra, for the
 # data as rounded to their dtype: rounding of the result in single precision (measured 4e-8), a few
@@ -39,8 +37,6 @@ TOLERANCE = {
     torch.float64: 1e-12,
     torch.complex128: 1e-12,
 }
-
-several = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 def strided(x: torch.Tensor) -> torch.Tensor:
@@ -95,7 +91,6 @@ def check(a: torch.Tensor, b: torch.Tensor, q: torch.Tensor, assume: str) -> tor
 
 
 @with_and_without
-@several
 @given(
     seed=st.integers(0, 2**32 - 1),
     k=st.integers(1, 12),

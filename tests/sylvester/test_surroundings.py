@@ -10,6 +10,8 @@ from threadpoolctl import threadpool_info
 
 import sylvinit
 
+pytestmark = pytest.mark.threads(2)
+
 STRUCTURES = ("gen", "sym", "pos")
 
 

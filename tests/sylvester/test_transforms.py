@@ -7,7 +7,6 @@ from itertools import product
 
 import pytest
 import torch
-from helpers import single_thread
 from sylvester_helpers import loss_of, near, oracle, parameters, random, solution
 from torch import Tensor
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
@@ -19,12 +18,6 @@ F64, C128 = torch.float64, torch.complex128
 STRUCTURES = ("gen", "sym", "pos", "auto")
 # Float64 against loops or the Kronecker system, relative to the largest entry; measured 2e-15.
 NEAR = 1e-12
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    with single_thread():
-        yield
 
 
 @pytest.fixture(autouse=True)

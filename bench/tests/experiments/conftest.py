@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import single_thread
 from torch import Tensor
 
 FOLDER = str(Path(__file__).parents[3] / "bench" / "experiments")
 if FOLDER not in sys.path:
     sys.path.insert(0, FOLDER)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    with single_thread():
-        yield
 
 
 @pytest.fixture
