@@ -5,7 +5,8 @@
 // of a block are real ones, and so are bad addresses: sanitizers find both.
 #pragma once
 
-#include <barrier>
+#include <pthread.h>
+
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -40,6 +41,18 @@ namespace shim {
 
 constexpr int kWarp = 32;
 
+// std::barrier with futexes alone.
+class Barrier {
+ public:
+  explicit Barrier(int threads) { pthread_barrier_init(&barrier_, nullptr, threads); }
+  ~Barrier() { pthread_barrier_destroy(&barrier_); }
+  Barrier(const Barrier&) = delete;
+  void arrive_and_wait() { pthread_barrier_wait(&barrier_); }
+
+ private:
+  pthread_barrier_t barrier_;
+};
+
 // What the threads of one block share.
 struct Block {
   explicit Block(int threads) : all(threads) {
@@ -50,10 +63,10 @@ struct Block {
   }
   struct Warp {
     explicit Warp(int size) : together(size) {}
-    std::barrier<> together;
+    Barrier together;
     std::uint32_t word[kWarp][16];  // what each lane shows the others
   };
-  std::barrier<> all;
+  Barrier all;
   std::vector<std::unique_ptr<Warp>> warps;
 };
 
