@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from typing import Any
 
 import pytest
@@ -21,8 +22,6 @@ from torch import Tensor, nn
 
 import sylvinit
 from sylvinit.demo.networks import resnet20
-
-pytestmark = pytest.mark.filterwarnings("ignore::sylvinit.SylvinitWarning")
 
 SAMPLES = 120
 # Relative, of every weight of a float64 ResNet-20; the worst seen over the ways below is 1.2e-9.
@@ -43,23 +42,30 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-def network(dtype: torch.dtype) -> nn.Module:
-    """ResNet-20 with narrow stages."""
+Run = tuple[dict[str, Tensor], dict[str, Tensor], sylvinit.Report]
+
+# Blocks of each of the three stages: a ResNet-8, and with --thorough the ResNet-20.
+blocks = pytest.mark.parametrize("blocks", [1, pytest.param(3, marks=pytest.mark.thorough)])
+
+
+def network(dtype: torch.dtype, blocks: int) -> nn.Module:
+    """A ResNet with narrow stages."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return resnet20(4, widths=(6, 8, 12)).to(dtype)
+        return resnet20(4, widths=(6, 8, 12), blocks=blocks).to(dtype)
 
 
 def run(
     dtype: torch.dtype,
+    blocks: int,
     *,
     channels_last: bool = False,
     loader: int | None = None,
     **options: Any,
-) -> tuple[dict[str, Tensor], dict[str, Tensor], sylvinit.Report]:
+) -> Run:
     """Weights, buffers and report of a fresh network."""
     x, y = images(SAMPLES, dtype=dtype, size=12)
-    model = network(dtype)
+    model = network(dtype, blocks)
     if channels_last:
         x = x.contiguous(memory_format=torch.channels_last)
         model = model.to(memory_format=torch.channels_last)
@@ -70,18 +76,18 @@ def run(
     return weights_of(model), copy.deepcopy(dict(model.named_buffers())), report
 
 
-@pytest.fixture(scope="module")
-def at_once() -> dict[torch.dtype, Any]:
+@functools.cache
+def at_once(dtype: torch.dtype, blocks: int) -> Run:
     """Everything in one microbatch."""
-    kinds = (torch.float64, torch.float32)
-    return {dtype: run(dtype, microbatch=SAMPLES) for dtype in kinds}
+    return run(dtype, blocks, microbatch=SAMPLES)
 
 
+@blocks
 @pytest.mark.parametrize("way", WAYS)
-def test_a_double_precision_resnet(way: str, at_once: dict[torch.dtype, Any]) -> None:
-    weights, buffers, report = at_once[torch.float64]
-    other, other_buffers, other_report = run(torch.float64, **WAYS[way])
-    assert len(report.solved) == 20
+def test_a_double_precision_resnet(way: str, blocks: int) -> None:
+    weights, buffers, report = at_once(torch.float64, blocks)
+    other, other_buffers, other_report = run(torch.float64, blocks, **WAYS[way])
+    assert len(report.solved) == 6 * blocks + 2
     assert_close(weights, other, DOUBLE)
     statistics = {name: value for name, value in buffers.items() if value.is_floating_point()}
     assert_close(statistics, {name: other_buffers[name] for name in statistics}, DOUBLE)
@@ -90,19 +96,22 @@ def test_a_double_precision_resnet(way: str, at_once: dict[torch.dtype, Any]) ->
     ]
 
 
+@blocks
 @pytest.mark.parametrize("way", WAYS)
-def test_the_first_layers_in_single_precision(way: str, at_once: dict[torch.dtype, Any]) -> None:
-    first, second = at_once[torch.float32][0], run(torch.float32, **WAYS[way])[0]
+def test_the_first_layers_in_single_precision(way: str, blocks: int) -> None:
+    first, second = at_once(torch.float32, blocks)[0], run(torch.float32, blocks, **WAYS[way])[0]
     names = [name for name in first if "conv" in name][:FIRST_LAYERS]
     assert names == ["conv1.weight", "blocks.0.conv1.weight", "blocks.0.conv2.weight"]
     few = {name: first[name] for name in names}
     assert_close(few, {name: second[name] for name in names}, SINGLE)
 
 
+@blocks
+@pytest.mark.threads(2)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_bitwise_the_same_twice(dtype: torch.dtype, at_once: dict[torch.dtype, Any]) -> None:
-    weights, buffers, _ = at_once[dtype]
-    again, buffers_again, _ = run(dtype, microbatch=SAMPLES)
+def test_bitwise_the_same_twice(dtype: torch.dtype, blocks: int) -> None:
+    weights, buffers, _ = run(dtype, blocks, microbatch=SAMPLES)
+    again, buffers_again, _ = run(dtype, blocks, microbatch=SAMPLES)
     assert_identical(weights, again)
     assert_identical(buffers, buffers_again)
 
