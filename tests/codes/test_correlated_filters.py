@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from checks import CLOSE, check_rows, inputs_of
 from correlation_problems import random_correlation, smooth_correlation
 from driver_helpers import (
     assert_identical,
@@ -19,6 +18,7 @@ from driver_helpers import (
     small_net,
     unchanged,
 )
+from equation_checks import CLOSE, check_rows, inputs_of
 from helpers import layer_patches, weight_matrix
 from torch import Tensor, nn
 

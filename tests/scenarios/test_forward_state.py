@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import weakref
 from collections import deque
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -285,3 +286,66 @@ def test_a_forward_that_iterates_over_what_it_keeps() -> None:
     weights = _weights(model, microbatch=30)
     assert_identical(weights, expected)
     assert not model.history
+
+
+def head_last(*front: nn.Module) -> nn.Sequential:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        return nn.Sequential(*front, nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, CLASSES))
+
+
+class CachedMask(nn.Module):
+    """Registers a buffer of the batch's size at its first call, and may fail afterwards."""
+
+    def __init__(self, *, fails_at: int | None = None) -> None:
+        super().__init__()
+        self.counter, self.fails_at = itertools.count(1), fails_at
+
+    def forward(self, x: Tensor) -> Tensor:
+        call = next(self.counter)
+        if not hasattr(self, "mask"):
+            self.register_buffer("mask", torch.ones(len(x), 1), persistent=False)
+        if call == self.fails_at:
+            raise RuntimeError("the forward fails")
+        return x * self.mask
+
+
+def test_buffers_registered_by_the_forward_are_removed() -> None:
+    model = head_last(CachedMask())
+    sylvinit.initialize_(model, (ROWS, Y), microbatch=30)  # and the survey's do not get in the way
+    assert list(model.named_buffers()) == []
+    assert not model[0]._non_persistent_buffers_set
+
+
+@pytest.mark.parametrize("at", [1, 2])
+def test_buffers_registered_by_a_forward_that_fails_are_removed(at: int) -> None:
+    model = head_last(CachedMask(fails_at=at))
+    with unchanged(model), pytest.raises(RuntimeError, match="the forward fails"):
+        sylvinit.initialize_(model, (ROWS, Y), microbatch=30)
+    assert list(model.named_buffers()) == []
+
+
+def test_lazy_modules_keep_their_buffers_and_lose_those_of_others() -> None:
+    model = nn.Sequential(CachedMask(), nn.LazyLinear(8), nn.LazyBatchNorm1d(), nn.LazyLinear(4))
+    sylvinit.initialize_(model, (ROWS, Y), microbatch=30)
+    names = {"2.running_mean", "2.running_var", "2.num_batches_tracked"}
+    assert {name for name, _ in model.named_buffers()} == names
+
+
+def test_the_input_of_the_last_layer_is_freed_while_the_forward_goes_on() -> None:
+    inputs: list[weakref.ref[Tensor]] = []
+    alive: list[bool] = []
+
+    class Note(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            inputs.append(weakref.ref(x))
+            return x
+
+    class Look(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            alive.append(inputs[len(alive)]() is not None)
+            return x
+
+    model = nn.Sequential(nn.ReLU(), Note(), nn.Linear(12, 8), Look(), nn.Linear(8, CLASSES))
+    sylvinit.initialize_(model, (ROWS, Y), microbatch=10)
+    assert alive[1:] == [False] * 3  # the first is that of the survey, which keeps its inputs

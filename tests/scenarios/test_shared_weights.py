@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from checks import (
+from equation_checks import (
     CLASSES,
     CLOSE,
     batches,

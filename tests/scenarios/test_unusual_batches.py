@@ -1,4 +1,4 @@
-"""What the drivers once got wrong about labels, forms of data, rows and reports."""
+"""Unusual labels, forms of data and rows, and what the report says of them."""
 
 from __future__ import annotations
 

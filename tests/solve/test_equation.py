@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from checks import DEFECT, Affine
+from equation_checks import DEFECT, Affine
 from helpers import (
     assert_near,
     chosen_rows,
