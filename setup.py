@@ -12,7 +12,6 @@ SYLVINIT_CUDA    sylvinit._cuda, the CUDA kernels (csrc/cuda): needs nvcc and th
 import os
 import shutil
 import sys
-import time
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -91,7 +90,6 @@ class BuildExt(build_ext):
         if not isinstance(ext, CudaExtension):
             super().build_extension(ext)
             return
-        start = time.monotonic()
         try:
             module = compilation.build(ROOT)
         except (BuildError, OSError, UnicodeError) as error:
@@ -106,7 +104,6 @@ class BuildExt(build_ext):
         path = Path(self.get_ext_fullpath(ext.name))
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(module, path)
-        sys.stdout.write(f"{path.name}: {time.monotonic() - start:.0f} s\n")
 
 
 setup(
