@@ -27,17 +27,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("thorough" if config.getoption("thorough") else "quick")
-    # On matrices as small as here, threads cost more than they do; see also the mark "threads".
-    torch.set_num_threads(1)
-    threadpoolctl.threadpool_limits(1)
-    os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("thorough"):
-        return
+    if not any(item.path.name.startswith("bench_") for item in items):
+        # On matrices as small as here, threads cost more than they do; see the mark "threads".
+        torch.set_num_threads(1)
+        threadpoolctl.threadpool_limits(1)
+        os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start
     for item in items:
-        if item.get_closest_marker("thorough"):
+        if item.get_closest_marker("thorough") and not config.getoption("thorough"):
             item.add_marker(pytest.mark.skip(reason="runs with --thorough"))
 
 

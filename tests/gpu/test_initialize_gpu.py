@@ -36,7 +36,7 @@ SAMPLES = 120
 # The contract: a float64 model agrees in all its weights, a float32 one in its first
 # layers, or as subspaces where eigenvalues are close.
 BOUND = 1e-5
-# The same for the first three layers of a float32 model, see tests/scenarios/test_reproducibility.py.
+# The same for the first three layers of a float32 model, see test_reproducibility.py.
 SINGLE = 1e-4
 
 
