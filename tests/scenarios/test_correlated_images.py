@@ -32,6 +32,7 @@ def test_neighbouring_pixels_are_alike(images: Tensor) -> None:
 
 def test_eq_17_preserves_the_variance_of_images(images: Tensor) -> None:
     """E[y^2] / E[x^2] within 8 % of gain^2, and as output_variance says; Kaiming's is 2.7 times."""
+    images = images[:50]
     patches = F.unfold(images, 3).double().unflatten(1, (3, 9)).permute(0, 3, 1, 2).reshape(-1, 9)
     second = patches.mT @ patches / len(patches)
     scale = second.diagonal().rsqrt()

@@ -170,8 +170,15 @@ def operands(structure: str, case: str) -> list[Tensor]:
     return [*equation_of("sym" if structure == "auto" else structure, t, s), q]
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize(("structure", "form"), PAIRS)
+# Every case and every pair by default, all combinations with --thorough.
+COMBINATIONS = [
+    pytest.param(*pair, case, marks=[pytest.mark.thorough] * ((i + j) % 2))
+    for i, pair in enumerate(PAIRS)
+    for j, case in enumerate(CASES)
+]
+
+
+@pytest.mark.parametrize(("structure", "form", "case"), COMBINATIONS)
 def test_opcheck(structure: str, form: str, case: str) -> None:
     a, b, q = operands(structure, case)
     torch.library.opcheck(operators.sylvester_factor, (a, b, structure, form))

@@ -29,8 +29,6 @@ from sylvinit.errors import SolverError
 from sylvinit.sylvester import compute, lapack, routes, spectral
 from sylvinit.sylvester.threads import threads_for
 
-pytestmark = pytest.mark.threads(2)
-
 STRUCTURES = ("gen", "sym", "pos")
 needs_compiled = pytest.mark.skipif(not lapack.AVAILABLE, reason="no compiled module")
 
@@ -165,6 +163,7 @@ def test_info_prints_the_routes(available, monkeypatch, capsys) -> None:
         assert line.endswith(row.text)
 
 
+@pytest.mark.threads(2)
 def test_threads_for_small_and_large_work(threads) -> None:
     threads(4)
     assert threads_for(1, 100, 100) == 1
@@ -180,6 +179,7 @@ def test_threads_for_small_and_large_work(threads) -> None:
 # --------------------------------------------------------------------------------------- threads
 
 
+@pytest.mark.threads(2)
 @needs_compiled
 @pytest.mark.parametrize("structure", STRUCTURES)
 @pytest.mark.parametrize("dtype", WIDE_DTYPES, **ids)
@@ -199,6 +199,7 @@ def test_threads_give_the_same_bits(structure, dtype, k, d, threads) -> None:
     assert torch.equal(torch.stack(alone), found[0])
 
 
+@pytest.mark.threads(2)
 @with_and_without
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_batch_equals_one_by_one(compiled, structure, threads) -> None:
@@ -213,6 +214,7 @@ def test_batch_equals_one_by_one(compiled, structure, threads) -> None:
                 assert relative_error(alone, wide(together[i])) <= 50 * eps_of(q)
 
 
+@pytest.mark.threads(2)
 @needs_compiled
 def test_error_of_a_batch_on_threads_is_the_first_one(threads) -> None:
     a, b, q = equation("pos", 20, 30, (16,))
