@@ -20,12 +20,11 @@ import torch
 from torch import Tensor
 
 from sylvinit.backends import eigen, extension, kernels
+from sylvinit.backends.eigen import Pair
 from sylvinit.backends.memory import memory_for
 from sylvinit.errors import BackendError, SolverError
 
 logger = logging.getLogger(__name__)
-
-Pair = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from sylvinit.backends import cusolver, eigen, extension, kernels
+from sylvinit.backends.eigen import Pair
 from sylvinit.errors import BackendError, OptionError
-
-
-def _nothing(device: torch.device | None) -> str:
-    return ""
 
 
 @dataclass(frozen=True)
@@ -25,18 +22,17 @@ class Backend:
         text: what it runs on.
         missing: why it cannot run on a device (None: in this process), or "". Asking may
             initialise CUDA, which is left alone where all tensors are on the CPU.
-        eigh: float64 (..., n, n) -> eigenvalues (..., n), eigenvectors (..., n, n).
-        eigh_pair: two of them.
-        divide: by a_i + b_j, with the zero rule.
+        eigh, eigh_pair, divide: as those of :mod:`sylvinit.backends.eigen`; ``divide`` may
+            overwrite its first argument.
     """
 
     name: str
     devices: tuple[str, ...]
     text: str
-    missing: Callable[[torch.device | None], str] = _nothing
-    eigh: eigen.Eigh = eigen.eigh
-    eigh_pair: eigen.EighPair = eigen.eigh_pair
-    divide: eigen.Divide = eigen.divide
+    missing: Callable[[torch.device | None], str] = lambda device: ""
+    eigh: Callable[..., Pair] = eigen.eigh
+    eigh_pair: Callable[..., tuple[Pair, Pair]] = eigen.eigh_pair
+    divide: Callable[..., Pair] = eigen.divide
 
     @property
     def available(self) -> bool:

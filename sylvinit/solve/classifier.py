@@ -64,7 +64,6 @@ def solve_classifier(
         bias=bias[None],
         rank=stats.rank(),
         residual=math.nan,
-        separation=math.nan,
         dropped=0,
         filled_components=0,
         mixed=torch.zeros((1, k), dtype=torch.bool, device=x.device),

@@ -16,21 +16,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from sylvinit.backends.eigen import (
-    RankOne,
-    Solution,
-    Thresholds,
-    solve_positive,
-    solve_rank_one,
-)
+from sylvinit.backends.eigen import Thresholds
 from sylvinit.codes.code import Code, Latent, is_mirrored
 from sylvinit.codes.rest import append_components
 from sylvinit.errors import SolverError
 from sylvinit.moments.statistics import LayerStatistics
 from sylvinit.solve.filling import choose_entries, fill_with_mixtures
-
-# Bound on the relative residual of a float64 solve; the worst seen in the tests is 3e-15.
-RESIDUAL_BOUND = 1e-12
+from sylvinit.sylvester.rounding import RESIDUAL_BOUND
+from sylvinit.sylvester.semidefinite import RankOne, Solution, solve_positive, solve_rank_one
 
 
 @dataclass
@@ -41,8 +34,7 @@ class LayerSolution:
         weight: float64 (groups, k, d_in), in the coordinates of the layer's input.
         bias: float64 (groups, k).
         rank: numerical rank of the input covariance (the largest over groups).
-        residual: relative residual of the equation, see :func:`backends.spectral.solve_positive`.
-        separation: smallest divisor a_i + b_j relative to a_max + b_max.
+        residual: relative residual of the equation, see :func:`solve_positive`.
         dropped: pairs (i, j) that the zero rule set to 0.
         filled_components: entries filled with principal components of what the code leaves.
         mixed: bool (groups, k), rows filled with orthogonal mixtures of solved rows.
@@ -54,7 +46,6 @@ class LayerSolution:
     bias: Tensor
     rank: int
     residual: float
-    separation: float
     dropped: int
     filled_components: int
     mixed: Tensor
@@ -130,7 +121,6 @@ def solve_layer(
         bias=bias,
         rank=stats.rank(),
         residual=solution.residual,
-        separation=solution.separation,
         dropped=solution.dropped,
         filled_components=components,
         mixed=mixed,
@@ -187,9 +177,7 @@ def _solve(
         )
     if constant:
         bias = solution.w[:, :, -1]
-        solution = Solution(
-            solution.w[:, :, :-1], solution.residual, solution.separation, solution.dropped
-        )
+        solution = solution._replace(w=solution.w[:, :, :-1])
     else:
         bias = latent.mean - (solution.w @ mean[:, :, None])[:, :, 0]
     return solution, bias
