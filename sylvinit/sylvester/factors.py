@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sylvinit.errors import OptionError, OptionTypeError
-from sylvinit.sylvester import compute, operators
+from sylvinit.sylvester import operators
 from sylvinit.sylvester.compute import Factors
 from sylvinit.sylvester.matrices import (
     REAL,
@@ -19,6 +19,7 @@ from sylvinit.sylvester.matrices import (
     check_square,
     check_structure,
 )
+from sylvinit.sylvester.schur import eigenvalues
 
 
 class SylvesterFactors:
@@ -49,7 +50,7 @@ class SylvesterFactors:
         """Of A (..., k) and B (..., d); real where the matrices are Hermitian. No derivatives."""
         found = []
         for core in (self._factors.core_a, self._factors.core_b):
-            found.append(core if self._form == "spectral" else _of_triangular(core))
+            found.append(core if self._form == "spectral" else eigenvalues(core))
         return found[0], found[1]
 
     def separation(self, *, scale: float | Tensor = 1.0, shift: float | Tensor = 0.0) -> Tensor:
@@ -159,22 +160,7 @@ def sylvester_factor(a: Tensor, b: Tensor, *, assume_a: str = "auto") -> Sylvest
     check_alike(a=a, b=b)
     broadcast(a=tuple(a.shape[:-2]), b=tuple(b.shape[:-2]))
     still_a, still_b = a.detach(), b.detach()
-    if operators.is_plain(still_a, still_b):
-        eps = torch.finfo(a.dtype).eps
-        wide_a, wide_b = compute.widen(still_a), compute.widen(still_b)
-        structure = compute.structure_of(wide_a, wide_b, structure, eps)[0]
+    structure = operators.seen_structure(still_a, still_b, structure)
     form = "schur" if structure in ("gen", "auto") else "spectral"
     factors = operators.sylvester_factor(still_a, still_b, structure, form)
     return SylvesterFactors(a, b, Factors(*factors), structure, form)
-
-
-def _of_triangular(t: Tensor) -> Tensor:
-    """Eigenvalues of Schur forms, upper or lower triangular with 2 x 2 blocks if real."""
-    diagonal = t.diagonal(dim1=-2, dim2=-1)
-    if t.dtype.is_complex or t.shape[-1] < 2:
-        return diagonal.to(torch.complex128)
-    above, below = t.diagonal(1, dim1=-2, dim2=-1), t.diagonal(-1, dim1=-2, dim2=-1)
-    # A block has entries of opposite sign on both sides; elsewhere one of them is zero.
-    imaginary = above.abs().sqrt() * below.abs().sqrt()
-    pad = torch.nn.functional.pad
-    return torch.complex(diagonal, pad(imaginary, (0, 1)) - pad(imaginary, (1, 0)))

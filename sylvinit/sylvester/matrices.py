@@ -1,4 +1,4 @@
-"""Checks of what a caller passes: first shapes and dtypes, then values."""
+"""What a caller passes: checks of shapes, dtypes and values; the same values for LAPACK."""
 
 from __future__ import annotations
 
@@ -18,6 +18,20 @@ STRUCTURES = ("auto", "gen", "sym", "pos")
 # Matrices declared Hermitian may differ from their adjoints by this many eps times size times the
 # largest entry: X X^T computed with products in another order differs by up to about 2.
 _ASYMMETRY = 10.0
+
+
+def widen(x: Tensor) -> Tensor:
+    """The same values, float64 or complex128, contiguous, detached."""
+    dtype = torch.complex128 if x.dtype.is_complex else torch.float64
+    return x.detach().to(dtype).resolve_conj().resolve_neg().contiguous()
+
+
+def adjoint_of(x: Tensor) -> Tensor:
+    """The matrices x^H with the conjugation and the order carried out in memory.
+
+    Inside operators torch may have lazy conjugation switched off, and then sums ignore it.
+    """
+    return x.mT.conj_physical().contiguous()
 
 
 def check_matrix(name: str, x: object) -> Tensor:

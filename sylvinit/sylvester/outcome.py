@@ -6,19 +6,14 @@ import math
 import os
 import sys
 import warnings
-from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from sylvinit.errors import AccuracyWarning, MatrixError, SingularEquationError, SolverError
-
-# Relative residual (float64) above which a result is not handed out. The worst seen, on problems
-# with condition numbers up to 1e15 and sizes up to 4608, is 3e-15.
-RESIDUAL_BOUND = 1e-12
-# For float32 and complex64: they are solved in double precision too, but weights of B given to
-# factors are rounded in the caller's precision.
-RESIDUAL_BOUND_SINGLE = 1e-5
+from sylvinit.sylvester.rounding import RESIDUAL_BOUND, RESIDUAL_BOUND_SINGLE
 
 
 class Status(IntEnum):
@@ -32,8 +27,7 @@ class Status(IntEnum):
     OVERFLOW = 5
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """The worst over a batch.
 
     Attributes:
@@ -46,18 +40,41 @@ class Outcome:
         dropped: pairs set to zero because a_i + b_j is rounding.
     """
 
-    status: Status
-    problem: int
-    residual: float
-    separation: float
-    a: complex
-    b: complex
-    dropped: int
+    status: Status = Status.OK
+    problem: int = 0
+    residual: float = 0.0
+    separation: float = math.inf
+    a: complex = 0.0
+    b: complex = 0.0
+    dropped: int = 0
 
-    @classmethod
-    def empty(cls) -> Outcome:
-        """Of equations without unknowns."""
-        return cls(Status.OK, 0, 0.0, math.inf, 0.0, 0.0, 0)
+    def swapped(self) -> Outcome:
+        """The same of B X^H + X^H A = Q^H."""
+        return self._replace(a=self.b, b=self.a)
+
+
+def closest_pair(
+    values_a: Tensor, values_b: Tensor, distances: Tensor, size: Tensor, batch: torch.Size
+) -> Outcome:
+    """The pair whose distance is smallest beside the size of the matrices.
+
+    Args:
+        values_a, values_b: eigenvalues (..., m) and (..., n).
+        distances: |a_i + b_j|, (..., m, n), infinite for pairs that do not count.
+        size: of a and b together, (...).
+        batch: what all these and the right sides broadcast to.
+    """
+    relative = distances / torch.where(size > 0, size, 1.0)[..., None, None]
+    m, n = distances.shape[-2:]
+    relative = relative.expand(*batch, m, n).flatten()
+    at = int(relative.argmin())
+    problem, i, j = at // (m * n), at // n % m, at % n
+    return Outcome(
+        problem=problem,
+        separation=float(relative[at]),
+        a=complex(values_a.expand(*batch, m).reshape(-1, m)[problem, i]),
+        b=complex(values_b.expand(*batch, n).reshape(-1, n)[problem, j]),
+    )
 
 
 def judge(outcome: Outcome, batch: tuple[int, ...], eps: float, checked: bool) -> None:

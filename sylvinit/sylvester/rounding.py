@@ -20,9 +20,9 @@ RESIDUAL_BOUND = 1e-12
 RESIDUAL_BOUND_SINGLE = 1e-5
 
 
-def zero_threshold(k: int, d: int, eps: float) -> float:
-    """Relative size up to which a_i + b_j is zero, for matrices of these sizes."""
-    return max(k, d) * eps
+def zero_threshold(q: Tensor, eps: float) -> float:
+    """What a_i + b_j is zero up to, relative to the size of a and b, for q (..., k, d)."""
+    return max(q.shape[-2:]) * eps
 
 
 def frobenius_norm(x: Tensor) -> Tensor:
@@ -53,6 +53,7 @@ def refine(
     norms: Tensor,
     *,
     steps: int = 1,
+    above: float = REFINED,
     kept: Callable[[Tensor], Tensor] = lambda defect: defect,
 ) -> tuple[Tensor, float]:
     """X and its largest relative residual, refined while the residual asks for it and falls.
@@ -63,13 +64,14 @@ def refine(
         defect: from X to Q - A X - X B.
         norms: |A| + |B|, (...).
         steps: the most that are taken.
+        above: residual from which on a step is tried.
         kept: what of a defect the zero rule leaves, in any orthonormal coordinates.
     """
     x = solve(q)
     left = defect(x)
     residual = float(relative_residual(kept(left), norms, x, q).max())
     for _ in range(steps):
-        if residual <= REFINED:
+        if residual <= above:
             break
         refined = x + solve(left)
         left = defect(refined)

@@ -15,7 +15,7 @@ from sylvinit.sylvester.matrices import (
     check_square,
     check_structure,
 )
-from sylvinit.sylvester.spectral import frobenius_norm
+from sylvinit.sylvester.rounding import frobenius_norm, relative_residual
 
 
 def solve_sylvester(a: Tensor, b: Tensor, q: Tensor, *, assume_a: str = "auto") -> Tensor:
@@ -101,6 +101,4 @@ def sylvester_residual(a: Tensor, b: Tensor, q: Tensor, x: Tensor) -> Tensor:
     check_right_side(x, a.shape[-1], b.shape[-1], batch, name="x")
     wide = torch.complex128 if a.dtype.is_complex else torch.float64
     a, b, q, x = a.to(wide), b.to(wide), q.to(wide), x.to(wide)
-    norm = frobenius_norm
-    size = (norm(a) + norm(b)) * norm(x) + norm(q)
-    return norm(a @ x + x @ b - q) / torch.where(size > 0, size, 1.0)
+    return relative_residual(a @ x + x @ b - q, frobenius_norm(a) + frobenius_norm(b), x, q)
