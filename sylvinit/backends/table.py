@@ -101,22 +101,17 @@ def choose(name: str, device: torch.device) -> Backend:
             "sylvinit solves in float64, which mps devices do not have; move the model to the CPU "
             "for the initialisation"
         )
-    rows = table()
+    rows = {row.name: row for row in table()}
     if name == "auto":
-        return next(row for row in rows if row.takes(device) and not row.missing(device))
-    for row in rows:
-        if row.name != name:
-            continue
-        if not row.available:
-            raise BackendError(f"backend={name!r} cannot run here: {row.reason}")
-        if not row.takes(device):
-            raise BackendError(
-                f"backend={name!r} takes tensors on {' or '.join(row.devices)}, but the model is "
-                f"on {device}; use backend='auto'"
-            )
-        if reason := row.missing(device):
-            raise BackendError(f"backend={name!r} cannot run here: {reason}")
-        return row
-    raise OptionError(
-        f"backend must be 'auto' or one of {[row.name for row in rows]}, got {name!r}"
-    )
+        return next(row for row in rows.values() if row.takes(device) and not row.missing(device))
+    if name not in rows:
+        raise OptionError(f"backend must be 'auto' or one of {list(rows)}, got {name!r}")
+    row = rows[name]
+    if row.available and not row.takes(device):
+        raise BackendError(
+            f"backend={name!r} takes tensors on {' or '.join(row.devices)}, but the model is on "
+            f"{device}; use backend='auto'"
+        )
+    if reason := row.missing(None) or row.missing(device):
+        raise BackendError(f"backend={name!r} cannot run here: {reason}")
+    return row

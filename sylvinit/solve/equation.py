@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from sylvinit.backends.eigen import Thresholds
 from sylvinit.codes.code import Code, Latent, is_mirrored
@@ -95,8 +96,8 @@ def solve_layer(
     else:
         solution, bias = _solve(stats, latent, lam, constant, copies)
         missing = k - latent.rows
-        weight = torch.nn.functional.pad(stats.in_input_coordinates(solution.w), (0, 0, 0, missing))
-        bias = torch.nn.functional.pad(bias, (0, missing))
+        weight = pad(stats.in_input_coordinates(solution.w), (0, 0, 0, missing))
+        bias = pad(bias, (0, missing))
         mixed = torch.zeros(weight.shape[:2], dtype=torch.bool, device=weight.device)
         empty = torch.zeros(stats.groups, dtype=torch.bool, device=weight.device)
         components, taken_up = 0, False
@@ -135,40 +136,28 @@ def _mirrored(x: Tensor) -> Tensor:
 
 
 def _solve(
-    stats: LayerStatistics,
-    latent: Latent,
-    lam: float,
-    constant: bool,
-    copies: int,
+    stats: LayerStatistics, latent: Latent, lam: float, constant: bool, copies: int
 ) -> tuple[Solution, Tensor]:
     """W and the bias in the coordinates of ``stats``; rows of entries that are zero are zero.
 
     ``copies`` entries stand for each: the decoder adds up as many equal terms.
     """
     values, vectors = stats.spectrum()
-    mean, moment, cross = stats.mean, stats.second_moment(), latent.cross
-    if constant:
-        one = mean.new_ones((stats.groups, 1))
-        moment = torch.cat(
-            (
-                torch.cat((moment, mean[:, :, None]), dim=2),
-                torch.cat((mean, one), dim=1)[:, None, :],
-            ),
-            dim=1,
-        )
-        cross = torch.cat((cross, latent.mean[:, :, None]), dim=2)
-        mean, values = torch.cat((mean, one), dim=1), torch.cat((values, 0 * one), dim=1)
-        vectors = torch.nn.functional.pad(vectors, (0, 1, 0, 1))
+    mean, covariance, cross = stats.mean, stats.covariance, latent.cross
+    if constant:  # 1, which never varies
+        mean, values = pad(mean, (0, 1), value=1.0), pad(values, (0, 1))
+        covariance, vectors = pad(covariance, (0, 1, 0, 1)), pad(vectors, (0, 1, 0, 1))
         vectors[:, -1, -1] = 1
+        cross = torch.cat((cross, latent.mean[:, :, None]), dim=2)
+    moment = covariance + mean[:, :, None] * mean[:, None, :]
     # A code's product S S^T need not be symmetric to the bit, and eigensolvers read one triangle.
     second = (latent.second_moment + latent.second_moment.mT) / 2
     a, b, q = copies * _without_empty_rows(second), lam * moment, (1 + lam) * cross
-    backend = stats.backend
     thresholds = _thresholds(stats, latent, lam)
     rank_one = RankOne(lam * values, vectors, lam**0.5 * mean)
-    solution = solve_rank_one(a, b, q, thresholds, rank_one, backend.eigh, stats.notes)
+    solution = solve_rank_one(a, b, q, thresholds, rank_one, stats.backend, stats.notes)
     if solution is None or not solution.residual <= RESIDUAL_BOUND:
-        solution = solve_positive(a, b, q, thresholds, backend, stats.notes)
+        solution = solve_positive(a, b, q, thresholds, stats.backend, stats.notes)
     if not solution.residual <= RESIDUAL_BOUND:
         raise SolverError(
             f"the equation's relative residual is {solution.residual:.1e}, above "
@@ -176,11 +165,8 @@ def _solve(
             "normalise the data"
         )
     if constant:
-        bias = solution.w[:, :, -1]
-        solution = solution._replace(w=solution.w[:, :, :-1])
-    else:
-        bias = latent.mean - (solution.w @ mean[:, :, None])[:, :, 0]
-    return solution, bias
+        return solution._replace(w=solution.w[:, :, :-1]), solution.w[:, :, -1]
+    return solution, latent.mean - (solution.w @ mean[:, :, None])[:, :, 0]
 
 
 def _without_empty_rows(a: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor
 from sylvinit.errors import SolverError
 from sylvinit.sylvester import lapack, matrices, schur, spectral
 from sylvinit.sylvester.matrices import adjoint_of, widen
-from sylvinit.sylvester.outcome import judge
+from sylvinit.sylvester.outcome import Mode, judge
 
 
 class Factors(NamedTuple):
@@ -160,7 +160,7 @@ def solve(
     Raises:
         SingularEquationError, MatrixError, SolverError: see :func:`sylvinit.solve_sylvester`.
     """
-    eps, positive = torch.finfo(q.dtype).eps, structure == "pos"
+    mode = Mode(torch.finfo(q.dtype).eps, structure == "pos", adjoint, checked)
     wide_a, wide_b, wide_q = widen(a), widen(b), widen(q)
     if structure in ("sym", "pos"):  # what was factored; no change where it is exact
         wide_a, wide_b = (wide_a + adjoint_of(wide_a)) / 2, (wide_b + adjoint_of(wide_b)) / 2
@@ -175,28 +175,14 @@ def solve(
     if math.prod(batch) * q.shape[-2] * q.shape[-1] == 0:
         return q.new_zeros((*batch, *q.shape[-2:]))
     if form == "spectral":
-        x, outcome = spectral.solve(
-            (wide_a, wide_b), factors, wide_q, eps=eps, positive=positive, examine=checked
-        )
+        x, outcome = spectral.solve((wide_a, wide_b), factors, wide_q, mode)
     else:
-        host = wide_a.cpu(), wide_b.cpu()
-        host_factors = Factors(*(x.cpu() for x in factors))
+        equation = (wide_a.cpu(), wide_b.cpu()), Factors(*(x.cpu() for x in factors)), wide_q.cpu()
         if form == "schur" and not lapack.AVAILABLE:
-            x, outcome = schur.solve(
-                host, host_factors, wide_q.cpu(), eps=eps, adjoint=adjoint, examine=checked
-            )
+            x, outcome = schur.solve(*equation, mode)
         else:
-            x, outcome = lapack.solve(
-                host,
-                host_factors,
-                wide_q.cpu(),
-                form,
-                eps=eps,
-                positive=positive,
-                adjoint=adjoint,
-                examine=checked,
-            )
-    judge(outcome, tuple(batch), eps, checked)
+            x, outcome = lapack.solve(*equation, form, mode)
+    judge(outcome, tuple(batch), mode.eps, checked)
     return narrow(x.to(q.device), q.dtype, checked)
 
 
@@ -224,7 +210,7 @@ def solve_once(a: Tensor, b: Tensor, q: Tensor, assume: str) -> Tensor:
     x, outcome = found
     if swap:
         x, outcome = adjoint_of(x), outcome.swapped()
-    judge(outcome, tuple(batch), eps, True)
+    judge(outcome, tuple(batch), eps)
     return narrow(x, q.dtype, True)
 
 

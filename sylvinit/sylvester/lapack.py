@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sylvinit.errors import SolverError
 from sylvinit.sylvester.matrices import adjoint_of
-from sylvinit.sylvester.outcome import Outcome, Status
+from sylvinit.sylvester.outcome import Mode, Outcome, Status
 
 _lapack: Any
 try:
@@ -132,13 +132,10 @@ def decompose(name: str, x: Tensor, form: str) -> tuple[Tensor, Tensor]:
         dtype=core_dtype(form, x.dtype),
         device="cpu",
     )
-    which = getattr(_lapack, form.upper())
-    addresses = basis.data_ptr(), core.data_ptr()
     threads = threads_for(count, n, n)
+    options = basis.data_ptr(), core.data_ptr(), x.dtype.is_complex, threads
     with blas_for(threads):
-        failed = _lapack.decompose(
-            which, x.data_ptr(), count, n, *addresses, x.dtype.is_complex, threads
-        )
+        failed = _lapack.decompose(getattr(_lapack, form.upper()), x.data_ptr(), count, n, *options)
     if failed >= 0:
         raise SolverError(
             f"the eigenvalue iteration for {name} did not converge (matrix {failed} of its batch); "
@@ -160,20 +157,10 @@ def solve_hermitian_direct(
     count = math.prod(batch)
     threads = threads_for(count, k, d) if count > 1 else 1
     x = torch.empty(q.shape, dtype=q.dtype, device="cpu")
+    addresses = a.data_ptr(), b.data_ptr(), q.data_ptr(), x.data_ptr()
+    options = q.dtype.is_complex, eps, positive, threads
     with blas_for(threads):
-        found = _lapack.solve_hermitian_direct(
-            a.data_ptr(),
-            b.data_ptr(),
-            q.data_ptr(),
-            x.data_ptr(),
-            count,
-            k,
-            d,
-            q.dtype.is_complex,
-            eps,
-            positive,
-            threads,
-        )
+        found = _lapack.solve_hermitian_direct(*addresses, count, k, d, *options)
     return None if found is None else (x, Outcome(Status(found[0]), *found[1:]))
 
 
@@ -182,11 +169,7 @@ def solve(
     factors: tuple[Tensor, Tensor, Tensor, Tensor],
     q: Tensor,
     form: str,
-    *,
-    eps: float,
-    positive: bool,
-    adjoint: bool,
-    examine: bool,
+    mode: Mode,
 ) -> tuple[Tensor, Outcome]:
     """X from the forms of :func:`decompose`; batch dimensions broadcast.
 
@@ -195,64 +178,44 @@ def solve(
         factors: basis and core of a, then of b.
         q: (..., k, d), not empty.
         form: "schur", or "tridiagonal" for the larger matrix and "spectral" for the smaller one.
-        eps: of the caller's dtype.
-        positive: the zero rule ("pos").
-        adjoint: solve A^H X + X B^H = Q.
-        examine: look for colliding and negative eigenvalues first.
+        mode: what is solved.
     """
     k, d = q.shape[-2:]
     if form == "tridiagonal" and k > d:  # of B X^H + X^H A = Q^H
-        x, outcome = solve(
-            (matrices[1], matrices[0]),
-            (*factors[2:], *factors[:2]),
-            adjoint_of(q),
-            form,
-            eps=eps,
-            positive=positive,
-            adjoint=adjoint,
-            examine=examine,
-        )
+        turned = (matrices[1], matrices[0]), (*factors[2:], *factors[:2])
+        x, outcome = solve(*turned, adjoint_of(q), form, mode)
         return adjoint_of(x), outcome.swapped()
-    (a, basis_a, core_a), batch_a = _flat(
-        (matrices[0], *factors[:2]), (2, 2, 2 if form == "schur" else 1)
-    )
-    (b, basis_b, core_b), batch_b = _flat((matrices[1], *factors[2:]), (2, 2, 2))
-    (right,), batch_q = _flat((q,), (2,))
+    of_a, batch_a = _flat((matrices[0], *factors[:2]), (2, 2, 2 if form == "schur" else 1))
+    of_b, batch_b = _flat((matrices[1], *factors[2:]), (2, 2, 2))
+    right, batch_q = _flat((q,), (2,))
     batch = torch.broadcast_shapes(batch_a, batch_b, batch_q)
     count = math.prod(batch)
     x = q.new_empty((*batch, k, d))
     picks = [_index(part, batch) for part in (batch_b, batch_a, batch_q)]
-    used = (b, basis_b, core_b, a, basis_a, core_a, right, x)
     operands = _lapack.Operands(
-        *(tensor.data_ptr() for tensor in used),
+        *(tensor.data_ptr() for tensor in (*of_b, *of_a, *right, x)),
         *(0 if pick is None else pick.data_ptr() for pick in picks),
     )
+    call, flag = _lapack.solve_hermitian, mode.positive
+    if form == "schur":
+        call, flag = _lapack.solve_general, mode.adjoint
     threads = threads_for(count, k, d)
-    call, flag = (
-        (_lapack.solve_general, adjoint) if form == "schur" else (_lapack.solve_hermitian, positive)
-    )
+    options = x.dtype.is_complex, mode.eps, flag, mode.checked, threads
     with blas_for(threads):
-        found = call(operands, count, d, k, x.dtype.is_complex, eps, flag, examine, threads)
+        found = call(operands, count, d, k, *options)
     return x, Outcome(Status(found[0]), *found[1:])
 
 
 def _flat(tensors: Sequence[Tensor], dimensions: Sequence[int]) -> tuple[list[Tensor], torch.Size]:
-    """Tensors with one batch dimension, and the batch shape that they have in common.
-
-    Args:
-        tensors: to be broadcast.
-        dimensions: how many of each are those of one entry.
-    """
-    shapes = [
-        (x.shape[: x.ndim - own], x.shape[x.ndim - own :])
-        for x, own in zip(tensors, dimensions, strict=True)
-    ]
-    batch = torch.broadcast_shapes(*(shape for shape, _ in shapes))
-    flat = [
+    """Tensors with one batch dimension, by the dimensions of one entry; their batch shape."""
+    entries = [x.shape[x.ndim - own :] for x, own in zip(tensors, dimensions, strict=True)]
+    batch = torch.broadcast_shapes(
+        *(x.shape[: x.ndim - own] for x, own in zip(tensors, dimensions, strict=True))
+    )
+    return [
         x.expand(*batch, *entry).reshape(-1, *entry).contiguous()
-        for x, (_, entry) in zip(tensors, shapes, strict=True)
-    ]
-    return flat, batch
+        for x, entry in zip(tensors, entries, strict=True)
+    ], batch
 
 
 def _index(batch: torch.Size, whole: torch.Size) -> Tensor | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from sylvinit.sylvester.autograd import (
     refuse_tangents,
 )
 from sylvinit.sylvester.matrices import adjoint_of, widen
-from sylvinit.sylvester.outcome import Status, judge
+from sylvinit.sylvester.outcome import Mode, Status, judge
 from sylvinit.sylvester.rounding import frobenius_norm
 
 
@@ -131,11 +130,7 @@ def _(a: Tensor, x: Tensor, q: Tensor, lam: Tensor, *rest: Any) -> Tensor:
 
 
 def _gradients(
-    solve: Solve,
-    saved: Sequence[Tensor],
-    options: Sequence[Any],
-    gradient: Tensor,
-    needed: Sequence[bool],
+    solve: Solve, saved: Any, options: Any, gradient: Tensor, needed: Any
 ) -> tuple[Tensor | None, ...]:
     # B = lam X X^H: with Y the solution for the gradient, grad B = -W^H Y enters through
     # grad X = lam (grad B + grad B^H) X and grad lam = <grad B, X X^H>.
@@ -150,12 +145,7 @@ def _gradients(
     )
 
 
-def _tangent(
-    solve: Solve,
-    saved: Sequence[Tensor],
-    options: Sequence[Any],
-    tangents: Sequence[Tensor | None],
-) -> Tensor:
+def _tangent(solve: Solve, saved: Any, options: Any, tangents: Any) -> Tensor:
     a, x, w, lam, *factors = saved
     da, dx, dq, dlam = tangents[:4]
     right = torch.zeros_like(w) if dq is None else dq.expand_as(w)
@@ -216,13 +206,11 @@ def _compute(
         values_a,
         values_b if full else torch.nn.functional.pad(values_b, (0, d)),
         right,
+        Mode(eps, positive=True, checked=checked),
         enter=enter,
         leave=leave,
         defect=lambda w: right - a @ w - weight * ((w @ x) @ x_adjoint),
         norms=frobenius_norm(a) + torch.linalg.vector_norm(values_b, dim=-1),
-        eps=eps,
-        positive=True,
-        examine=checked,
         refine_above=0.0,
     )
     if outcome.status == Status.NEGATIVE:

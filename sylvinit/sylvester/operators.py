@@ -83,11 +83,7 @@ def _dimensions(tensors: Sequence[Tensor], options: Sequence[Any]) -> tuple[int,
 
 
 def _gradients(
-    solve: Solve,
-    saved: Sequence[Tensor],
-    options: Sequence[Any],
-    gradient: Tensor,
-    needed: Sequence[bool],
+    solve: Solve, saved: Any, options: Any, gradient: Tensor, needed: Any
 ) -> tuple[Tensor | None, ...]:
     a, b, x, *factors = saved
     structure, form, adjoint, _ = options
@@ -100,12 +96,7 @@ def _gradients(
     )
 
 
-def _tangent(
-    solve: Solve,
-    saved: Sequence[Tensor],
-    options: Sequence[Any],
-    tangents: Sequence[Tensor | None],
-) -> Tensor:
+def _tangent(solve: Solve, saved: Any, options: Any, tangents: Any) -> Tensor:
     a, b, x, *factors = saved
     structure, form, adjoint, _ = options
     da, db, dq = tangents[:3]

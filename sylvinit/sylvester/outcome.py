@@ -9,6 +9,7 @@ import warnings
 from enum import IntEnum
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,6 +26,23 @@ class Status(IntEnum):
     NEGATIVE = 3
     NO_MEMORY = 4
     OVERFLOW = 5
+
+
+class Mode(NamedTuple):
+    """How an equation is solved.
+
+    Attributes:
+        eps: of the caller's dtype.
+        positive: pairs with a_i + b_j <= max(k, d) eps (|a| + |b|) become 0 ("pos"); otherwise a
+            modulus up to that bound is an error.
+        adjoint: A^H X + X B^H = Q is solved instead.
+        checked: False for derivatives: nothing is said of q's values or of the spectra.
+    """
+
+    eps: float
+    positive: bool = False
+    adjoint: bool = False
+    checked: bool = True
 
 
 class Outcome(NamedTuple):
@@ -77,7 +95,7 @@ def closest_pair(
     )
 
 
-def judge(outcome: Outcome, batch: tuple[int, ...], eps: float, checked: bool) -> None:
+def judge(outcome: Outcome, batch: tuple[int, ...], eps: float, checked: bool = True) -> None:
     """Raise or warn as the outcome asks for.
 
     Args:
@@ -152,11 +170,8 @@ def _callers_level() -> int:
 def _where(problem: int, batch: tuple[int, ...]) -> str:
     if not batch:
         return ""
-    index = []
-    for size in reversed(batch):
-        index.append(problem % size)
-        problem //= size
-    return f" (in batch entry {tuple(reversed(index))})"
+    entry = tuple(int(i) for i in np.unravel_index(problem, batch))
+    return f" (in batch entry {entry})"
 
 
 def _number(value: complex) -> str:

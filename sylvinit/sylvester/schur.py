@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sylvinit.errors import SolverError
 from sylvinit.sylvester.matrices import adjoint_of
-from sylvinit.sylvester.outcome import Outcome, Status, closest_pair
+from sylvinit.sylvester.outcome import Mode, Outcome, Status, closest_pair
 from sylvinit.sylvester.rounding import frobenius_norm, refine, zero_threshold
 
 
@@ -45,10 +45,7 @@ def solve(
     matrices: tuple[Tensor, Tensor],
     factors: tuple[Tensor, Tensor, Tensor, Tensor],
     q: Tensor,
-    *,
-    eps: float,
-    adjoint: bool,
-    examine: bool,
+    mode: Mode,
 ) -> tuple[Tensor, Outcome]:
     """X, one equation at a time; arguments as for lapack.solve."""
     parts = (*matrices, *factors, q)
@@ -58,14 +55,14 @@ def solve(
     distances = (values_r[..., :, None] + values_s[..., None, :]).abs()
     size = frobenius_norm(r) + frobenius_norm(s)
     outcome = closest_pair(values_r, values_s, distances, size, batch)
-    if examine and outcome.separation <= zero_threshold(q, eps):
+    if mode.checked and outcome.separation <= zero_threshold(q, mode.eps):
         return q, outcome._replace(status=Status.SINGULAR)
     x = q.new_empty((*batch, *q.shape[-2:]))
     a, b, u, r, v, s, right = (part.expand(*batch, *part.shape[-2:]) for part in parts)
     residual = 0.0
     for problem, at in enumerate(np.ndindex(*batch)):
-        x[at], error = _solve_one(a[at], b[at], u[at], r[at], v[at], s[at], right[at], adjoint)
-        if examine and not bool(x[at].isfinite().all()):
+        x[at], error = _solve_one(a[at], b[at], u[at], r[at], v[at], s[at], right[at], mode.adjoint)
+        if mode.checked and not bool(x[at].isfinite().all()):
             return q, outcome._replace(status=Status.OVERFLOW, problem=problem)
         residual = float(np.maximum(residual, error))
     return x, outcome._replace(residual=residual)

@@ -5,14 +5,13 @@ With A = U diag(a) U^T and B = V diag(b) V^T the solution is W = U [(U^T Q V)_ij
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from sylvinit.backends import Backend
-from sylvinit.backends.eigen import Pair, Thresholds
+from sylvinit.backends.eigen import Thresholds
 from sylvinit.sylvester.rounding import (
     RESIDUAL_BOUND,
     frobenius_norm,
@@ -98,7 +97,7 @@ def solve_rank_one(
     q: Tensor,
     thresholds: Thresholds,
     factors: RankOne,
-    eigh: Callable[..., Pair],
+    backend: Backend,
     notes: list[str] | None = None,
 ) -> Solution | None:
     """The same for B = V diag(s) V^T + m m^T with V and s known, without decomposing B.
@@ -108,14 +107,13 @@ def solve_rank_one(
     iterative refinement.
 
     Args:
-        a, b, q, thresholds, notes: as for :func:`solve_positive`.
+        a, b, q, thresholds, backend, notes: as for :func:`solve_positive`.
         factors: of B.
-        eigh: the eigendecomposition to use.
 
     Returns:
         The solution, or None where some a_i is so small that the zero rule may apply.
     """
-    values, u = eigh(a, notes)
+    values, u = backend.eigh(a, notes)
     if bool((values <= thresholds.a[:, None]).any()):
         return None
     s, v = factors.values.clamp(min=0), factors.vectors

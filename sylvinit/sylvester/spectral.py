@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sylvinit.backends import choose
 from sylvinit.backends.eigen import divide_kept
-from sylvinit.sylvester.outcome import Outcome, Status, closest_pair
+from sylvinit.sylvester.outcome import Mode, Outcome, Status, closest_pair
 from sylvinit.sylvester.rounding import NEGATIVE, REFINED, frobenius_norm, refine, zero_threshold
 
 
@@ -44,10 +44,7 @@ def solve(
     matrices: tuple[Tensor, Tensor],
     factors: tuple[Tensor, Tensor, Tensor, Tensor],
     q: Tensor,
-    *,
-    eps: float,
-    positive: bool,
-    examine: bool,
+    mode: Mode,
 ) -> tuple[Tensor, Outcome]:
     """X from the decompositions; batch dimensions broadcast.
 
@@ -55,7 +52,7 @@ def solve(
         matrices: a (..., k, k) and b (..., d, d).
         factors: eigenvectors and eigenvalues of a, then of b.
         q: (..., k, d), not empty.
-        eps, positive, examine: see :func:`solve_divided`.
+        mode: what is solved; the adjoint equation is the same one.
     """
     a, b = matrices
     u, values_a, v, values_b = factors
@@ -65,13 +62,11 @@ def solve(
         values_a,
         values_b,
         q,
+        mode,
         enter=lambda right: u_adjoint @ right @ v,
         leave=lambda y: u @ y @ v_adjoint,
         defect=lambda x: q - a @ x - x @ b,
         norms=frobenius_norm(a) + frobenius_norm(b),
-        eps=eps,
-        positive=positive,
-        examine=examine,
     )
 
 
@@ -79,14 +74,12 @@ def solve_divided(
     values_a: Tensor,
     values_b: Tensor,
     q: Tensor,
+    mode: Mode,
     *,
     enter: Callable[[Tensor], Tensor],
     leave: Callable[[Tensor], Tensor],
     defect: Callable[[Tensor], Tensor],
     norms: Tensor,
-    eps: float,
-    positive: bool,
-    examine: bool,
     refine_above: float = REFINED,
 ) -> tuple[Tensor, Outcome]:
     """X of an equation that is a division by a_i + b_j in other coordinates.
@@ -95,32 +88,29 @@ def solve_divided(
         values_a: a_i, (..., m).
         values_b: b_j, (..., n).
         q: (..., k, d), not empty.
+        mode: what is solved.
         enter: from (..., k, d) to these coordinates, (..., m, n), with the same norm.
         leave: back.
         defect: from X to Q - A X - X B.
         norms: |A| + |B|, (...).
-        eps: of the caller's dtype.
-        positive: pairs with a_i + b_j <= max(k, d) eps (|a| + |b|) become 0; otherwise a
-            modulus up to that bound is an error.
-        examine: look for such pairs and for negative eigenvalues.
         refine_above: residual from which on a step of refinement is tried.
     """
     sums = values_a[..., :, None] + values_b[..., None, :]
     radius_a, radius_b = values_a.abs().amax(dim=-1), values_b.abs().amax(dim=-1)
     size = radius_a + radius_b
-    rounding = zero_threshold(q, eps)
-    clear = (sums if positive else sums.abs()) > (rounding * size)[..., None, None]
-    keep = clear if positive else torch.ones_like(clear)
+    rounding = zero_threshold(q, mode.eps)
+    clear = (sums if mode.positive else sums.abs()) > (rounding * size)[..., None, None]
+    keep = clear if mode.positive else torch.ones_like(clear)
     batch = torch.broadcast_shapes(sums.shape[:-2], q.shape[:-2])
     distances = torch.where(keep, sums.abs(), torch.inf)
     outcome = closest_pair(values_a, values_b, distances, size, batch)
     outcome = outcome._replace(dropped=int((~keep).sum()))
-    if examine and positive:
+    if mode.checked and mode.positive:
         low_a = values_a.amin(dim=-1) + NEGATIVE * rounding * radius_a
         low_b = values_b.amin(dim=-1) + NEGATIVE * rounding * radius_b
         if bool((low_a < 0).any() or (low_b < 0).any()):
             return q, _negative(values_a, values_b, low_a, low_b, batch)
-    elif examine and not bool(clear.all()):
+    elif mode.checked and not bool(clear.all()):
         return q, outcome._replace(status=Status.SINGULAR)
 
     def solve(right: Tensor) -> Tensor:
