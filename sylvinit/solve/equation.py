@@ -117,17 +117,8 @@ def solve_layer(
         notes.append(f"shares its input: takes components from {skip + 1} on")
     if solution.dropped:
         notes.append(f"{solution.dropped} near-singular pairs set to their minimum-norm solution")
-    return LayerSolution(
-        weight=weight,
-        bias=bias,
-        rank=stats.rank(),
-        residual=solution.residual,
-        dropped=solution.dropped,
-        filled_components=components,
-        mixed=mixed,
-        empty=empty,
-        notes=notes,
-    )
+    rank, residual, dropped = stats.rank(), solution.residual, solution.dropped
+    return LayerSolution(weight, bias, rank, residual, dropped, components, mixed, empty, notes)
 
 
 def _mirrored(x: Tensor) -> Tensor:

@@ -57,10 +57,8 @@ def fill_with_mixtures(
     are as good a solution as the rows they are made of. The last block is cut off where k ends.
 
     Args:
-        weight: (groups, rows, d_in), zero where not ``solved``.
-        bias: (groups, rows).
-        solved: bool (groups, rows).
-        fresh: bool (groups, rows), solved rows that are to be used as they are.
+        weight, bias: (groups, rows, d_in) and (groups, rows), zero where not ``solved``.
+        solved, fresh: as in :class:`Choice`; fresh rows are used as they are.
         k: outputs per group.
         seed: of the orthogonal matrices.
 

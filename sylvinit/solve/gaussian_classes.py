@@ -22,7 +22,6 @@ and ridge r, in the basis where S is diagonal. (Friedman, "Regularized discrimin
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -32,8 +31,7 @@ from torch import Tensor
 RIDGES = tuple(10.0 ** (0.5 * step) for step in range(-7, 4))
 
 
-@dataclass(frozen=True)
-class GaussianClassifier:
+class GaussianClassifier(NamedTuple):
     """Scores ``x @ weight.T + bias``.
 
     Attributes:
@@ -120,19 +118,12 @@ def fit_gaussian(
 
 
 class _LeftOut(NamedTuple):
-    """The m rows that are left out one at a time, in the basis where S is diagonal.
+    """The m rows that are left out one at a time, in the basis where S is diagonal."""
 
-    Attributes:
-        residual: about their class means, (m, d).
-        labels: (m,).
-        rise: n_c / (n_c - 1), (m,).
-        downdate: beta, (m,).
-    """
-
-    residual: Tensor
-    labels: Tensor
-    rise: Tensor
-    downdate: Tensor
+    residual: Tensor  # about their class means, (m, d)
+    labels: Tensor  # (m,)
+    rise: Tensor  # n_c / (n_c - 1), (m,)
+    downdate: Tensor  # beta, (m,)
 
     def losses(self, ridges: Tensor, k: Tensor, means: Tensor, log_share: Tensor) -> Tensor:
         """Mean cross-entropy for each of R ridges (R,), with the diagonals of K, (R, d).

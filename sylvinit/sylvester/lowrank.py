@@ -58,7 +58,7 @@ def solve_sylvester_lowrank(a: Tensor, x: Tensor, q: Tensor, lam: float | Tensor
     q = matrices.check_matrix("q", q)
     matrices.check_alike(a=a, x=x, q=q)
     weight = _weight(lam, a)
-    batch = matrices.broadcast(a=tuple(a.shape[:-2]), x=tuple(x.shape[:-2]))
+    batch = matrices.broadcast(a=a.shape[:-2], x=x.shape[:-2])
     matrices.check_right_side(q, a.shape[-1], x.shape[-2], batch)
     factors = lowrank_factor(a.detach(), x.detach(), weight.detach())
     return _solve(a, x, q, weight, *factors, True)
@@ -229,6 +229,4 @@ def _weight(lam: float | Tensor, a: Tensor) -> Tensor:
                 f"{tuple(lam.shape)} and dtype {lam.dtype}"
             )
         return lam.to(a.device, matrices.REAL[a.dtype])
-    if isinstance(lam, bool) or not isinstance(lam, (int, float)):
-        raise OptionTypeError(f"lam must be a real number, got {type(lam).__name__}")
-    return torch.tensor(float(lam), dtype=matrices.REAL[a.dtype], device=a.device)
+    return matrices.number_like(a, "lam", lam)

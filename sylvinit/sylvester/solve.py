@@ -69,7 +69,7 @@ def solve_sylvester(a: Tensor, b: Tensor, q: Tensor, *, assume_a: str = "auto") 
         if x is not None:
             return x
     check_alike(a=a, b=b, q=q)
-    batch = broadcast(a=tuple(a.shape[:-2]), b=tuple(b.shape[:-2]))
+    batch = broadcast(a=a.shape[:-2], b=b.shape[:-2])
     check_right_side(q, a.shape[-1], b.shape[-1], batch)
     return operators.solve(a, b, q, structure)
 
@@ -96,7 +96,7 @@ def sylvester_residual(a: Tensor, b: Tensor, q: Tensor, x: Tensor) -> Tensor:
     a, b = check_square("a", a), check_square("b", b)
     q, x = check_matrix("q", q), check_matrix("x", x)
     check_alike(a=a, b=b, q=q, x=x)
-    batch = broadcast(a=tuple(a.shape[:-2]), b=tuple(b.shape[:-2]))
+    batch = broadcast(a=a.shape[:-2], b=b.shape[:-2])
     check_right_side(q, a.shape[-1], b.shape[-1], batch)
     check_right_side(x, a.shape[-1], b.shape[-1], batch, name="x")
     wide = torch.complex128 if a.dtype.is_complex else torch.float64
