@@ -12,9 +12,8 @@ import functools
 import importlib.util
 import logging
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,21 +26,13 @@ from sylvinit.errors import BackendError, SolverError
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Rule:
-    """Where a routine for float64 matrices is the first choice.
+class Rule(NamedTuple):
+    """Where a routine for float64 matrices is the first choice."""
 
-    Attributes:
-        routine: its name in the extension.
-        function: its name in cuSOLVER.
-        batch_from: smallest batch.
-        n_to: largest matrix, None for any.
-    """
-
-    routine: str
-    function: str
-    batch_from: int
-    n_to: int | None
+    routine: str  # its name in the extension
+    function: str  # and in cuSOLVER
+    batch_from: int  # smallest batch
+    n_to: int | None  # largest matrix, None for any
 
 
 # The first rule that fits a batch is taken, the others are fallbacks. No threshold has been
@@ -66,8 +57,7 @@ _MOST_BYTES = 2**31 - 1
 _MOST_WORKSPACE = 512 * 2**20
 
 
-@dataclass(frozen=True)
-class Library:
+class Library(NamedTuple):
     """The cuSOLVER that was opened."""
 
     path: str
@@ -136,14 +126,7 @@ def eigh(a: Tensor, notes: list[str] | None = None) -> Pair:
 
 
 def eigh_pair(a: Tensor, b: Tensor, notes: list[str] | None = None) -> tuple[Pair, Pair]:
-    """Two eigendecompositions at once: in one batch if the sizes agree, else on two streams.
-
-    Args:
-        a, b, notes: as for :func:`eigh`.
-
-    Raises:
-        SolverError: as :func:`eigh`.
-    """
+    """Two of :func:`eigh` at once: in one batch if the sizes agree, else on two streams."""
     if a.numel() == 0 or b.numel() == 0 or not _usable(a, notes) or not _usable(b, notes):
         return eigh(a, notes), eigh(b, notes)
     n = a.shape[-1]

@@ -121,15 +121,12 @@ def divide(c: Tensor, values_a: Tensor, values_b: Tensor, thresholds: Thresholds
     """The quotient c_ij / (a_i + b_j), eigenvalues below 0 taken as 0, and which pairs are kept.
 
     Pairs of which a_i and b_j are both at most their thresholds are not kept: their quotient is 0.
+    NaN is above any threshold.
 
     Args:
         c: float64 (batch, k, d).
-        values_a: float64 (batch, k).
-        values_b: float64 (batch, d).
-        thresholds: up to where eigenvalues may be rounding. NaN is above any.
-
-    Returns:
-        float64 and bool (batch, k, d).
+        values_a, values_b: float64 (batch, k) and (batch, d).
+        thresholds: up to where eigenvalues may be rounding.
     """
     sums = values_a.clamp(min=0)[..., :, None] + values_b.clamp(min=0)[..., None, :]
     small_a = values_a <= thresholds.a[:, None]

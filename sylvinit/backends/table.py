@@ -16,19 +16,14 @@ from sylvinit.errors import BackendError, OptionError
 class Backend:
     """A row of the table.
 
-    Attributes:
-        name: "cpu", "torch" or "cuda".
-        devices: device types whose tensors it takes; "*" for any.
-        text: what it runs on.
-        missing: why it cannot run on a device (None: in this process), or "". Asking may
-            initialise CUDA, which is left alone where all tensors are on the CPU.
-        eigh, eigh_pair, divide: as those of :mod:`sylvinit.backends.eigen`; ``divide`` may
-            overwrite its first argument.
+    ``missing`` says why it cannot run on a device (None: in this process), or "". Asking may
+    initialize CUDA, which is left alone where all tensors are on the CPU. The routines are as those
+    of :mod:`sylvinit.backends.eigen`; ``divide`` may overwrite its first argument.
     """
 
     name: str
-    devices: tuple[str, ...]
-    text: str
+    devices: tuple[str, ...]  # types whose tensors it takes; "*" for any
+    text: str  # what it runs on
     missing: Callable[[torch.device | None], str] = lambda device: ""
     eigh: Callable[..., Pair] = eigen.eigh
     eigh_pair: Callable[..., tuple[Pair, Pair]] = eigen.eigh_pair
@@ -99,7 +94,7 @@ def choose(name: str, device: torch.device) -> Backend:
     if device.type == "mps":
         raise BackendError(
             "sylvinit solves in float64, which mps devices do not have; move the model to the CPU "
-            "for the initialisation"
+            "for the initialization"
         )
     rows = {row.name: row for row in table()}
     if name == "auto":

@@ -29,7 +29,7 @@ def solve_classifier(
     """
     counts, rows, labels = stats.class_counts, stats.reservoir, stats.reservoir_labels
     if counts is None or rows is None or labels is None:
-        raise ValueError("a classifier needs labelled rows")
+        raise ValueError("a classifier needs labeled rows")
     present = (counts > 0).nonzero().flatten()
     # In the numbering of the classes that are there, so that absent ones take no part.
     number = torch.full((len(counts),), -1, dtype=torch.int64, device=labels.device)

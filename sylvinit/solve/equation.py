@@ -1,6 +1,6 @@
 """From a layer's input statistics and a latent code to its weight and bias.
 
-W (k x d) minimises |X - W^T S|^2 + lam |W X - S|^2, hence solves
+W (k x d) minimizes |X - W^T S|^2 + lam |W X - S|^2, hence solves
 
     A W + W B = Q,   A = E[s s^T],   B = lam E[x x^T],   Q = (1 + lam) E[s x^T]
 
@@ -29,29 +29,17 @@ from sylvinit.sylvester.semidefinite import RankOne, Solution, solve_positive, s
 
 @dataclass
 class LayerSolution:
-    """What was computed for one layer.
+    """What was computed for one layer."""
 
-    Attributes:
-        weight: float64 (groups, k, d_in), in the coordinates of the layer's input.
-        bias: float64 (groups, k).
-        rank: numerical rank of the input covariance (the largest over groups).
-        residual: relative residual of the equation, see :func:`solve_positive`.
-        dropped: pairs (i, j) that the zero rule set to 0.
-        filled_components: entries filled with principal components of what the code leaves.
-        mixed: bool (groups, k), rows filled with orthogonal mixtures of solved rows.
-        empty: bool (groups,), groups whose input never varies: nothing was computed for them.
-        notes: what a reader of the report should know.
-    """
-
-    weight: Tensor
-    bias: Tensor
-    rank: int
-    residual: float
-    dropped: int
-    filled_components: int
-    mixed: Tensor
-    empty: Tensor
-    notes: list[str] = field(default_factory=list)
+    weight: Tensor  # float64 (groups, k, d_in), in the coordinates of the layer's input
+    bias: Tensor  # float64 (groups, k)
+    rank: int  # of the input covariance, the largest over groups
+    residual: float  # relative, of the equation; see solve_positive
+    dropped: int  # pairs (i, j) that the zero rule set to 0
+    filled_components: int  # rows for principal components of what the code leaves
+    mixed: Tensor  # bool (groups, k), rows that are orthogonal mixtures of solved rows
+    empty: Tensor  # bool (groups,), input that never varies: nothing was computed
+    notes: list[str] = field(default_factory=list)  # for a reader of the report
 
 
 def solve_layer(
@@ -153,7 +141,7 @@ def _solve(
         raise SolverError(
             f"the equation's relative residual is {solution.residual:.1e}, above "
             f"{RESIDUAL_BOUND:.0e}; the layer's input moments are too ill-scaled to solve for: "
-            "normalise the data"
+            "normalize the data"
         )
     if constant:
         return solution._replace(w=solution.w[:, :, :-1]), solution.w[:, :, -1]

@@ -13,20 +13,15 @@ from sylvinit.codes.code import Latent
 
 @dataclass(frozen=True)
 class Choice:
-    """The code entries that a layer is solved for.
+    """The code entries that a layer is solved for, packed to the front of every group.
 
-    Attributes:
-        latent: those entries, packed to the front of every group; entries of a group that has fewer
-            are zero.
-        solved: bool (groups, rows), which rows are entries at all.
-        fresh: bool (groups, rows), which of them no sibling has taken.
-        index: int64 (groups, rows), where they stood in the code.
+    Entries of a group that has fewer are zero. Masks and indices are (groups, rows).
     """
 
     latent: Latent
-    solved: Tensor
-    fresh: Tensor
-    index: Tensor
+    solved: Tensor  # bool, which rows are entries at all
+    fresh: Tensor  # bool, which of them no sibling has taken
+    index: Tensor  # int64, where they stood in the code
 
 
 def choose_entries(latent: Latent, k: int, skip: int) -> Choice:

@@ -32,20 +32,15 @@ RIDGES = tuple(10.0 ** (0.5 * step) for step in range(-7, 4))
 
 
 class GaussianClassifier(NamedTuple):
-    """Scores ``x @ weight.T + bias``.
+    """Scores ``x @ weight.T + bias``, of mean zero over the classes that have rows.
 
-    Attributes:
-        weight: float64 (classes, d), of mean zero over the classes; rows of classes that no row
-            belongs to are zero.
-        bias: float64 (classes,), of mean zero over the others, and very low for such classes.
-        ridge: the chosen r.
-        loss: leave-one-out cross-entropy at r, in nats a row.
+    Classes without rows have the weight zero and a very low bias.
     """
 
-    weight: Tensor
-    bias: Tensor
-    ridge: float
-    loss: float
+    weight: Tensor  # float64 (classes, d)
+    bias: Tensor  # float64 (classes,)
+    ridge: float  # the chosen r
+    loss: float  # leave-one-out cross-entropy at r, in nats a row
 
 
 # Most rows that are left out, one at a time, to choose the ridge: enough to tell half decades
@@ -100,11 +95,11 @@ def fit_gaussian(
             rise=own / (own - 1),
             downdate=own / (own - 1) / freedom,
         )
-        about_centre = means - means.mean(dim=0)  # scores depend on differences alone
+        about_center = means - means.mean(dim=0)  # scores depend on differences alone
         at_once = max(_MOST_SCORES // (len(chosen) * classes), 1)
         losses = torch.cat(
             [
-                rows.losses(part, values + part[:, None] * level, about_centre, log_share)
+                rows.losses(part, values + part[:, None] * level, about_center, log_share)
                 for part in x.new_tensor(ridges).split(at_once)
             ]
         )

@@ -58,11 +58,7 @@ def inspect(name: str, x: Tensor) -> tuple[float, float]:
 
 
 def structure_of(a: Tensor, b: Tensor, assume: str, eps: float) -> tuple[str, Tensor, Tensor]:
-    """What may be assumed of widened a and b, and both, exactly Hermitian if that was asked for.
-
-    Raises:
-        MatrixError: not finite, or not Hermitian where it was declared.
-    """
+    """What may be assumed of widened a and b, and both, exactly Hermitian if that was asked for."""
     size_a, gap_a = inspect("a", a)
     size_b, gap_b = inspect("b", b)
     if assume == "auto":
@@ -78,15 +74,8 @@ def structure_of(a: Tensor, b: Tensor, assume: str, eps: float) -> tuple[str, Te
 def factor(a: Tensor, b: Tensor, structure: str, form: str) -> Factors:
     """Decompose a (..., k, k) and b (..., d, d), each in its own batch.
 
-    Args:
-        a, b: any supported dtype.
-        structure: value of ``assume_a``.
-        form: the route. With "schur" and "auto", matrices that are Hermitian to the bit get an
-            eigendecomposition, which is a Schur form.
-
-    Raises:
-        MatrixError: of the values.
-        SolverError: an iteration did not converge.
+    With "schur" and "auto", matrices that are Hermitian to the bit get an eigendecomposition, which
+    is a Schur form.
     """
     eps = torch.finfo(a.dtype).eps
     seen, a, b = structure_of(widen(a), widen(b), structure, eps)
@@ -147,18 +136,9 @@ def solve(
     adjoint: bool,
     checked: bool,
 ) -> Tensor:
-    """X of A X + X B = Q, or of A^H X + X B^H = Q, in q's dtype, from the factors of a and b.
+    """X in q's dtype from factors with the same structure and form; all batches broadcast.
 
-    Args:
-        a, b, q: batch dimensions broadcast, those of the factors too.
-        factors: of :func:`factor` with the same structure and form.
-        structure: value of ``assume_a``.
-        form: the route.
-        adjoint: which equation.
-        checked: False for derivatives: nothing is said of q's values or of the spectra.
-
-    Raises:
-        SingularEquationError, MatrixError, SolverError: see :func:`sylvinit.solve_sylvester`.
+    For ``adjoint`` and ``checked`` see :class:`Mode`.
     """
     mode = Mode(torch.finfo(q.dtype).eps, structure == "pos", adjoint, checked)
     wide_a, wide_b, wide_q = widen(a), widen(b), widen(q)
@@ -187,11 +167,7 @@ def solve(
 
 
 def solve_once(a: Tensor, b: Tensor, q: Tensor, assume: str) -> Tensor:
-    """The whole solve, for plain tensors without derivatives.
-
-    Raises:
-        SingularEquationError, MatrixError, SolverError: see :func:`sylvinit.solve_sylvester`.
-    """
+    """The whole solve, for plain tensors without derivatives."""
     eps = torch.finfo(q.dtype).eps
     wide_a, wide_b, wide_q = widen(a), widen(b), widen(q)
     structure, wide_a, wide_b = structure_of(wide_a, wide_b, assume, eps)
@@ -215,11 +191,7 @@ def solve_once(a: Tensor, b: Tensor, q: Tensor, assume: str) -> Tensor:
 
 
 def narrow(x: Tensor, dtype: torch.dtype, checked: bool, names: str = "a, b and q") -> Tensor:
-    """The solution in the caller's dtype.
-
-    Raises:
-        SolverError: it was checked and is too large for it.
-    """
+    """The solution in the caller's dtype, for which it must not be too large if it is checked."""
     narrowed = x.to(dtype)
     if checked and narrowed.dtype != x.dtype and not bool(narrowed.isfinite().all()):
         raise SolverError(f"the solution has entries too large for {dtype}; scale {names}")

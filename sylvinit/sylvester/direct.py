@@ -37,15 +37,9 @@ def is_plain(*tensors: Tensor) -> bool:
 
 
 def solve_directly(a: Tensor, b: Tensor, q: Tensor, structure: str) -> Tensor | None:
-    """X, or None where this is not the way.
+    """X, or None where this is not the way; the structure is "auto", "sym" or "pos".
 
-    Args:
-        a, b, q: anything; nothing has been checked but their being tensors of 2 dimensions or more.
-        structure: "auto", "sym" or "pos".
-
-    Raises:
-        SingularEquationError, SolverError: see :func:`sylvinit.solve_sylvester`.
-        MatrixError: a clearly negative eigenvalue with "pos".
+    Nothing has been checked but that a, b and q are tensors of two dimensions or more.
     """
     dtype, shape = q.dtype, q.shape
     k, d = shape[-2:]

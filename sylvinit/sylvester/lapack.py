@@ -107,15 +107,10 @@ def core_dtype(form: str, dtype: torch.dtype) -> torch.dtype:
 
 
 def decompose(name: str, x: Tensor, form: str) -> tuple[Tensor, Tensor]:
-    """Basis and core of matrices (..., n, n) in the form of csrc/solver, opaque to others.
+    """Basis (..., n, n) and core of matrices in the form of csrc/solver, opaque to others.
 
-    Args:
-        name: of the matrices, for messages.
-        x: the matrices.
-        form: "spectral", "tridiagonal" or "schur".
-
-    Returns:
-        basis (..., n, n), and core (..., n), (..., 3 or 4, n) or (..., n, n).
+    The core is (..., n) for "spectral", (..., 3 or 4, n) for "tridiagonal", (..., n, n) for
+    "schur".
 
     Raises:
         SolverError: the iteration did not converge, or the matrices are too large.
@@ -171,14 +166,9 @@ def solve(
     form: str,
     mode: Mode,
 ) -> tuple[Tensor, Outcome]:
-    """X from the forms of :func:`decompose`; batch dimensions broadcast.
+    """X (..., k, d) from bases and cores of a, then of b; batch dimensions broadcast.
 
-    Args:
-        matrices: a (..., k, k) and b (..., d, d).
-        factors: basis and core of a, then of b.
-        q: (..., k, d), not empty.
-        form: "schur", or "tridiagonal" for the larger matrix and "spectral" for the smaller one.
-        mode: what is solved.
+    The form is "schur", or "tridiagonal" for the larger matrix and "spectral" for the smaller one.
     """
     k, d = q.shape[-2:]
     if form == "tridiagonal" and k > d:  # of B X^H + X^H A = Q^H

@@ -10,12 +10,7 @@ from torch import Tensor
 
 from sylvinit.errors import MatrixError, OptionError, OptionTypeError
 from sylvinit.sylvester import compute, matrices, spectral
-from sylvinit.sylvester.autograd import (
-    Solve,
-    broadcastable,
-    differentiable,
-    refuse_tangents,
-)
+from sylvinit.sylvester.autograd import Solve, broadcastable, differentiable, refuse_tangents
 from sylvinit.sylvester.matrices import adjoint_of, widen
 from sylvinit.sylvester.outcome import Mode, Status, judge
 from sylvinit.sylvester.rounding import frobenius_norm

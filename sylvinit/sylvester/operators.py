@@ -130,11 +130,7 @@ def solve(a: Tensor, b: Tensor, q: Tensor, structure: str) -> Tensor:
 
 
 def seen_structure(a: Tensor, b: Tensor, structure: str) -> str:
-    """The structure, "auto" resolved, of detached a and b if their values can be looked at.
-
-    Raises:
-        MatrixError: the values were looked at, and are not what was declared.
-    """
+    """The structure, checked and "auto" resolved if values of a and b can be looked at."""
     if not is_plain(a, b):
         return structure
     eps = torch.finfo(a.dtype).eps

@@ -48,23 +48,17 @@ class Mode(NamedTuple):
 class Outcome(NamedTuple):
     """The worst over a batch.
 
-    Attributes:
-        status: of the first problem that failed.
-        problem: flat index of that problem, else of the one with the smallest separation.
-        residual: largest relative residual |AX + XB - Q| / ((|A| + |B|) |X| + |Q|).
-        separation: smallest |a_i + b_j| over the pairs that were divided by, relative to the
-            spectral radii of A and B (general matrices: to their Frobenius norms).
-        a, b: the pair that attains it, or the negative eigenvalue.
-        dropped: pairs set to zero because a_i + b_j is rounding.
+    The separation is the smallest |a_i + b_j| over the pairs that were divided by, relative to the
+    spectral radii of A and B (general matrices: to their Frobenius norms).
     """
 
-    status: Status = Status.OK
-    problem: int = 0
-    residual: float = 0.0
+    status: Status = Status.OK  # of the first problem that failed
+    problem: int = 0  # its flat index, else that of the smallest separation
+    residual: float = 0.0  # the largest, see rounding.relative_residual
     separation: float = math.inf
-    a: complex = 0.0
+    a: complex = 0.0  # with b the pair of that separation, or the negative eigenvalue
     b: complex = 0.0
-    dropped: int = 0
+    dropped: int = 0  # pairs set to zero because a_i + b_j is rounding
 
     def swapped(self) -> Outcome:
         """The same of B X^H + X^H A = Q^H."""
@@ -74,14 +68,7 @@ class Outcome(NamedTuple):
 def closest_pair(
     values_a: Tensor, values_b: Tensor, distances: Tensor, size: Tensor, batch: torch.Size
 ) -> Outcome:
-    """The pair whose distance is smallest beside the size of the matrices.
-
-    Args:
-        values_a, values_b: eigenvalues (..., m) and (..., n).
-        distances: |a_i + b_j|, (..., m, n), infinite for pairs that do not count.
-        size: of a and b together, (...).
-        batch: what all these and the right sides broadcast to.
-    """
+    """The pair whose distance |a_i + b_j|, (..., m, n), is smallest beside the size (...)."""
     relative = distances / torch.where(size > 0, size, 1.0)[..., None, None]
     m, n = distances.shape[-2:]
     relative = relative.expand(*batch, m, n).flatten()

@@ -12,24 +12,13 @@ from torch import Tensor
 
 from sylvinit.backends import Backend
 from sylvinit.backends.eigen import Thresholds
-from sylvinit.sylvester.rounding import (
-    RESIDUAL_BOUND,
-    frobenius_norm,
-    refine,
-    relative_residual,
-)
+from sylvinit.sylvester.rounding import RESIDUAL_BOUND, frobenius_norm, refine, relative_residual
 
 
 class Solution(NamedTuple):
-    """W and how far it can be trusted.
+    """W, the largest relative residual, and how many pairs (i, j) the zero rule set to zero."""
 
-    Attributes:
-        w: float64 (batch, k, d).
-        residual: largest relative residual of the batch.
-        dropped: pairs (i, j) set to zero because a_i and b_j are both rounding.
-    """
-
-    w: Tensor
+    w: Tensor  # float64 (batch, k, d)
     residual: float
     dropped: int
 
@@ -65,9 +54,6 @@ def solve_positive(
         thresholds: up to where eigenvalues may be rounding.
         backend: for the eigendecompositions and the division.
         notes: of eigendecompositions.
-
-    Raises:
-        SolverError: an eigendecomposition failed.
     """
     (values_a, u), (values_b, v) = backend.eigh_pair(a, b, notes)
     y, keep = backend.divide(u.mT @ q @ v, values_a, values_b, thresholds)

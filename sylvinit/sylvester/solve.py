@@ -54,8 +54,8 @@ def solve_sylvester(a: Tensor, b: Tensor, q: Tensor, *, assume_a: str = "auto") 
         AccuracyWarning: min |a_i + b_j| is below sqrt(eps) of |A| + |B|.
 
     Derivatives: reverse and forward mode at any order, torch.func transforms and torch.compile.
-    Gradients for A and B are not symmetrised: with "sym" and "pos" they hold for any
-    parametrisation of Hermitian matrices.
+    Gradients for A and B are not symmetrized: with "sym" and "pos" they hold for any
+    parametrization of Hermitian matrices.
 
     Example:
         >>> a, b = torch.tensor([[2.0]]), torch.tensor([[1.0]])

@@ -17,11 +17,7 @@ from sylvinit.sylvester.rounding import NEGATIVE, REFINED, frobenius_norm, refin
 
 
 def decompose(a: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvectors (..., n, n) and eigenvalues (..., n), ascending, of float64 or complex128.
-
-    Raises:
-        SolverError: no eigenvalue iteration converged.
-    """
+    """Eigenvectors (..., n, n) and eigenvalues (..., n), ascending, of float64 or complex128."""
     if a.numel() == 0:
         return a.clone(), a.new_zeros(a.shape[:-1], dtype=torch.float64)
     values, vectors = choose("auto", a.device).eigh(a)
@@ -29,11 +25,7 @@ def decompose(a: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def decompose_pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """:func:`decompose` of a, then of b; at the same time where the device's backend can.
-
-    Raises:
-        SolverError: no eigenvalue iteration converged.
-    """
+    """:func:`decompose` of a, then of b; at the same time where the device's backend can."""
     if a.numel() == 0 or b.numel() == 0:
         return (*decompose(a), *decompose(b))
     (values_a, u), (values_b, v) = choose("auto", a.device).eigh_pair(a, b)
@@ -46,14 +38,7 @@ def solve(
     q: Tensor,
     mode: Mode,
 ) -> tuple[Tensor, Outcome]:
-    """X from the decompositions; batch dimensions broadcast.
-
-    Args:
-        matrices: a (..., k, k) and b (..., d, d).
-        factors: eigenvectors and eigenvalues of a, then of b.
-        q: (..., k, d), not empty.
-        mode: what is solved; the adjoint equation is the same one.
-    """
+    """X (..., k, d) from the eigenvectors and eigenvalues of a, then of b; batches broadcast."""
     a, b = matrices
     u, values_a, v, values_b = factors
     # Not .mH: inside operators torch may have lazy conjugation switched off.
@@ -85,8 +70,7 @@ def solve_divided(
     """X of an equation that is a division by a_i + b_j in other coordinates.
 
     Args:
-        values_a: a_i, (..., m).
-        values_b: b_j, (..., n).
+        values_a, values_b: a_i, (..., m), and b_j, (..., n).
         q: (..., k, d), not empty.
         mode: what is solved.
         enter: from (..., k, d) to these coordinates, (..., m, n), with the same norm.
