@@ -16,11 +16,12 @@ from typing import Any
 
 import torch
 from environment import environment
+from theory import single_filter
+from theory.propagation import propagated_variance, simulated_variance
 from torch import Tensor
 
 import sylvinit
-from sylvinit.correlated import output_variance, propagated_variance, simulated_variance
-from sylvinit.diagnostics import single_filter
+from sylvinit.correlated import output_variance
 from sylvinit.io.datasets import load_cifar10, normalise_cifar10
 from sylvinit.priors.strength import factor
 
