@@ -39,11 +39,7 @@ class DistanceProfile:
 def distance_classes(kernel: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Distances within a kernel, and which of them each pair of taps is at.
 
-    Args:
-        kernel: one number per axis.
-
-    Returns:
-        float64 (m + 1,), ascending from 0, and int64 (taps, taps) of indices into it.
+    float64 (m + 1,), ascending from 0, and int64 (taps, taps) of indices into it.
     """
     axes = torch.meshgrid(*(torch.arange(axis, device="cpu") for axis in kernel), indexing="ij")
     place = torch.stack([axis.flatten() for axis in axes], dim=1)
@@ -65,7 +61,7 @@ def correlation_by_distance(
         CorrelationError: R is no correlation matrix, or not one of that kernel.
     """
     matrix = check_correlation(corr)
-    kernel = kernel_of(corr if isinstance(corr, Tensor) else matrix, kernel_size)
+    kernel = kernel_of(corr, kernel_size)
     distance, index = distance_classes(kernel)
     sums = matrix.new_zeros(len(distance))
     sums.index_add_(0, index.flatten(), matrix.flatten())
@@ -180,7 +176,7 @@ def resample_correlation(
     """
     matrix = check_correlation(corr)
     wanted = check_kernel(kernel_size)
-    given = kernel_of(corr if isinstance(corr, Tensor) else matrix, source_kernel)
+    given = kernel_of(corr, source_kernel)
     if wanted == given:
         return matrix
     if math.prod(wanted) == 1:

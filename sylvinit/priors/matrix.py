@@ -65,50 +65,45 @@ class FilterCorrelation(Tensor):
     ) -> FilterCorrelation:
         """The matrix with its provenance."""
         made = matrix.detach().clone().as_subclass(FilterCorrelation)
-        made.kernel_size = kernel_size
-        made.filters = filters
-        made.units = units
-        made.standard_error = standard_error
-        made.distance_error = distance_error
-        made.layers = layers
-        made.source = source
+        vars(made).update(
+            kernel_size=kernel_size,
+            filters=filters,
+            units=units,
+            standard_error=standard_error,
+            distance_error=distance_error,
+            layers=layers,
+            source=source,
+        )
         return made
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FilterCorrelation:
         # Tensor's own refuses classes whose operations give plain tensors.
-        if id(self) not in memo:
-            made = self.detach().clone().as_subclass(FilterCorrelation)
-            memo[id(self)] = made
-            for name, value in vars(self).items():
-                setattr(made, name, copy.deepcopy(value, memo))
-        return memo[id(self)]
+        made = memo[id(self)] = self.detach().clone().as_subclass(FilterCorrelation)
+        vars(made).update(copy.deepcopy(vars(self), memo))
+        return made
 
     def __repr__(self, *, tensor_contents: object = None) -> str:
-        of = self.source
+        of = self.source or "of unknown source"
         if self.units:
             of = f"{self.filters} filters of {'x'.join(map(str, self.kernel_size or ()))}"
+        mean = mean_off_diagonal(self)
         numbers = np.array2string(self.detach().cpu().numpy(), precision=3)
-        if self.ndim != 2:
-            return f"FilterCorrelation({numbers})"
-        return (
-            f"FilterCorrelation({of or 'of unknown source'}, mean off the diagonal "
-            f"{mean_off_diagonal(self):.3f},\n{numbers})"
-        )
+        return f"FilterCorrelation({of}, mean off the diagonal {mean:.3f},\n{numbers})"
 
 
 # torch.load with weights_only, its default, reads no class it was not told of.
 torch.serialization.add_safe_globals([FilterCorrelation])
 
 
-def kernel_of(corr: Tensor, kernel_size: int | tuple[int, ...] | None = None) -> tuple[int, ...]:
-    """The kernel that a matrix belongs to: as given, as it says itself, or the square one.
+def kernel_of(corr: Any, kernel_size: int | tuple[int, ...] | None = None) -> tuple[int, ...]:
+    """The kernel that a checked matrix belongs to: as given, as it says itself, or the square one.
 
     Raises:
         CorrelationError: the matrix does not fit the kernel, or nothing says which kernel it is.
     """
     if kernel_size is None:
         kernel_size = getattr(corr, "kernel_size", None)
-    taps = int(corr.shape[0])
+    taps = len(corr)
     if kernel_size is None:
         side = math.isqrt(taps)
         if side * side != taps:
@@ -127,26 +122,19 @@ def kernel_of(corr: Tensor, kernel_size: int | tuple[int, ...] | None = None) ->
 
 
 def kernel_for(corr: Any, kernel: tuple[int, ...]) -> tuple[int, ...]:
-    """The kernel of a matrix that is wanted for ``kernel``.
+    """The kernel of a checked matrix that is wanted for ``kernel``.
 
     As :func:`kernel_of`; but where ``kernel`` is not two-dimensional, or there is no square kernel
     with as many taps, a plain matrix of as many taps as it has is its own.
     """
-    matrix = check_correlation(corr)
-    taps = matrix.shape[0]
-    square = len(kernel) == 2 and math.isqrt(taps) ** 2 == taps
-    if getattr(corr, "kernel_size", None) is not None or square or math.prod(kernel) != taps:
-        return kernel_of(corr if isinstance(corr, Tensor) else matrix)
-    return kernel
+    square = len(kernel) == 2 and math.isqrt(len(corr)) ** 2 == len(corr)
+    plain = getattr(corr, "kernel_size", None) is None
+    fits = plain and not square and math.prod(kernel) == len(corr)
+    return kernel if fits else kernel_of(corr)
 
 
 def check_kernel(kernel_size: Any) -> tuple[int, ...]:
-    """The kernel size, one number per axis; a single number k stands for k x k.
-
-    Raises:
-        OptionError: not one to three positive numbers.
-        OptionTypeError: not whole numbers.
-    """
+    """The kernel size, one number per axis; a single number k stands for k x k."""
     axes = (kernel_size,) * 2 if isinstance(kernel_size, numbers.Integral) else kernel_size
     if not isinstance(axes, (tuple, list)) or any(
         isinstance(axis, bool) or not isinstance(axis, numbers.Integral) for axis in axes
