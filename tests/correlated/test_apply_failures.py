@@ -25,7 +25,7 @@ from sylvinit.errors import (
     SylvinitError,
 )
 from sylvinit.execution.guard import ModelGuard
-from sylvinit.model import ConvLayer
+from sylvinit.model import ConvLayer, LinearLayer
 
 PRIOR = priors.load("resnet10-cifar10")
 
@@ -96,7 +96,7 @@ class UsersError(Exception):
 
 
 @pytest.mark.parametrize("error", [UsersError(), KeyboardInterrupt(), MemoryError()])
-@pytest.mark.parametrize("place", ["draw", "write", "weight", "bias", "copies"])
+@pytest.mark.parametrize("place", ["draw", "weight", "bias", "copies"])
 def test_any_other_failure(
     place: str, error: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,7 +110,6 @@ def test_any_other_failure(
 
     owner, name = {
         "draw": (driver, "draw_filters"),
-        "write": (driver, "_write"),
         "weight": (ConvLayer, "set_weight"),
         "bias": (ModelGuard, "save"),
         "copies": (ModelGuard, "remember"),
@@ -135,15 +134,15 @@ def test_weights_had_been_written_by_then(monkeypatch: pytest.MonkeyPatch) -> No
     model, seen = net(), {}
     old = model[0].conv1.weight.detach().clone()
 
-    def fail(job: Any, *args: Any) -> None:
-        if job.layer.name == "2":
+    def fail(layer: Any, weight: Tensor) -> None:
+        if layer.name == "2":
             seen["changed"] = not torch.equal(model[0].conv1.weight, old)
             seen["training"] = any(module.training for module in model.modules())
             raise UsersError
-        original(job, *args)
+        original(layer, weight)
 
-    original = driver._write
-    monkeypatch.setattr(driver, "_write", fail)
+    original = LinearLayer.set_weight
+    monkeypatch.setattr(LinearLayer, "set_weight", fail)
     with pytest.raises(UsersError):
         correlated_init_(model, PRIOR)
     assert seen == {"changed": True, "training": False}
