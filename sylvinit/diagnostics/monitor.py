@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from sylvinit.checks import check_count
-from sylvinit.diagnostics.probes import FeatureProbe, LayerProbe, find_layers, packed
+from sylvinit.diagnostics.gradients import sum_dtype
+from sylvinit.diagnostics.probes import FeatureProbe, LayerProbe, find_layers
 from sylvinit.diagnostics.record import Record
-from sylvinit.diagnostics.updates import GradientStatistics, UpdateWatch
+from sylvinit.diagnostics.updates import Statistics, UpdateWatch
 from sylvinit.errors import ModelError, OptionError, OptionTypeError, SylvinitWarning
 from sylvinit.model.modules import check_module
 
@@ -99,7 +101,7 @@ def monitor(
         )
     if any(nn.parameter.is_lazy(parameter) for parameter in parameters):
         raise ModelError(
-            "model: expected initialised parameters, got lazy ones; run one batch through it before"
+            "model: expected initialized parameters, got lazy ones; run one batch through it before"
         )
     feature_module = None if features is None else _module(model, features)
     return _watching(_Session(model, every, activations, features, feature_module))
@@ -135,14 +137,12 @@ class _Session:
         self._watch = UpdateWatch(model.parameters(), every, self._on_update)
         self._due = True
         self._probes = {
-            name: LayerProbe(module, self._begin_forward, lambda: self._active)
-            for name, module in self._layers.items()
+            name: LayerProbe(module, self._begin_forward) for name, module in self._layers.items()
         }
         self._feature_probe = FeatureProbe(self._begin_forward)
         self.record = Record(list(self._layers), every, features)
 
     def attach(self, stack: ExitStack) -> None:
-        """Set all hooks; the stack removes them."""
         for handle in self._watch.attach():
             stack.callback(handle.remove)
         for name, module in self._layers.items():
@@ -152,14 +152,15 @@ class _Session:
         self.record.open(self._watch.update)
 
     def close(self) -> None:
-        """Forget the model and everything on its device."""
+        # Forget the model and everything on its device.
         self._active = False
+        for probe in self._probes.values():
+            probe.active = False
         self._watch.close()
         self._clear()
         self.record.close()
 
     def warn(self) -> None:
-        """Say what could not be recorded."""
         record, missing = self.record, []
         if record.updates == 0 and self._forwards:
             missing.append(
@@ -180,9 +181,9 @@ class _Session:
             # The frames between: _watching, contextlib.
             warnings.warn(f"monitor: {text}", SylvinitWarning, stacklevel=4)
 
-    def _on_update(self, statistics: GradientStatistics | None) -> None:
+    def _on_update(self, statistics: Statistics | None) -> None:
         if statistics is not None:
-            values = [statistics.sign_changes, statistics.magnitude]
+            values: list[Tensor | None] = [*statistics]
             if self._feature_module is not None:
                 values.append(self._feature_probe.statistic())
             units: dict[str, int] = {}
@@ -190,7 +191,7 @@ class _Session:
                 values.extend(probe.statistics())
                 if probe.units is not None:
                     units[name] = probe.units
-            self.record.add(packed(values, self._device), units)
+            self.record.add(_packed(values, self._device), units)
         self.record.updates += 1
         self._fresh, self._due = True, self._watch.due
 
@@ -210,6 +211,13 @@ class _Session:
         self._feature_probe.clear()
 
 
+def _packed(values: list[Tensor | None], device: torch.device) -> Tensor:
+    """0-d tensors as one 1-d tensor on a device, NaN for None."""
+    dtype = sum_dtype(device)
+    missing = torch.full((), torch.nan, dtype=dtype, device=device)
+    return torch.stack([missing if v is None else v.to(device, dtype) for v in values])
+
+
 def _module(model: nn.Module, name: Any) -> nn.Module:
     if not isinstance(name, str):
         raise OptionTypeError(f"features must be the name of a module or None, got {name!r}")
@@ -217,8 +225,5 @@ def _module(model: nn.Module, name: Any) -> nn.Module:
     if name in modules:
         return modules[name]
     near = difflib.get_close_matches(name, modules, n=3, cutoff=0.4)
-    names = near or [known for known in modules if known][:8]
-    raise OptionError(
-        f"features: the model has no module {name!r}; "
-        + (f"near names are {names}" if near else f"names are {names}")
-    )
+    hint = f"near names are {near}" if near else f"names are {[n for n in modules if n][:8]}"
+    raise OptionError(f"features: the model has no module {name!r}; {hint}")
