@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # From near to far, told apart by lightness too.
-_COLOURS = ("#440154", "#3b528b", "#21918c", "#5ec962", "#c8a600", "#8a8a8a")
+_COLORS = ("#440154", "#3b528b", "#21918c", "#5ec962", "#c8a600", "#8a8a8a")
 _MARKERS = "os^Dv*"
 _MOST_LINES = 6
 
@@ -97,17 +97,9 @@ def _draw_panel(axis: Axes, layers: Mapping[str, DistanceProfile]) -> None:
             0.0 if profile.standard_error is None else 2 * float(profile.standard_error[index])
             for profile in layers.values()
         ]
-        axis.errorbar(
-            depth,
-            values,
-            yerr=errors,
-            color=_COLOURS[line],
-            marker=_MARKERS[line],
-            markersize=5,
-            linewidth=1.6,
-            capsize=2,
-            label=f"{float(first.distance[index]):.2f}",
-        )
+        style, color = f"{_MARKERS[line]}-", _COLORS[line]
+        bars = axis.errorbar(depth, values, errors, fmt=style, color=color, ms=5, lw=1.6, capsize=2)
+        bars.set_label(f"{float(first.distance[index]):.2f}")
     axis.axhline(0, color="black", linewidth=0.8)
     axis.set_xticks(list(depth), list(layers), rotation=60, ha="right", fontsize="small")
     axis.set_xlabel("layer, from input to output")
