@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from sylvinit.checks import check_count
 from sylvinit.diagnostics.gradients import sum_dtype
@@ -103,15 +104,15 @@ def monitor(
         raise ModelError(
             "model: expected initialized parameters, got lazy ones; run one batch through it before"
         )
-    feature_module = None if features is None else _module(model, features)
-    return _watching(_Session(model, every, activations, features, feature_module))
+    return _watching(_Session(model, every, activations, features))
 
 
 @contextmanager
 def _watching(session: _Session) -> Iterator[Record]:
     with ExitStack() as stack:
         stack.callback(session.close)
-        session.attach(stack)
+        for handle in session.attach():
+            stack.callback(handle.remove)
         yield session.record
     session.warn()
 
@@ -120,41 +121,32 @@ class _Session:
     """One ``with`` block: what happens at a forward, at an update, and at the end."""
 
     def __init__(
-        self,
-        model: nn.Module,
-        every: int,
-        activations: bool,
-        features: str | None,
-        feature_module: nn.Module | None,
+        self, model: nn.Module, every: int, activations: bool, features: str | None
     ) -> None:
-        self._layers = find_layers(model) if activations else {}
-        self._features = features
-        self._feature_module = feature_module
+        layers = find_layers(model) if activations else {}
+        self._layers = {name: LayerProbe(m, self._begin_forward) for name, m in layers.items()}
+        self._features = None
+        if features is not None:
+            self._features = FeatureProbe(features, _module(model, features), self._begin_forward)
         self._device = next(model.parameters()).device
+        self._watch = UpdateWatch(model.parameters(), every, self._on_update)
         self._active = True
         self._fresh = True  # no forward since the last update
         self._forwards = False
-        self._watch = UpdateWatch(model.parameters(), every, self._on_update)
         self._due = True
-        self._probes = {
-            name: LayerProbe(module, self._begin_forward) for name, module in self._layers.items()
-        }
-        self._feature_probe = FeatureProbe(self._begin_forward)
-        self.record = Record(list(self._layers), every, features)
+        self.record = Record(list(layers), every, features, self._watch.update)
 
-    def attach(self, stack: ExitStack) -> None:
-        for handle in self._watch.attach():
-            stack.callback(handle.remove)
-        for name, module in self._layers.items():
-            stack.callback(self._probes[name].attach(module).remove)
-        if self._feature_module is not None:
-            stack.callback(self._feature_probe.attach(self._feature_module).remove)
-        self.record.open(self._watch.update)
+    def attach(self) -> Iterator[RemovableHandle]:
+        yield from self._watch.attach()
+        for probe in self._layers.values():
+            yield probe.attach()
+        if self._features is not None:
+            yield self._features.attach()
 
     def close(self) -> None:
         # Forget the model and everything on its device.
         self._active = False
-        for probe in self._probes.values():
+        for probe in self._layers.values():
             probe.active = False
         self._watch.close()
         self._clear()
@@ -167,14 +159,15 @@ class _Session:
                 "no update was seen, because no torch optimizer that holds a parameter of the "
                 "model made a step: call record.update() before the parameters change"
             )
-        if record.updates and self._probes and not any(p.seen for p in self._probes.values()):
+        if record.updates and self._layers and not any(p.seen for p in self._layers.values()):
             missing.append(
                 "no activation was seen, because no layer ran with gradients outside compiled "
                 "code: run the model that torch.compile was given, or pass activations=False"
             )
-        if record.updates and self._feature_module is not None and not self._feature_probe.seen:
+        features = self._features
+        if record.updates and features is not None and not features.seen:
             missing.append(
-                f"no features were seen, because {self._features!r} was not given a floating "
+                f"no features were seen, because {features.name!r} was not given a floating "
                 "tensor in a forward with gradients outside compiled code: name another module"
             )
         for text in missing:
@@ -184,13 +177,11 @@ class _Session:
     def _on_update(self, statistics: Statistics | None) -> None:
         if statistics is not None:
             values: list[Tensor | None] = [*statistics]
-            if self._feature_module is not None:
-                values.append(self._feature_probe.statistic())
-            units: dict[str, int] = {}
-            for name, probe in self._probes.items():
+            if self._features is not None:
+                values.append(self._features.statistic())
+            for probe in self._layers.values():
                 values.extend(probe.statistics())
-                if probe.units is not None:
-                    units[name] = probe.units
+            units = {n: probe.units for n, probe in self._layers.items() if probe.units is not None}
             self.record.add(_packed(values, self._device), units)
         self.record.updates += 1
         self._fresh, self._due = True, self._watch.due
@@ -206,9 +197,10 @@ class _Session:
         return self._due
 
     def _clear(self) -> None:
-        for probe in self._probes.values():
+        for probe in self._layers.values():
             probe.clear()
-        self._feature_probe.clear()
+        if self._features is not None:
+            self._features.clear()
 
 
 def _packed(values: list[Tensor | None], device: torch.device) -> Tensor:

@@ -12,7 +12,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sylvinit.diagnostics.drawing import require_matplotlib, save
-from sylvinit.diagnostics.record import LAYER_COLUMNS, Record
+from sylvinit.diagnostics.record import LAYER_COLUMNS, OTHER_COLUMNS, Record
 from sylvinit.errors import DataError, OptionError, OptionTypeError
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ _COLORS = ("#5f5f5f", "#d1495b", "#2f7fb8", "#e69f00", "#009e73", "#7b4fa3", "#5
 _LINES = ("-", "--", "-.", ":")
 _MARKED_POINTS = 40  # more of them would cover the line
 
-_NOT_DRAWN = ("epoch", "updates", "update", "layers")
 # Title, label of the axis, and factor of the columns that every record has.
 _COLUMNS = {
     "sign_changes": ("Gradient sign changes", "entries whose sign changed (%)", 100.0),
@@ -74,8 +73,8 @@ def draw_record(records: Records, path: str | PathLike[str]) -> None:
             "records: expected updates or epochs, got none; draw a record after training under it"
         )
     rows = [row for r in everything for row in (r.epochs if by_epoch else [r.history()])]
-    given = dict.fromkeys([*_COLUMNS, *(name for row in rows for name in row)])
-    names = [name for name in given if any(name in row for row in rows) and name not in _NOT_DRAWN]
+    given = dict.fromkeys(name for row in rows for name in row if name not in OTHER_COLUMNS)
+    names = [n for n in _COLUMNS if n in given] + [n for n in given if n not in _COLUMNS]
     columns = min(len(names), 3)
     height = math.ceil(len(names) / columns)
     layout = ConstrainedLayoutEngine(w_pad=0.1)  # between a panel and the label of the next one

@@ -58,6 +58,7 @@ class LayerProbe:
         kernel = module.kernel_size if isinstance(module, _CONVOLUTIONS) else ()
         self.active = True
         self.seen = False
+        self._module = module
         self.units: int | None = None
         self._axis = -1 - len(kernel)  # of the channels, with or without a batch axis
         self._begin_forward = begin_forward
@@ -73,9 +74,9 @@ class LayerProbe:
             handle.remove()
         self._leaves = []
 
-    def attach(self, module: nn.Module) -> RemovableHandle:
+    def attach(self) -> RemovableHandle:
         """Watch the forwards of the layer."""
-        return module.register_forward_hook(_Hook(self._forward))
+        return self._module.register_forward_hook(_Hook(self._forward))
 
     def statistics(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Variance of the outputs, that of their gradients, and dead units; 0-d."""
@@ -120,7 +121,9 @@ class LayerProbe:
 class FeatureProbe:
     """The effective rank of what a module is fed, in the last forward before an update."""
 
-    def __init__(self, begin_forward: Callable[[], bool]) -> None:
+    def __init__(self, name: str, module: nn.Module, begin_forward: Callable[[], bool]) -> None:
+        self.name = name
+        self._module = module
         self._begin_forward = begin_forward
         self.seen = False
         self.clear()
@@ -129,9 +132,9 @@ class FeatureProbe:
         """Begin another update."""
         self._features: Tensor | None = None
 
-    def attach(self, module: nn.Module) -> RemovableHandle:
+    def attach(self) -> RemovableHandle:
         """Watch the input of the module."""
-        return module.register_forward_pre_hook(_Hook(self._forward), with_kwargs=True)
+        return self._module.register_forward_pre_hook(_Hook(self._forward), with_kwargs=True)
 
     def statistic(self) -> Tensor | None:
         """The effective rank, 0-d; NaN of features that are not finite."""
