@@ -29,7 +29,7 @@ DRAWS = 1_000_000
 
 
 def cifar_correlation() -> Tensor | None:
-    """Correlation about zero of the pixels of 3 x 3 patches of normalised CIFAR-10 images."""
+    """Correlation about zero of the pixels of 3 x 3 patches of normalized CIFAR-10 images."""
     folder = os.environ.get("SYLVINIT_DATA")
     if not folder:
         return None

@@ -36,37 +36,34 @@ def monitor(
 
     The loop may be anywhere, also inside a trainer: an update is seen when an optimizer that holds
     at least one parameter of the model begins its step, so gradients are those it uses, after
-    accumulation, unscaling and clipping. (A step that is given a closure is seen at its end, since
-    it computes the gradients itself.) Optimizers of other models are ignored. If several optimizers
-    share the parameters, each step of each is an update, of its own parameters, compared with its
-    own last one. Loops without a torch optimizer call ``record.update()``.
+    accumulation, unscaling and clipping. (A step with a closure is seen at its end, since it
+    computes the gradients itself.) If several optimizers share the parameters, each step of each is
+    an update, of its own parameters, compared with its own last one. Loops without a torch
+    optimizer call ``record.update()``.
 
     Recorded of an update, see :meth:`Record.history`:
 
-    - ``sign_changes`` between its gradient and that of the update before, the paper's measure of
-      zig-zagging (:func:`gradient_sign_changes`). NaN at the first update. A parameter without a
-      gradient at one of the two is left out.
+    - ``sign_changes`` between its gradient and that of the update before
+      (:func:`gradient_sign_changes`). NaN at the first update. A parameter without a gradient at
+      one of the two is left out.
     - ``gradient_magnitude``, the mean magnitude of the entries (:func:`gradient_magnitude`).
     - for each layer, a module that contains no other module and has a weight of two or more axes:
       ``activation_variance`` of its output and ``gradient_variance`` of the gradient with respect
       to this output, both of all entries about their mean; and ``dead``, the number of units
       (channels of a convolution, else the last axis) whose gradient is exactly zero at every sample
       and position. They pool all forwards with gradients since the update before, and all their
-      backward passes, so microbatches give the same as one batch; forwards under ``no_grad``, as
-      in evaluation, do not count. The scale of gradients is that of the loss ``backward`` was
-      called on, a loss scale included; a step that a GradScaler skips is no update, and what its
-      backward left, infinities too, is pooled with the next. Forwards that checkpointing repeats
-      count once. If an update follows another one without a forward, as with two optimizers, both
-      show the same.
-    - ``effective_rank`` of what the module ``features`` is fed (:func:`effective_rank`, centred),
-      in the last forward with gradients before the update. It waits for the device, nothing else
-      does.
+      backward passes, so microbatches give the same as one batch; forwards under ``no_grad`` do
+      not count, and those that checkpointing repeats count once. Gradients have the scale of the
+      loss ``backward`` was called on, a loss scale included; a step that a GradScaler skips is no
+      update, and what its backward left is pooled with the next. An update that follows another one
+      without a forward, as with two optimizers, shows the same.
+    - ``effective_rank`` of what the module ``features`` is fed (:func:`effective_rank`, centered),
+      in the last forward with gradients before the update. Only this waits for the device.
 
     The model, its gradients, modes, buffers and the state of random numbers stay as they are; no
     hook is left behind, whatever ends the block. Parameters and modules that are added within the
     block are not seen, nor are compiled modules, those in TorchScript, and modules whose output is
-    not one tensor.
-    Monitors can be nested.
+    not one tensor. Monitors can be nested.
 
     Args:
         model: any module with parameters. Wrappers (torch.compile, DataParallel) are looked

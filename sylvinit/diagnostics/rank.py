@@ -11,7 +11,7 @@ from sylvinit.errors import DataError, OptionTypeError
 def effective_rank(features: Tensor, *, center: bool = True) -> float:
     r"""The effective rank: the exponential of the entropy of the normalized singular values.
 
-    With the singular values \sigma_k of the (centred) features and p_k = \sigma_k / \sum \sigma_l,
+    With the singular values \sigma_k of the (centered) features and p_k = \sigma_k / \sum \sigma_l,
 
         erank = exp(-\sum_k p_k log p_k),
 
@@ -22,7 +22,7 @@ def effective_rank(features: Tensor, *, center: bool = True) -> float:
         center: subtract the mean over the n samples first.
 
     Returns:
-        A number in [1, min(n, d)]; 0.0 if all (centred) features are zero up to their rounding
+        A number in [1, min(n, d)]; 0.0 if all (centered) features are zero up to their rounding
         errors, as those of a single sample are with ``center=True``.
 
     Raises:

@@ -100,7 +100,7 @@ class Layers(nn.Module):
         self.head.weight = self.words.weight
         self.twin = nn.Conv2d(4, 6, 3)
         self.twin.weight = self.square.weight
-        self.quantised = nn.Conv2d(2, 2, 3, dtype=torch.complex64)
+        self.quantized = nn.Conv2d(2, 2, 3, dtype=torch.complex64)
 
 
 def test_kinds_of_layers() -> None:
@@ -120,9 +120,9 @@ def test_kinds_of_layers() -> None:
         "up": "a transposed convolution, whose fan-in depends on the output pixel",
         "head": "its weight is tied to words (Embedding)",
         "twin": "shares its weight with square",
-        "quantised": "its weight is torch.complex64, not a real floating-point tensor",
+        "quantized": "its weight is torch.complex64, not a real floating-point tensor",
     }
-    alone = ("up.weight", "up.bias", "norm.weight", "norm.bias", "words.weight", "quantised.weight")
+    alone = ("up.weight", "up.bias", "norm.weight", "norm.bias", "words.weight", "quantized.weight")
     for name in (*alone, "head.bias", "twin.bias"):
         assert torch.equal(model.get_parameter(name), before[name]), name
     shapes = [

@@ -205,7 +205,7 @@ def test_kernels(conv: nn.Module, kernel: Any, shape: tuple[int, ...]) -> None:
 
 
 class Jitter(nn.Module):
-    """A parametrisation that draws random numbers and counts its calls."""
+    """A parametrization that draws random numbers and counts its calls."""
 
     def __init__(self) -> None:
         super().__init__()
