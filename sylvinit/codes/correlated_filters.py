@@ -14,7 +14,7 @@ from sylvinit.codes.code import Latent
 from sylvinit.moments.statistics import LayerStatistics
 from sylvinit.priors.distance import resample_correlation
 from sylvinit.priors.files import loaded
-from sylvinit.priors.matrix import check_correlation, kernel_for
+from sylvinit.priors.matrix import check_correlation, kernel_of
 from sylvinit.priors.spatial import spatial_correlation
 from sylvinit.priors.strength import factor, repaired_correlation
 
@@ -63,7 +63,7 @@ class CorrelatedFilters:
             matrix = spatial_correlation(stats.covariance, stats.taps)
         else:
             given = loaded(self.corr)
-            source = kernel_for(given, stats.kernel)
+            source = kernel_of(given, wanted=stats.kernel)
             matrix = resample_correlation(given, stats.kernel, source_kernel=source)
         # Rows of unit length do without eq. 17: taps may cancel.
         matrix, caveats = repaired_correlation(matrix, self.strength)

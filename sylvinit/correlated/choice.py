@@ -20,7 +20,6 @@ from sylvinit.priors.distance import resample_correlation
 from sylvinit.priors.files import loaded
 from sylvinit.priors.matrix import (
     check_correlation,
-    kernel_for,
     kernel_of,
     mean_off_diagonal,
     shown,
@@ -212,7 +211,7 @@ def assign_matrices(corr: Any, choice: Choice, strength: float) -> list[str]:
         if matrix is None:
             job.report.notes.append("no matrix is given for it: He's normal distribution")
             continue
-        given = kernel_for(matrix, job.kernel)
+        given = kernel_of(matrix, wanted=job.kernel)
         key = (id(matrix), job.kernel)
         if key not in scaled:
             made = resample_correlation(matrix, job.kernel, source_kernel=given)

@@ -59,8 +59,7 @@ def draw_filter_profiles(
         OptionTypeError: ``profiles`` is none of that.
         OptionError: layers side by side have kernels of different sizes, or matplotlib does not
             know the format.
-        MissingMatplotlibError: matplotlib cannot be imported.
-        OSError: the file cannot be written.
+        MissingMatplotlibError, OSError: as :func:`draw_record`.
     """
     panels = _panels(profiles)
     require_matplotlib("draw_filter_profiles()'s figure")

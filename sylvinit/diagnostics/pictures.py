@@ -102,14 +102,12 @@ def draw_layers(record: Record, path: str | PathLike[str]) -> None:
 
     Args:
         record: with activations, of at least one update.
-        path: of the file, whose suffix gives the format (PNG without one); replaced if it exists.
+        path: as for :func:`draw_record`.
 
     Raises:
         OptionTypeError: ``record`` is not a record.
-        OptionError: matplotlib does not know the format.
         DataError: no layer has been recorded.
-        MissingMatplotlibError: matplotlib cannot be imported.
-        OSError: the file cannot be written.
+        OptionError, MissingMatplotlibError, OSError: as :func:`draw_record`.
     """
     if not isinstance(record, Record):
         raise OptionTypeError(f"record must be a Record, got {type(record).__name__}")

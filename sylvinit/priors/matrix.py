@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import numbers
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -95,8 +95,16 @@ class FilterCorrelation(Tensor):
 torch.serialization.add_safe_globals([FilterCorrelation])
 
 
-def kernel_of(corr: Any, kernel_size: int | tuple[int, ...] | None = None) -> tuple[int, ...]:
+def kernel_of(
+    corr: Any,
+    kernel_size: int | tuple[int, ...] | None = None,
+    *,
+    wanted: tuple[int, ...] | None = None,
+) -> tuple[int, ...]:
     """The kernel that a checked matrix belongs to: as given, as it says itself, or the square one.
+
+    ``wanted`` is the kernel of the layer that it is for: if that is not two-dimensional, or there
+    is no square kernel with as many taps, it is also the kernel of a plain matrix of its size.
 
     Raises:
         CorrelationError: the matrix does not fit the kernel, or nothing says which kernel it is.
@@ -106,7 +114,10 @@ def kernel_of(corr: Any, kernel_size: int | tuple[int, ...] | None = None) -> tu
     taps = len(corr)
     if kernel_size is None:
         side = math.isqrt(taps)
-        if side * side != taps:
+        square = side * side == taps
+        if wanted and math.prod(wanted) == taps and not (square and len(wanted) == 2):
+            return wanted
+        if not square:
             raise CorrelationError(
                 f"corr: a matrix of {taps} taps belongs to no square kernel; name its kernel, as "
                 f"kernel_size=({taps},) or with FilterCorrelation.of(matrix, ({taps},))"
@@ -119,18 +130,6 @@ def kernel_of(corr: Any, kernel_size: int | tuple[int, ...] | None = None) -> tu
             f"{shown(kernel)}, got {taps} x {taps}; see sylvinit.correlated.resample_correlation"
         )
     return kernel
-
-
-def kernel_for(corr: Any, kernel: tuple[int, ...]) -> tuple[int, ...]:
-    """The kernel of a checked matrix that is wanted for ``kernel``.
-
-    As :func:`kernel_of`; but where ``kernel`` is not two-dimensional, or there is no square kernel
-    with as many taps, a plain matrix of as many taps as it has is its own.
-    """
-    square = len(kernel) == 2 and math.isqrt(len(corr)) ** 2 == len(corr)
-    plain = getattr(corr, "kernel_size", None) is None
-    fits = plain and not square and math.prod(kernel) == len(corr)
-    return kernel if fits else kernel_of(corr)
 
 
 def check_kernel(kernel_size: Any) -> tuple[int, ...]:
@@ -184,44 +183,40 @@ def check_correlation(corr: Any, taps: int | None = None, argument: str = "corr"
         ) from error
     if matrix.is_complex():
         raise OptionTypeError(f"{argument} must be a matrix of real numbers, got {matrix.dtype}")
+
+    def refuse(text: str) -> NoReturn:
+        raise CorrelationError(f"{argument} {text}")
+
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.shape[0] == 0:
-        raise CorrelationError(
-            f"{argument} must be a square matrix with a row for each tap, got shape "
-            f"{tuple(matrix.shape)}"
-        )
-    if taps is not None and matrix.shape[0] != taps:
-        raise CorrelationError(
-            f"{argument} must be {taps} x {taps} for {taps} taps, got {matrix.shape[0]} x "
-            f"{matrix.shape[0]}; sylvinit.correlated.resample_correlation makes one for another "
-            "kernel"
+        shape = tuple(matrix.shape)
+        refuse(f"must be a square matrix with a row for each tap, got shape {shape}")
+    if taps is not None and len(matrix) != taps:
+        refuse(
+            f"must be {taps} x {taps} for {taps} taps, got {len(matrix)} x {len(matrix)}; "
+            "sylvinit.correlated.resample_correlation makes one for another kernel"
         )
     matrix = matrix.detach().as_subclass(Tensor).to(torch.float64)
     if not bool(matrix.isfinite().all()):
-        raise CorrelationError(f"{argument} holds NaN or Inf")
+        refuse("holds NaN or Inf")
     gap = float((matrix - matrix.mT).abs().max())
     if gap > ROUNDING:
-        raise CorrelationError(
-            f"{argument} must be symmetric, but entries that should agree differ by {gap:.3g}"
-        )
+        refuse(f"must be symmetric, but entries that should agree differ by {gap:.3g}")
     matrix = (matrix + matrix.mT) / 2
-    diagonal = matrix.diagonal()
-    if float((diagonal - 1).abs().max()) > ROUNDING:
-        raise CorrelationError(
-            f"{argument} must be a correlation matrix with ones on the diagonal, got "
-            f"{float(diagonal.min()):.3g} to {float(diagonal.max()):.3g}; divide a covariance by "
-            "the standard deviations of its row and column"
+    low, high = (float(value) for value in matrix.diagonal().aminmax())
+    if max(1 - low, high - 1) > ROUNDING:
+        refuse(
+            f"must be a correlation matrix with ones on the diagonal, got {low:.3g} to {high:.3g}; "
+            "divide a covariance by the standard deviations of its row and column"
         )
     largest = float(matrix.abs().max())
     if largest > 1 + ROUNDING:
-        raise CorrelationError(
-            f"{argument} must be a correlation matrix with entries in [-1, 1], got {largest:.3g}"
-        )
+        refuse(f"must be a correlation matrix with entries in [-1, 1], got {largest:.3g}")
     matrix = matrix.clamp(-1, 1).fill_diagonal_(1)
     least = float(torch.linalg.eigvalsh(matrix)[0])
-    if least < -ROUNDING * matrix.shape[0]:
-        raise CorrelationError(
-            f"{argument} is no correlation matrix: its smallest eigenvalue is {least:.3g}, and no "
-            "random variables have negative variance in any direction"
+    if least < -ROUNDING * len(matrix):
+        refuse(
+            f"is no correlation matrix: its smallest eigenvalue is {least:.3g}, and no random "
+            "variables have negative variance in any direction"
         )
     return matrix
 

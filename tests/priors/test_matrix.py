@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from sylvinit import priors
 from sylvinit.correlated import FilterCorrelation, check_correlation, scale_correlation
 from sylvinit.errors import CorrelationError, OptionError, OptionTypeError, SylvinitWarning
-from sylvinit.priors.matrix import check_kernel, kernel_for, kernel_of
+from sylvinit.priors.matrix import check_kernel, kernel_of
 from sylvinit.priors.strength import factor
 
 # Sums and eigendecompositions of at most 12 x 12 matrices in float64; the worst difference seen in
@@ -166,11 +166,11 @@ def test_the_kernel_of_a_matrix() -> None:
     with pytest.raises(CorrelationError, match="expected 6 x 6 for a kernel of 2 x 3, got 9 x 9"):
         kernel_of(plain, (2, 3))
     # Of a layer: its own where the square one is out of the question.
-    assert kernel_for(plain, (9,)) == kernel_for(plain.tolist(), (9,)) == (9,)
-    assert kernel_for(torch.eye(64), (4, 4, 4)) == (4, 4, 4)
-    assert kernel_for(torch.eye(3), (1, 3)) == (1, 3)
-    assert kernel_for(plain, (1, 9)) == kernel_for(plain, (5,)) == (3, 3)
-    assert kernel_for(named, (9,)) == (1, 9)
+    assert kernel_of(plain, wanted=(9,)) == kernel_of(plain.tolist(), wanted=(9,)) == (9,)
+    assert kernel_of(torch.eye(64), wanted=(4, 4, 4)) == (4, 4, 4)
+    assert kernel_of(torch.eye(3), wanted=(1, 3)) == (1, 3)
+    assert kernel_of(plain, wanted=(1, 9)) == kernel_of(plain, wanted=(5,)) == (3, 3)
+    assert kernel_of(named, wanted=(9,)) == (1, 9)
 
 
 # ---------------------------------------------------------------------------------------- strength
