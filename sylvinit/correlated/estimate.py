@@ -11,7 +11,7 @@ from torch import Tensor
 from sylvinit.correlated.network_filters import spatial_filters
 from sylvinit.errors import DataError, ModelError, OptionError, SylvinitWarning
 from sylvinit.priors.distance import distance_classes
-from sylvinit.priors.matrix import FilterCorrelation, check_kernel, shown
+from sylvinit.priors.matrix import FilterCorrelation, Kernel, check_kernel, shown
 
 Center = bool | Literal["layer"]
 # Spreads below this, relative to the largest weight, are what rounding has left of zero.
@@ -21,7 +21,7 @@ _ROUNDING = 1e-12
 @overload
 def filter_correlation(
     model_or_weights: Any,
-    kernel_size: int | tuple[int, ...] = 3,
+    kernel_size: Kernel = 3,
     *,
     per_layer: Literal[False] = False,
     center: Center = True,
@@ -32,7 +32,7 @@ def filter_correlation(
 @overload
 def filter_correlation(
     model_or_weights: Any,
-    kernel_size: int | tuple[int, ...] = 3,
+    kernel_size: Kernel = 3,
     *,
     per_layer: Literal[True],
     center: Center = True,
@@ -42,7 +42,7 @@ def filter_correlation(
 
 def filter_correlation(
     model_or_weights: Any,
-    kernel_size: int | tuple[int, ...] = 3,
+    kernel_size: Kernel = 3,
     *,
     per_layer: bool = False,
     center: Center = True,

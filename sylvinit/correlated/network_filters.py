@@ -104,7 +104,8 @@ def _of_module(model: nn.Module) -> dict[str, Tensor]:
 
 def _weight_of(module: nn.Module) -> Tensor:
     meta = any(parameter.is_meta for parameter in module.parameters())
-    with nullcontext() if meta else ModelGuard(module):
+    computed = parametrize.is_parametrized(module) and not meta
+    with ModelGuard(module) if computed else nullcontext():
         return module.weight.detach()  # type: ignore[union-attr, operator]
 
 
@@ -169,18 +170,17 @@ def _read(path: Path) -> Mapping[Any, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # parsers raise nearly anything on a damaged file
         # torch's own text is a screenful of advice that does not apply here.
-        damaged = path.suffix == ".safetensors" or not isinstance(error, pickle.UnpicklingError)
-        reason = (
-            str(error).split("\n", 1)[0] if damaged else "it holds other objects, or no tensors"
-        )
+        reason = str(error).split("\n", 1)[0]
+        if path.suffix != ".safetensors" and isinstance(error, pickle.UnpicklingError):
+            reason = "it holds other objects, or no tensors"
         raise DataError(
             f"model_or_weights: {path} is no file of weights alone ({reason}); write one with "
             "torch.save(model.state_dict(), path)"
         ) from error
     if isinstance(state, Tensor):
         return {"weight": state}
-    if not isinstance(state, Mapping):
-        raise DataError(
-            f"model_or_weights: {path} holds a {type(state).__name__}; expected a state dict"
-        )
-    return state
+    if isinstance(state, Mapping):
+        return state
+    raise DataError(
+        f"model_or_weights: {path} holds a {type(state).__name__}; expected a state dict"
+    )

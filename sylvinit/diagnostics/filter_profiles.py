@@ -10,6 +10,7 @@ from sylvinit.correlated.estimate import filter_correlation
 from sylvinit.diagnostics.drawing import require_matplotlib, save
 from sylvinit.errors import OptionError, OptionTypeError
 from sylvinit.priors.distance import DistanceProfile, correlation_by_distance
+from sylvinit.priors.matrix import Kernel
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,9 +21,7 @@ _MARKERS = "os^Dv*"
 _MOST_LINES = 6
 
 
-def filter_profiles(
-    model_or_weights: Any, kernel_size: int | tuple[int, ...] = 3
-) -> dict[str, DistanceProfile]:
+def filter_profiles(model_or_weights: Any, kernel_size: Kernel = 3) -> dict[str, DistanceProfile]:
     """Mean correlation of two taps at every distance, for every layer.
 
     "Correlated Initialization for Correlated Data", figure 1.

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from sylvinit.errors import DataError, OptionTypeError
 
+Gradients = Tensor | Iterable[Tensor]
 
-def gradient_sign_changes(
-    before: Tensor | Iterable[Tensor], after: Tensor | Iterable[Tensor]
-) -> float:
+
+def gradient_sign_changes(before: Gradients, after: Gradients) -> float:
     r"""The share of entries whose sign differs between two gradients ("zig-zag").
 
     With gradients g and g' of d entries, and sign(0) = 0,
@@ -54,7 +54,7 @@ def gradient_sign_changes(
     return changes / (2 * count)
 
 
-def gradient_magnitude(grads: Tensor | Iterable[Tensor]) -> float:
+def gradient_magnitude(grads: Gradients) -> float:
     r"""The mean magnitude of the entries of a gradient, \sum_j |g_j| / d (figures 4 to 6).
 
     Args:

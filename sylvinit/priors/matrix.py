@@ -23,6 +23,9 @@ from sylvinit.errors import CorrelationError, OptionError, OptionTypeError
 ROUNDING = 1e-4
 
 
+Kernel = int | tuple[int, ...]  # a number for every spatial axis; k alone stands for k x k
+
+
 class FilterCorrelation(Tensor):
     """A correlation matrix R of spatial filters, float64 (taps, taps), and where it comes from.
 
@@ -96,10 +99,7 @@ torch.serialization.add_safe_globals([FilterCorrelation])
 
 
 def kernel_of(
-    corr: Any,
-    kernel_size: int | tuple[int, ...] | None = None,
-    *,
-    wanted: tuple[int, ...] | None = None,
+    corr: Any, kernel_size: Kernel | None = None, *, wanted: tuple[int, ...] | None = None
 ) -> tuple[int, ...]:
     """The kernel that a checked matrix belongs to: as given, as it says itself, or the square one.
 
