@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from sylvinit.checks import check_choice, check_number
+from sylvinit.checks import check_choice, check_generator, check_number
 from sylvinit.errors import CorrelationError, ModelError, OptionError, OptionTypeError
 from sylvinit.priors.files import loaded
 from sylvinit.priors.matrix import check_correlation, shown
@@ -79,10 +79,7 @@ def correlated_normal_(
 def check_drawing(gain: float, mode: str, generator: Any) -> float:
     """The gain, where all three are in their domains."""
     check_choice("mode", mode, ("fan_in", "fan_out"))
-    if generator is not None and not isinstance(generator, torch.Generator):
-        raise OptionTypeError(
-            f"generator must be a torch.Generator or None, got {type(generator).__name__}"
-        )
+    check_generator(generator)
     return check_number("gain", gain, positive=True)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from sylvinit.checks import check_count
+from sylvinit.checks import check_count, check_flag
 from sylvinit.diagnostics.gradients import sum_dtype
 from sylvinit.diagnostics.probes import FeatureProbe, LayerProbe, find_layers
 from sylvinit.diagnostics.record import Record
@@ -89,8 +89,7 @@ def monitor(
     Correlated Data", section 6.
     """
     model = check_module(model)
-    if not isinstance(activations, bool):
-        raise OptionTypeError(f"activations must be True or False, got {activations!r}")
+    check_flag("activations", activations)
     every = check_count("every", every)
     parameters = list(model.parameters())
     if not parameters:
