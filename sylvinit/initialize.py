@@ -21,10 +21,10 @@ from sylvinit.execution.batches import (
     label_problem,
     read_batches,
 )
-from sylvinit.execution.guard import Ambient, ModelGuard
-from sylvinit.execution.plan import Work, make_work
+from sylvinit.execution.guard import CallerModes, ModelGuard
 from sylvinit.execution.schedule import solve_in_order
-from sylvinit.execution.survey import Survey, find_points, materialise, run_survey
+from sylvinit.execution.survey import Survey, find_points, materialize, run_survey
+from sylvinit.execution.worklist import Worklist, make_worklist
 from sylvinit.model.modules import check_module, device_of
 from sylvinit.moments.rows import RowToSample
 from sylvinit.options import ForwardFn, Options, PresetName
@@ -210,7 +210,7 @@ def initialize_head_(
 def _initialize(model: nn.Module, data: Any, options: Options) -> Report:
     begin = time.perf_counter()
     model = check_module(model)
-    ambient = Ambient.present()
+    caller = CallerModes.present()
     device = device_of(model)
     with ModelGuard(model) as guard:
         batches = read_batches(data, microbatch=options.microbatch, max_samples=options.max_samples)
@@ -218,22 +218,22 @@ def _initialize(model: nn.Module, data: Any, options: Options) -> Report:
         def call(batch: Batch) -> Any:
             return call_model(model, batch, device, options.forward_fn)
 
-        if materialise(model, batches[0], call, ambient):
+        if materialize(model, batches[0], call, caller):
             guard.restore_forward()
             guard.remember()
-        survey = _survey(model, batches[0], call, ambient, guard, options)
+        survey = _survey(model, batches[0], call, caller, guard, options)
         if not survey.layers:
             raise ModelError(
                 "the forward pass reached no layer that can be solved (Linear, Conv, "
                 "MultiheadAttention, ...); register its type with sylvinit.register_layer"
             )
         classes = _classes(batches, options)
-        work = make_work(survey, options, classes)
+        worklist = make_worklist(survey, options, classes)
         if options.dry_run:
-            reports = _planned(survey, work)
+            reports = _planned(survey, worklist)
         else:
-            units = {id(unit): unit for unit in work.unit_of.values()}
-            total = len(units) + len(work.norms)
+            units = {id(unit): unit for unit in worklist.unit_of.values()}
+            total = len(units) + len(worklist.norms)
             hidden = None if options.progress is None else not options.progress
             with tqdm(total=total, desc="sylvinit", unit="layer", disable=hidden) as bar:
 
@@ -244,17 +244,17 @@ def _initialize(model: nn.Module, data: Any, options: Options) -> Report:
 
                 reports = solve_in_order(
                     survey,
-                    work,
+                    worklist,
                     batches,
                     call,
-                    ambient,
+                    caller,
                     guard,
                     options.storage == "recompute",
                     done,
                 )
-        report = _report(survey, work, reports, batches, options)
+        report = _report(survey, worklist, reports, batches, options)
         report.seconds = time.perf_counter() - begin
-        _warn(report, work, batches)  # in the guard, for users who turn warnings into errors
+        _warn(report, worklist, batches)  # in the guard, for users who turn warnings into errors
     _log.info("initialized %d layers in %.2f s", len(report.solved), report.seconds)
     return report
 
@@ -263,20 +263,20 @@ def _survey(
     model: nn.Module,
     batch: Batch,
     call: Callable[[Batch], Any],
-    ambient: Ambient,
+    caller: CallerModes,
     guard: ModelGuard,
     options: Options,
 ) -> Survey:
     """What runs on the first samples, including modules that their forward makes."""
     survey = find_points(model)
     for _ in range(2):
-        run_survey(survey, batch, call, ambient, branches=options.wants_gains)
+        run_survey(survey, batch, call, caller)
         guard.restore_forward()  # a mask that was cached for two samples would not fit the others
         if not guard.remember():
             break
         survey = find_points(model)
     else:  # makes new ones in every forward
-        run_survey(survey, batch, call, ambient, branches=options.wants_gains)
+        run_survey(survey, batch, call, caller)
         guard.restore_forward()
     options.check_patterns(*survey.point_names())
     return survey
@@ -301,11 +301,11 @@ def _classes(batches: list[Batch], options: Options) -> Classes | str:
     return find_classes(batches)
 
 
-def _planned(survey: Survey, work: Work) -> dict[int, LayerReport]:
+def _planned(survey: Survey, worklist: Worklist) -> dict[int, LayerReport]:
     reports: dict[int, LayerReport] = {}
-    for unit in {id(unit): unit for unit in work.unit_of.values()}.values():
+    for unit in {id(unit): unit for unit in worklist.unit_of.values()}.values():
         groups, outputs, features = unit.layers[0].get_weight().shape
-        report = LayerReport(unit.name, unit.layers[0].kind, "planned", code=unit.plan.code.name)
+        report = LayerReport(unit.name, unit.layers[0].kind, "planned", code=unit.task.code.name)
         report.lam, report.d_in, report.d_out, report.groups = (
             unit.lam,
             features,
@@ -313,31 +313,31 @@ def _planned(survey: Survey, work: Work) -> dict[int, LayerReport]:
             groups,
         )
         reports[id(unit)] = report
-    for norm in work.norms.values():
+    for norm in worklist.norms.values():
         reports[id(norm)] = LayerReport(norm.name, norm.kind, "planned", notes=norm.notes())
     return reports
 
 
 def _report(
     survey: Survey,
-    work: Work,
+    worklist: Worklist,
     reports: dict[int, LayerReport],
     batches: list[Batch],
     options: Options,
 ) -> Report:
     """Reports in execution order, tied layers beside their first, everything else last."""
-    report = Report(samples=sum(batch.size for batch in batches), head=work.head)
-    skipped = dict(work.skipped)
+    report = Report(samples=sum(batch.size for batch in batches), head=worklist.head)
+    skipped = dict(worklist.skipped)
     missed = survey.most_calls.keys() - survey.calls.keys()
     late = [point.name for module in missed for point in survey.points[module]]
     late = sorted(name for name in late if options.selects(name) and not options.head_only)
     for name in late:
         skipped[name].reason = MISSED
     if late:
-        work.warnings.append(f"skipped, for {MISSED}: {', '.join(late)}")
+        worklist.warnings.append(f"skipped, for {MISSED}: {', '.join(late)}")
     told: set[int] = set()
     for point in survey.order:
-        unit = work.unit_of.get(id(point))
+        unit = worklist.unit_of.get(id(point))
         key = id(unit) if unit is not None else id(point)
         if key in reports and key not in told:
             told.add(key)
@@ -366,9 +366,9 @@ def _note_more_calls(report: LayerReport, module: nn.Module, survey: Survey) -> 
         )
 
 
-def _warn(report: Report, work: Work, batches: list[Batch]) -> None:
+def _warn(report: Report, worklist: Worklist, batches: list[Batch]) -> None:
     """Collect remarks of all layers by kind, and raise each kind once as a warning."""
-    report.warnings.extend(work.warnings)
+    report.warnings.extend(worklist.warnings)
     kinds: dict[str, list[str]] = {}
     for layer in report.layers:
         if layer.status == "skipped":  # what else is wrong with the equation does not matter then
@@ -378,7 +378,7 @@ def _warn(report: Report, work: Work, batches: list[Batch]) -> None:
     for kind, places in kinds.items():
         more = f" and {len(places) - 3} more" if len(places) > 3 else ""
         report.warnings.append(f"{kind}: {', '.join(places[:3])}{more}; {_ADVICE[kind]}")
-    if batches[0].labels is not None and not work.uses_labels:
+    if batches[0].labels is not None and not worklist.uses_labels:
         report.warnings.append("labels were given but no code used them")
     for text in report.warnings:
         warnings.warn(text, SylvinitWarning, stacklevel=4)

@@ -169,7 +169,7 @@ def _exclude(argument: str, value: Any) -> tuple[str, ...]:
     return () if value is None else check_patterns(argument, value)
 
 
-def _branch_gain(argument: str, value: Any) -> BranchGain:
+def _branch_gain(argument: str, value: Any) -> Any:
     otherwise = "'depth', 'none' or None"
     if isinstance(value, str) and value not in ("depth", "none"):
         raise OptionError(f"{argument} must be a number, {otherwise}, got {value!r}")
@@ -284,11 +284,6 @@ class Options:
         self.selection.check([*layers, *norms])
         check_used("code", self.code.patterns, layers)
         check_used("lam", self.lam.patterns, layers)
-
-    @property
-    def wants_gains(self) -> bool:
-        """Whether there is something to give to what ends a residual branch."""
-        return self.branch_gain != "none" and self.calibrate_norm and not self.head_only
 
     def gain_of_branches(self, count: int) -> float | None:
         """Scale of what ends a residual branch of a network with so many; None to leave it.

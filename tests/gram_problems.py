@@ -167,7 +167,7 @@ def problems(draw: st.DrawFn) -> tuple[Tensor, PatchLayout, dict[str, Any]]:
         samples = entries // per_sample
         beside["labels"] = integers(samples, seed=2).long() % beside["classes"]
     if draw(st.booleans()):
-        n = layout.patches_of(entries)
+        n = layout.patches(x, None)
         beside["code"] = integers(n, draw(st.integers(1, 3)), seed=3)
     return x, layout, beside
 

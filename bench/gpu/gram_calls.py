@@ -57,7 +57,7 @@ class Kernels:
         multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
         self.arguments: list[tuple[Any, Any]] = []
         for turn in range(inputs.turns):
-            args = inputs.layout(turn).arguments(module, inputs.x(turn), case.n)
+            args = inputs.layout(turn).arguments(module, inputs.x(turn))
             args.status, args.shift = self.status.data_ptr(), self.shift.data_ptr()
             plan = module.plan_patch_gram(args, multiprocessors, tile)
             self.arguments.append((args, plan))

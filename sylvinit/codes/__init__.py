@@ -11,10 +11,9 @@ from sylvinit.codes.code import Code, Latent, fix_signs, needs_sample_means
 from sylvinit.codes.components import ICA, LDA, PCA
 from sylvinit.codes.correlated_filters import CorrelatedFilters
 from sylvinit.codes.discriminant import Discriminant
-from sylvinit.codes.logistic import Logistic
 from sylvinit.codes.pairs import SignPairs
 from sylvinit.codes.registry import available_codes, get_code, register_code
-from sylvinit.codes.targets import KMeans, OneHot
+from sylvinit.codes.targets import KMeans, Logistic, OneHot
 
 __all__ = [
     "ICA",

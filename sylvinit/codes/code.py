@@ -43,7 +43,7 @@ class Latent:
         Args:
             stats: of the layer's input.
             encoder: E, (groups, k, d) or (k, d).
-            center: m, (groups, d); by default zero. Pass ``stats.mean`` for a centred code.
+            center: m, (groups, d); by default zero. Pass ``stats.mean`` for a centered code.
         """
         encoder = encoder.to(stats.mean).expand(stats.groups, *encoder.shape[-2:])
         offset = stats.mean if center is None else stats.mean - center
@@ -103,17 +103,9 @@ class Latent:
 class Code(Protocol):
     """What a layer's outputs are asked to be; implement it for a code of your own.
 
-    Attributes:
-        name: for reports and messages.
-        needs_labels: whether ``stats.class_counts`` and ``stats.class_means`` must be there.
-        reservoir: how many rows ``stats.reservoir`` should hold at most; 0 for none.
-        reducible: whether ``fit`` works in any orthonormal coordinates of the rows' span. If false,
-            ``stats`` always comes in the coordinates of the layer's input (features in the order of
-            the weight: channels, then taps).
-        needs_sample_means: optional, whether ``stats.samples`` must be there; such a code needs
-            labels as well.
-        mirrored: optional, whether every entry s stands for the two outputs s and -s; ``fit`` is
-            then asked for half as many.
+    A code may also have the attribute ``needs_sample_means``, whether ``stats.samples`` must be
+    there (it needs labels as well then), and ``mirrored``, whether every entry s stands for the two
+    outputs s and -s (``fit`` is then asked for half as many).
     """
 
     @property
@@ -123,17 +115,21 @@ class Code(Protocol):
 
     @property
     def needs_labels(self) -> bool:
-        """Whether class statistics are needed."""
+        """Whether ``stats.class_counts`` and ``stats.class_means`` must be there."""
         ...
 
     @property
     def reservoir(self) -> int:
-        """Most rows of a random sample that are needed."""
+        """How many rows ``stats.reservoir`` should hold at most; 0 for none."""
         ...
 
     @property
     def reducible(self) -> bool:
-        """Whether any orthonormal coordinates of the rows' span will do."""
+        """Whether ``fit`` works in any orthonormal coordinates of the rows' span.
+
+        If not, ``stats`` comes in the coordinates of the layer's input, features in the order of
+        the weight: channels, then taps.
+        """
         ...
 
     def fit(self, stats: LayerStatistics, k: int, seed: int) -> Latent:

@@ -21,14 +21,8 @@ def top_eigenvectors(
 ) -> Tensor:
     """Rows of the k leading eigenvectors, signs fixed; zero rows beyond the numerical rank.
 
-    Args:
-        stats: of the layer's input.
-        spectrum: eigenvalues (groups, d), ascending, and eigenvectors (groups, d, d).
-        k: how many.
-        threshold: (groups, 1), up to which an eigenvalue counts as zero.
-
-    Returns:
-        float64 (groups, min(k, d), d).
+    The spectrum has eigenvalues (groups, d), ascending, and eigenvectors (groups, d, d); up to the
+    threshold (groups, 1) an eigenvalue counts as zero. The rows are (groups, min(k, d), d).
     """
     values, vectors = spectrum
     k = min(k, stats.d)
@@ -46,15 +40,9 @@ def fisher_directions(
 ) -> Tensor:
     """Leading solutions e of B e = gamma M e within the range of M, of unit length, signs fixed.
 
-    Args:
-        stats: of the layer's input.
-        spread: a factor of the between-class covariance B = spread^T spread, (groups, classes, d).
-        spectrum: of M, as from ``stats.backend.eigh``.
-        threshold: (groups, 1), up to which an eigenvalue of M counts as zero.
-        k: how many, at most.
-
-    Returns:
-        float64 (groups, at most k, d); rows without a share gamma of the variance are zero.
+    ``spread`` (groups, classes, d) is a factor of the between-class covariance
+    B = spread^T spread; spectrum and threshold are those of M, as for :func:`top_eigenvectors`. The
+    rows are (groups, at most k, d), and zero without a share gamma of the variance.
     """
     values, vectors = spectrum
     keep = values > threshold
@@ -64,7 +52,7 @@ def fisher_directions(
     factor = torch.linalg.svd(spread @ whitener, full_matrices=False)
     ratio, rows = factor.S[:, :k], factor.Vh[:, :k] @ whitener.mT
     rows = rows / torch.linalg.vector_norm(rows, dim=-1, keepdim=True).clamp(min=1e-300)
-    significant = ratio**2 > stats.d * stats.eps
+    significant = ratio**2 > stats.tolerance
     return torch.where(significant[:, :, None], fix_signs(stats, rows), 0.0)
 
 
@@ -75,8 +63,8 @@ class PCA:
     With ``center=False`` P holds the leading eigenvectors of E[x x^T] and s = P x; then W = P
     solves the equation for every lam and the solver changes nothing. With ``center=True`` row i is
 
-        w_i = p_i - [lam (p_i . mu) / (1 + lam mu^T K_i^-1 mu)] K_i^-1 mu,   K_i = a_i I + lam
-        Sigma.
+        w_i = p_i - [lam (p_i . mu) / (1 + lam mu^T K_i^-1 mu)] K_i^-1 mu,
+        K_i = a_i I + lam Sigma.
     """
 
     center: bool = True
@@ -96,8 +84,8 @@ class PCA:
             return Latent.affine(stats, encoder, stats.mean)
         spectrum = stats.backend.eigh(stats.second_moment(), stats.notes)
         # The mean part of E[x x^T] is exact to float64: it does not blur the small components.
-        exact = stats.d * torch.finfo(torch.float64).eps * spectrum[0][:, -1:]
-        encoder = top_eigenvectors(stats, spectrum, k, stats.threshold() + exact)
+        threshold = stats.threshold() + stats.threshold(spectrum[0])
+        encoder = top_eigenvectors(stats, spectrum, k, threshold)
         return Latent.affine(stats, encoder)
 
 
@@ -105,7 +93,7 @@ class PCA:
 class LDA:
     """Fisher's discriminant directions, s = E (x - mu), rows of unit length.
 
-    The directions are the generalised eigenvectors of the between-class covariance against the
+    The directions are the generalized eigenvectors of the between-class covariance against the
     total one within its numerical range, at most classes - 1 of them, most discriminating first.
     """
 

@@ -10,12 +10,12 @@ from sylvinit.checks import check_number
 from sylvinit.codes.code import Latent
 from sylvinit.codes.components import fisher_directions
 from sylvinit.codes.rest import components_of_rest
-from sylvinit.moments.statistics import LayerStatistics, SampleStatistics
+from sylvinit.moments.statistics import LayerStatistics
 
 
 @dataclass(frozen=True)
 class Discriminant:
-    """Regularised Fisher directions of the samples' mean rows, and principal components after.
+    """Regularized Fisher directions of the samples' mean rows, and principal components after.
 
     A single patch says little about the class of its image, and :class:`LDA` compares patches. Here
     the mean x_i over the rows of sample i stands for the sample. The directions are the leading
@@ -53,14 +53,13 @@ class Discriminant:
     def fit(self, stats: LayerStatistics, k: int, seed: int) -> Latent:
         """The min(k, classes - 1) directions, rows of unit length, then components up to k."""
         samples = stats.samples
-        if samples is None:
-            raise ValueError("discriminant codes need statistics of the samples' means")
+        if samples is None or samples.class_counts is None or samples.class_means is None:
+            raise ValueError("discriminant codes need class statistics of the samples' means")
         spectrum = stats.backend.eigh(self._metric(stats, samples), stats.notes)
-        threshold = stats.d * torch.finfo(torch.float64).eps * spectrum[0][:, -1:].clamp(min=0)
         weight = (samples.class_counts / samples.n).sqrt()[None, :, None]
         spread = weight * (samples.class_means - samples.mean[:, None, :])
         count = min(k, int((samples.class_counts > 0).sum()) - 1)
-        encoder = fisher_directions(stats, spread, spectrum, threshold, count)
+        encoder = fisher_directions(stats, spread, spectrum, stats.threshold(spectrum[0]), count)
         count = encoder.shape[1]
         latent = Latent.affine(stats, encoder, stats.mean)
         if count < k:
@@ -68,8 +67,8 @@ class Discriminant:
             latent = Latent.affine(stats, torch.cat((encoder, rest), dim=1), stats.mean)
         return latent
 
-    def _metric(self, stats: LayerStatistics, samples: SampleStatistics) -> torch.Tensor:
-        metric, r = samples.covariance, samples.rows
+    def _metric(self, stats: LayerStatistics, samples: LayerStatistics) -> torch.Tensor:
+        metric, r = samples.covariance, stats.n / samples.n
         weight = self.prior / samples.n
         if r > 1:
             metric = metric + weight * r / (r - 1) * (stats.covariance - metric)

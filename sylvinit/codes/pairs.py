@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sylvinit.codes.code import Code, Latent, is_mirrored, needs_sample_means
 from sylvinit.codes.targets import OneHot
@@ -29,6 +29,12 @@ class SignPairs:
     """
 
     code: Code
+    name: str = field(init=False, repr=False)
+    needs_labels: bool = field(init=False, repr=False)
+    needs_sample_means: bool = field(init=False, repr=False)
+    reservoir: int = field(init=False, repr=False)
+    reducible: bool = field(init=False, repr=False)
+    mirrored: bool = field(default=True, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.code, Code):
@@ -47,36 +53,13 @@ class SignPairs:
                 f"code of sign pairs must not be in pairs itself, got {self.code.name!r}; use it "
                 "as it is"
             )
-
-    @property
-    def name(self) -> str:
-        """The name of the code, with "-pairs"."""
-        return f"{self.code.name}-pairs"
-
-    @property
-    def needs_labels(self) -> bool:
-        """As the code."""
-        return self.code.needs_labels
-
-    @property
-    def needs_sample_means(self) -> bool:
-        """As the code."""
-        return needs_sample_means(self.code)
-
-    @property
-    def reservoir(self) -> int:
-        """As the code."""
-        return self.code.reservoir
-
-    @property
-    def reducible(self) -> bool:
-        """As the code."""
-        return self.code.reducible
-
-    @property
-    def mirrored(self) -> bool:
-        """Every entry stands for itself and its negative."""
-        return True
+        derived = {
+            "name": f"{self.code.name}-pairs",
+            "needs_sample_means": needs_sample_means(self.code),
+            **{x: getattr(self.code, x) for x in ("needs_labels", "reservoir", "reducible")},
+        }
+        for attribute, value in derived.items():
+            object.__setattr__(self, attribute, value)  # the class is frozen
 
     def fit(self, stats: LayerStatistics, k: int, seed: int) -> Latent:
         """The entries of the code without their negatives."""

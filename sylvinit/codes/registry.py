@@ -8,9 +8,8 @@ from sylvinit.codes.code import Code
 from sylvinit.codes.components import ICA, LDA, PCA
 from sylvinit.codes.correlated_filters import CorrelatedFilters
 from sylvinit.codes.discriminant import Discriminant
-from sylvinit.codes.logistic import Logistic
 from sylvinit.codes.pairs import SignPairs
-from sylvinit.codes.targets import KMeans, OneHot
+from sylvinit.codes.targets import KMeans, Logistic, OneHot
 from sylvinit.errors import OptionError, OptionTypeError
 
 _CODES: dict[str, Callable[[], Code]] = {
@@ -23,8 +22,6 @@ _CODES: dict[str, Callable[[], Code]] = {
     "discriminant": Discriminant,
     "logistic": Logistic,
 }
-
-
 _PAIRS = "-pairs"
 
 

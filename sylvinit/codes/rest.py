@@ -23,7 +23,7 @@ def components_of_rest(stats: LayerStatistics, latent: Latent, k: int) -> tuple[
         (groups, d, entries), which predicts x - mu from s - E[s].
     """
     cross = latent.cross - latent.mean[:, :, None] * stats.mean[:, None, :]
-    inverse = torch.linalg.pinv(latent.covariance(), hermitian=True, rtol=stats.d * stats.eps)
+    inverse = torch.linalg.pinv(latent.covariance(), hermitian=True, rtol=stats.tolerance)
     predicted = cross.mT @ inverse
     left = stats.covariance - predicted @ cross
     spectrum = stats.backend.eigh((left + left.mT) / 2, stats.notes)

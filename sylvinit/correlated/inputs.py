@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
-import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from sylvinit.checks import check_count, check_seed
 from sylvinit.errors import DataError, ModelError, NonFiniteError
 from sylvinit.execution.batches import Batch, ForwardFn, call_model, read_batches
-from sylvinit.execution.guard import Ambient, ModelGuard, forward_modes, plain_modes
+from sylvinit.execution.guard import CallerModes, ModelGuard, forward_modes, plain_modes
 from sylvinit.model import ConvLayer, layers_of
 from sylvinit.model.modules import check_module, clean_name, device_of, refuse_lazy
-from sylvinit.moments.collect import PatchSource, add_all, add_sampled
-from sylvinit.moments.rows import Rows
-from sylvinit.moments.sampling import stream_key
-from sylvinit.moments.streaming import PatchMoments
+from sylvinit.moments.collect import InputCollector
 from sylvinit.priors.matrix import FilterCorrelation
 from sylvinit.priors.spatial import spatial_correlation
 
@@ -42,7 +37,7 @@ def input_correlation(
     as correlated as their inputs, without a trained network. (``initialize_(model, data,
     code="correlated")`` does so layer by layer and solves the Sylvester equation on top.)
 
-    Where neighbouring pixels are opposite rather than alike, as in fast oscillations, the taps of
+    Where neighboring pixels are opposite rather than alike, as in fast oscillations, the taps of
     such filters nearly cancel, and eq. 17, which preserves the variance of equal pixels, makes
     them large: :func:`sylvinit.correlated_init_` warns, and ``strength`` weakens it.
 
@@ -72,27 +67,24 @@ def input_correlation(
         if value is not None:
             check_count(argument, value, "or None")
     seed = check_seed(seed)
-    collectors = [
-        _Collector(layer, count, seed)
+    watches = [
+        _Watch(layer, count, seed)
         for name, module in model.named_modules()
         for layer in layers_of(module, clean_name(name))
         if isinstance(layer, ConvLayer) and layer.geometry is not None and layer.geometry.taps > 1
     ]
-    ambient = Ambient.present()
-    with ModelGuard(model):
-        try:
-            for collector in collectors:
-                collector.attach()
-            batches = read_batches(data, microbatch=microbatch, max_samples=max_samples)
-            for batch in batches:
-                for collector in collectors:
-                    collector.begin(batch)
-                with forward_modes(ambient):
-                    call_model(model, batch, device, forward_fn)
-        finally:
-            for collector in collectors:
-                collector.detach()
-    found = {c.layer.name: c.result() for c in collectors if c.moments is not None}
+    caller = CallerModes.present()
+    with ModelGuard(model), ExitStack() as hooks:
+        for watch in watches:
+            module = watch.layer.module
+            hook = module.register_forward_pre_hook(watch.collect, with_kwargs=True)
+            hooks.callback(hook.remove)
+        for batch in read_batches(data, microbatch=microbatch, max_samples=max_samples):
+            for watch in watches:
+                watch.begin(batch)
+            with forward_modes(caller):
+                call_model(model, batch, device, forward_fn)
+    found = {watch.layer.name: watch.result() for watch in watches if watch.inputs.moments}
     if not found:
         raise ModelError(
             "the forward pass reached no Conv1d, Conv2d or Conv3d with more than one tap"
@@ -100,34 +92,23 @@ def input_correlation(
     return found
 
 
-class _Collector:
-    """Moments of the pixels of a layer's patches, every channel on its own."""
+class _Watch:
+    """Collects what a convolution reads, every channel on its own."""
 
     def __init__(self, layer: ConvLayer, patches: int | None, seed: int) -> None:
         self.layer = layer
-        self.moments: PatchMoments | None = None
-        self._handle: RemovableHandle | None = None
-        self._patches, self._seed = patches, seed
+        self.inputs = InputCollector(layer.name, patches=patches, seed=seed, per_channel=True)
         self._batch: Batch | None = None
         self._calls = 0
-
-    def attach(self) -> None:
-        """Watch the layer."""
-        hook = self._collect
-        self._handle = self.layer.module.register_forward_pre_hook(hook, with_kwargs=True)
-
-    def detach(self) -> None:
-        """Stop watching it."""
-        if self._handle is not None:
-            self._handle.remove()
 
     def begin(self, batch: Batch) -> None:
         """The next forward is that of this batch."""
         self._batch, self._calls = batch, 0
 
-    def _collect(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        layer, geometry = self.layer, self.layer.geometry
-        if self._batch is None or geometry is None:
+    def collect(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """A forward pre-hook of the layer's module."""
+        layer, geometry, batch = self.layer, self.layer.geometry, self._batch
+        if batch is None or geometry is None:
             return
         x = layer.input(args, kwargs).detach()
         if x.ndim == len(geometry.kernel) + 1:
@@ -137,30 +118,20 @@ class _Collector:
             return  # the convolution itself raises
         if not bool(x.isfinite().all()):
             raise NonFiniteError(f"NaN or Inf in the input of layer {layer.name} ({layer.kind})")
-        if len(x) % self._batch.size:
+        if len(x) % batch.size:
             raise DataError(
-                f"the input of layer {layer.name} has {len(x)} entries for {self._batch.size} "
+                f"the input of layer {layer.name} has {len(x)} entries for {batch.size} "
                 "samples; expected the same number for each"
             )
-        out_size = geometry.output_size(size)
-        channels = x.shape[1]
-        with plain_modes():
-            if self.moments is None:
-                precision = torch.promote_types(x.dtype, torch.float32)
-                self.moments = PatchMoments(geometry.taps, groups=channels, precision=precision)
-            rows = Rows.one_each(len(x), math.prod(out_size))
-            source = PatchSource(x, geometry, channels, out_size, rows, None)
-            key = stream_key(self._seed, layer.name, self._calls)
-            start = self._batch.start * (len(x) // self._batch.size)
-            if self._patches is None:
-                add_all(self.moments, source, key, start, None)
-            else:
-                add_sampled(self.moments, source, key, start, self._patches, None)
+        with plain_modes():  # every entry counts as a sample
+            start = batch.start * (len(x) // batch.size)
+            out_size = geometry.output_size(size)
+            self.inputs.add(layer, x, self._calls, out_size, size=len(x), start=start)
         self._calls += 1
 
     def result(self) -> FilterCorrelation:
         """The matrix."""
-        moments, geometry = self.moments, self.layer.geometry
+        moments, geometry = self.inputs.moments, self.layer.geometry
         if moments is None or geometry is None:
             raise ModelError(f"layer {self.layer.name} did not run")
         return FilterCorrelation.of(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-class Original:
+class TensorBackup:
     """The memory that a tensor lies in and what is there."""
 
     def __init__(self, tensor: Tensor) -> None:

@@ -42,11 +42,7 @@ class InputWatch:
         self._finite = finite if self._finite is None else self._finite & finite
 
     def check(self, name: str, kind: str) -> None:
-        """Wait for what was seen.
-
-        Raises:
-            NonFiniteError: an input held NaN or Inf.
-        """
+        """Raise NonFiniteError if an input held NaN or Inf, which may mean to wait for a GPU."""
         if self._finite is not None and not bool(self._finite):
             raise non_finite_input(name, kind)
 
@@ -86,10 +82,6 @@ class OutputWatch:
                 self.check()
 
     def check(self) -> None:
-        """Wait for what was seen.
-
-        Raises:
-            NonFiniteError: an output held NaN.
-        """
+        """Raise NonFiniteError if an output held NaN, which may mean to wait for a GPU."""
         if self._nan is not None and bool(self._nan):
             raise NonFiniteError("NaN in the output of the model; look at its last layers")

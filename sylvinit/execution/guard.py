@@ -14,8 +14,8 @@ import torch
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from sylvinit.execution.backup import Original
-from sylvinit.execution.module_state import ModuleContents
+from sylvinit.execution.backup import TensorBackup
+from sylvinit.execution.module_state import ModuleState
 from sylvinit.execution.switches import Switches, exchange_switches, read_switches, write_caching
 
 _AUTOCAST_DTYPES = {"cpu": torch.bfloat16, "cuda": torch.float16}
@@ -34,12 +34,12 @@ class ModelGuard:
         self._model = model
         self._stack = ExitStack()
         self._training: dict[nn.Module, bool] = {}
-        self._contents: list[ModuleContents] = []
+        self._states: list[ModuleState] = []
         self._accepted: set[nn.Module] = set()
         self._known: set[nn.Module] = set()
-        self._buffers: dict[tuple[int, str], tuple[nn.Module, Original]] = {}
-        self._kept: set[tuple[int, str]] = set()
-        self._parameters: dict[int, Original] = {}
+        self._buffers: dict[tuple[nn.Module, str], TensorBackup] = {}
+        self._kept: set[tuple[nn.Module, str]] = set()
+        self._parameters: dict[int, TensorBackup] = {}
 
     def __enter__(self) -> ModelGuard:
         try:
@@ -62,9 +62,9 @@ class ModelGuard:
             for module, training in self._training.items():
                 stack.callback(setattr, module, "training", training)
             if failed:
-                for original in self._parameters.values():
-                    stack.callback(original.restore)
-            stack.callback(self._restore_forward, failed)
+                for backup in self._parameters.values():
+                    stack.callback(backup.restore)
+            stack.callback(self.restore_forward, keep=not failed)
 
     def remember(self) -> bool:
         """Remember all modules that are not remembered yet, and put them in evaluation mode.
@@ -83,35 +83,23 @@ class ModelGuard:
         for module in found:
             for name, buffer in module._buffers.items():
                 if buffer is not None:
-                    self._buffers[id(module), name] = (module, Original(buffer))
+                    self._buffers[module, name] = TensorBackup(buffer)
         if found:
-            self._contents.append(ModuleContents(found))
+            self._states.append(ModuleState(found))
             self._known.update(found)
         return bool(found)
 
-    def restore_forward(self) -> None:
-        """Put back what forwards have changed: attributes and buffers."""
-        self._restore_forward(True)
-
-    def _restore_forward(self, failed: bool) -> None:
-        """Put back attributes and buffers; if nothing has failed, not what was meant to change."""
-        written = [self._buffers[key][1] for key in self._kept & self._buffers.keys()]
+    def restore_forward(self, *, keep: bool = False) -> None:
+        """Put back attributes and buffers that forwards changed; ``keep`` what was written."""
+        written = [self._buffers[key] for key in self._kept & self._buffers.keys()]
         written += self._parameters.values()
-        memory = set() if failed else {original.memory() for original in written}
+        kept_memory = {backup.memory() for backup in written} if keep else set()
         with ExitStack() as stack:
-            for _, buffer in self._buffers.values():
-                if buffer.memory() not in memory:
+            for buffer in self._buffers.values():
+                if buffer.memory() not in kept_memory:
                     stack.callback(buffer.restore)
-            for contents in self._contents:
-                stack.callback(contents.restore, left=() if failed else self._accepted)
-
-    def restore_all(self) -> None:
-        """Put everything back that was written, and expect to keep nothing."""
-        for original in reversed(self._parameters.values()):
-            original.restore()
-        self._kept.clear()
-        self._accepted.clear()
-        self.restore_forward()
+            for state in self._states:
+                stack.callback(state.restore, left=self._accepted if keep else ())
 
     def accept(self, module: nn.Module) -> None:
         """Let a module keep what was written to it, if the block succeeds."""
@@ -121,23 +109,23 @@ class ModelGuard:
         """Remember the values of parameters that are about to be written."""
         for parameter in parameters:
             if id(parameter) not in self._parameters:
-                self._parameters[id(parameter)] = Original(parameter)
+                self._parameters[id(parameter)] = TensorBackup(parameter)
 
     def restore(self, module: nn.Module, parameters: list[nn.Parameter]) -> None:
-        """Put the remembered values of parameters, and a module's contents and buffers, back."""
-        for contents in self._contents:
-            contents.restore_module(module)
+        """Put the remembered values of parameters, and a module's state and buffers, back."""
+        for state in self._states:
+            state.restore_module(module)
         for parameter in reversed(parameters):
             if id(parameter) in self._parameters:
                 self._parameters[id(parameter)].restore()
         inside = set(module.modules())
-        for owner, buffer in self._buffers.values():
+        for (owner, _), buffer in self._buffers.items():
             if owner in inside:
                 buffer.restore()
 
     def keep_buffer(self, module: nn.Module, name: str) -> None:
         """Let a buffer keep what is written to it, if the block succeeds."""
-        self._kept.add((id(module), name))
+        self._kept.add((module, name))
 
 
 def _is_lazy(module: nn.Module) -> bool:
@@ -159,8 +147,8 @@ def _global_state(model: nn.Module) -> Iterator[None]:
         torch.compiler.set_stance("force_eager"),
     ):
         try:
-            _disable_fast_path()
-            write_caching(0)  # parametrised weights are computed anew after they have been written
+            torch.backends.mha.set_fastpath_enabled(False)  # it calls no hooks of sub-modules
+            write_caching(0)  # parametrized weights are computed anew after they have been written
             torch.set_float32_matmul_precision("highest")  # TF32 on CUDA is off with it
             yield
         finally:
@@ -169,11 +157,6 @@ def _global_state(model: nn.Module) -> Iterator[None]:
             torch.clear_autocast_cache()
             np.random.set_state(numpy_state)
             random.setstate(python_state)
-
-
-def _disable_fast_path() -> None:
-    """The fast path of attention calls neither the sub-modules nor their hooks."""
-    torch.backends.mha.set_fastpath_enabled(False)
 
 
 @contextmanager
@@ -195,19 +178,14 @@ def plain_modes() -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Ambient:
-    """The caller's modes, to be put back around the model's forward.
-
-    Attributes:
-        autocast: device types and dtypes for which it is on.
-        switches: see :mod:`sylvinit.execution.switches`.
-    """
+class CallerModes:
+    """The caller's autocast and switches, to be put back around the model's forward."""
 
     autocast: list[tuple[str, torch.dtype]]
     switches: Switches
 
     @classmethod
-    def present(cls) -> Ambient:
+    def present(cls) -> CallerModes:
         """Those of now."""
         autocast = [
             (device, torch.get_autocast_dtype(device))
@@ -218,15 +196,15 @@ class Ambient:
 
 
 @contextmanager
-def forward_modes(ambient: Ambient) -> Iterator[None]:
+def forward_modes(caller: CallerModes) -> Iterator[None]:
     """The modes of the model's forward: no gradients, and else the caller's.
 
     Autocast's cache of casted weights is off, since weights are written in the middle of a forward.
     """
     with ExitStack() as stack:
-        stack.callback(exchange_switches, exchange_switches(ambient.switches))
-        _disable_fast_path()
+        stack.callback(exchange_switches, exchange_switches(caller.switches))
+        torch.backends.mha.set_fastpath_enabled(False)
         stack.enter_context(torch.no_grad())
-        for device, dtype in ambient.autocast:
+        for device, dtype in caller.autocast:
             stack.enter_context(torch.autocast(device, dtype=dtype, cache_enabled=False))
         yield

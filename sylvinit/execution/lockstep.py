@@ -2,7 +2,7 @@
 
 Every microbatch runs the model's forward in a greenlet of its own. A forward pre-hook switches back
 to the caller when the microbatch reaches a point that is still pending (a layer to be solved, a
-normalisation to be calibrated). When all have arrived, the caller does its work and resumes them.
+normalization to be calibrated). When all have arrived, the caller does its work and resumes them.
 Greenlets share one thread, so there are no locks, no thread pools beside torch's, and an exception
 in one forward surfaces in the caller.
 """
@@ -11,42 +11,29 @@ from __future__ import annotations
 
 import contextvars
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import greenlet
 from torch import Tensor, nn
 
 from sylvinit.errors import ModelError
 from sylvinit.execution.batches import Batch
-from sylvinit.execution.guard import Ambient, forward_modes, plain_modes
-from sylvinit.execution.module_state import Lender, ModuleContents
+from sylvinit.execution.guard import CallerModes, forward_modes, plain_modes
+from sylvinit.execution.module_state import ModuleState, PrivateState
 from sylvinit.execution.switches import Switches, exchange_switches, read_switches
-
-
-class Point(Protocol):
-    """A place in the model whose input is observed."""
-
-    @property
-    def module(self) -> nn.Module:
-        """The module whose forward leads there."""
-        ...
-
-    def input(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-        """What is observed, from the arguments of that forward."""
-        ...
 
 
 @dataclass
 class Arrival:
-    """A microbatch waiting at a point.
+    """A microbatch waiting at a layer or normalization.
 
     Attributes:
-        point: where it waits.
-        call: which call of the point's module this is, from 0.
-        x: the point's input.
+        point: that layer or normalization.
+        call: which call of its module this is, from 0.
+        x: its input.
         args, kwargs: all arguments of the module's forward.
     """
 
@@ -60,15 +47,13 @@ class Arrival:
 class Runner:
     """One microbatch on its way through the model."""
 
-    def __init__(
-        self, batch: Batch, body: Callable[[Batch], None], contents: ModuleContents, watch: bool
-    ) -> None:
+    def __init__(self, batch: Batch, body: Callable[[Batch], None], state: ModuleState) -> None:
         self.batch = batch
-        self._contents, self._watch = contents, watch
-        self._own = Lender()
         self.calls: Counter[nn.Module] = Counter()
         self.observing = False
         self.arrival: Arrival | None = None
+        self._state = state
+        self._private: PrivateState = {}
         self._switches: Switches = read_switches()
         self._hub = greenlet.getcurrent()
         self._greenlet = greenlet.greenlet(lambda: body(batch), self._hub)
@@ -88,16 +73,14 @@ class Runner:
     @contextmanager
     def _own_state(self) -> Iterator[None]:
         """Switches and modules as the forward has left them at its last pause; put aside after."""
-        outside = exchange_switches(self._switches)
+        before = exchange_switches(self._switches)
         try:
-            with self._contents.lent(self._own, watch=self._watch):
+            with self._state.exchanged(self._private):
                 yield
         finally:
-            self._switches = exchange_switches(outside)
+            self._switches = exchange_switches(before)
             if self.finished:
-                self._own = Lender()  # nobody needs what it has stored
-                if not self._watch:
-                    self._contents.put_back_unknown()
+                self._private = {}  # nobody needs what it has stored
 
     def pause(self, arrival: Arrival) -> None:
         """Called inside the forward: wait until resumed."""
@@ -127,9 +110,9 @@ class Propagation:
     Args:
         call: runs the model on a batch.
         modules: of the model.
-        points: what is observed, by module, in the order in which it is needed.
-        pending: whether a point still has to be stopped at.
-        ambient: the caller's modes, for the forward.
+        points: the layers or normalization of a module, in the order in which they are needed.
+        pending: whether microbatches have to stop at one of them.
+        caller: the caller's modes, for the forward.
         check: called with the output of a finished forward.
 
     Attributes:
@@ -142,41 +125,29 @@ class Propagation:
         modules: Iterable[nn.Module],
         points: Mapping[nn.Module, list[Any]],
         pending: Callable[[Any], bool],
-        ambient: Ambient,
+        caller: CallerModes,
         check: Callable[[Any], None],
     ) -> None:
         self._call, self._points, self._pending = call, points, pending
-        self._ambient, self._check = ambient, check
+        self._caller, self._check = caller, check
         self._current: Runner | None = None
         self.calls: Counter[nn.Module] = Counter()
         self._modules = list(modules)
-        self._contents = ModuleContents(())
+        self._state = ModuleState(())
 
     @contextmanager
-    def attached(self) -> Iterator[ModuleContents]:
-        """The time during which the hooks are on the model; contents of which forwards have own."""
-        handles = [
-            module.register_forward_pre_hook(self._observe, with_kwargs=True)
-            for module in self._points
-        ]
-        self._contents = ModuleContents(self._modules)  # which has our hooks
-        try:
-            yield self._contents
-        finally:
-            for handle in handles:
-                handle.remove()
+    def attached(self) -> Iterator[ModuleState]:
+        """The time during which the hooks are on the model; the state of its modules."""
+        with ExitStack() as stack:
+            for module in self._points:
+                handle = module.register_forward_pre_hook(self._observe, with_kwargs=True)
+                stack.callback(handle.remove)
+            self._state = ModuleState(self._modules)  # which has our hooks
+            yield self._state
 
     def start(self, batches: Iterable[Batch]) -> Iterator[Runner]:
-        """Runners for some batches; they do nothing until they are advanced.
-
-        What a forward stores on modules may depend on the shapes of its inputs: the first of each
-        shape is watched.
-        """
-        seen: set[Hashable] = set()
-        for batch in batches:
-            shapes = batch.shapes()
-            yield Runner(batch, self._body, self._contents, shapes not in seen)
-            seen.add(shapes)
+        """Runners for some batches; they do nothing until they are advanced."""
+        return (Runner(batch, self._body, self._state) for batch in batches)
 
     def advance(self, runner: Runner) -> Arrival | None:
         """Resume a runner; its next arrival, or None at the end of its forward."""
@@ -188,7 +159,7 @@ class Propagation:
         return runner.arrival
 
     def _body(self, batch: Batch) -> None:
-        with forward_modes(self._ambient):
+        with forward_modes(self._caller):
             self._check(self._call(batch))
 
     def _observe(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -1,9 +1,10 @@
-"""Which objects the attributes of modules are: read together, put back together.
+"""What forwards store on modules: compared, put back, and kept private to one microbatch.
 
 A forward may store things on modules: the input of a skip connection, a mask cached for the size of
 the batch, what ``torch.func.functional_call`` puts in the place of parameters. Forwards that take
-turns would find what another one has stored, so these attributes are exchanged together with the
-forwards, like the switches of :mod:`sylvinit.execution.switches`.
+turns would find what another one has stored. So a microbatch that pauses takes what it has changed
+with it and brings it back when it goes on, like the switches of
+:mod:`sylvinit.execution.switches`.
 
 Looked at is which objects there are: attributes, parameters, buffers, children, hooks, and what
 small plain lists, dicts, sets and deques among the attributes hold. Not looked at are the values of
@@ -16,7 +17,7 @@ from __future__ import annotations
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 from operator import is_
 from typing import Any
@@ -31,10 +32,15 @@ _DICTIONARIES = (_ATTRIBUTES, _PARAMETERS, _BUFFERS, _CHILDREN)
 _CONTAINERS = frozenset({list, dict, set, deque, OrderedDict, defaultdict})
 _LARGEST_CONTAINER = 256  # a vocabulary is no place for activations
 
+_END = object()
+
+# What one microbatch alone has stored: contents of slots, by their index.
+PrivateState = dict[int, Any]
+
 
 @dataclass(frozen=True)
-class _Place:
-    """Something of a module that holds objects: one of its dictionaries, or a container in them."""
+class _Slot:
+    """One of a module's own dictionaries, or a container that an attribute of it refers to."""
 
     module: nn.Module
     name: str
@@ -42,39 +48,28 @@ class _Place:
 
     @property
     def is_container(self) -> bool:
-        """Whether it is a container that an attribute refers to."""
         return self.name not in _DICTIONARIES
 
 
-@dataclass
-class Lender:
-    """What places hold for one forward alone, by their numbers."""
-
-    held: dict[int, Any] = field(default_factory=dict)
-
-
-class ModuleContents:
-    """The contents of modules, and which of them forwards change.
+class ModuleState:
+    """The state of modules between forwards, and which parts of it forwards change.
 
     Args:
         modules: those that are looked at, as they are now; parts in TorchScript are passed over.
-
-    Attributes:
-        replaces_weights: whether a forward has been put aside in which a parameter, or a statistic
-            of a batch normalisation, is another object than outside.
-        late: modules of which it was found too late that a forward changes them, so that others
-            may have found what it has stored.
     """
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
-        self._places = [place for module in modules for place in _places(module)]
-        self._outside = [_copy(place.holder) for place in self._places]
-        self._views = [_objects(place.holder) for place in self._places]
-        self._ids = self._present_ids()
-        self._changing: dict[int, None] = {}
-        self._in_containers: Lender | None = None
-        self.replaces_weights = False
-        self.late: list[nn.Module] = []
+        self._slots = [slot for module in modules for slot in _slots(module)]
+        self._saved = [_copy(slot.holder) for slot in self._slots]
+        self._views = [_objects(slot.holder) for slot in self._slots]
+        self._saved_objects = [*chain.from_iterable(self._views), _END]
+        self._changing: dict[int, None] = {}  # indices of the slots that forwards change, in order
+        self._in_containers: PrivateState | None = None  # whose contents are there
+
+    @property
+    def replaces_weights(self) -> bool:
+        """Whether forwards put others in the place of parameters or statistics of batch norms."""
+        return any(_holds_weights(self._slots[index]) for index in self._changing)
 
     def restore(self, *, left: Container[nn.Module] = ()) -> None:
         """Put everything back, but for children and parameters that have come since.
@@ -82,102 +77,82 @@ class ModuleContents:
         Args:
             left: modules whose attributes, parameters, buffers and children stay as they are.
         """
-        for place, held in zip(self._places, self._outside, strict=True):
-            if place.is_container or place.module not in left:
-                _write(place, _with_new_parts(place, held))
+        for slot, saved in zip(self._slots, self._saved, strict=True):
+            if slot.is_container or slot.module not in left:
+                _write(slot, _with_new_parts(slot, saved))
 
     def restore_module(self, module: nn.Module) -> None:
         """Put the attributes, parameters, buffers and children of a module back, not its hooks."""
-        inside = set(module.modules())
-        for place, held in zip(self._places, self._outside, strict=True):
-            if place.module in inside and not place.is_container:
-                _write(place, _with_new_parts(place, held))
+        for index in self._inside(module):
+            slot = self._slots[index]
+            _write(slot, _with_new_parts(slot, self._saved[index]))
 
     def accept(self, module: nn.Module) -> None:
-        """Take what a module holds now as what it holds outside of the forwards."""
-        changed = self._changed()
-        if not changed:
-            return
-        inside = set(module.modules())
-        for number in changed:
-            place = self._places[number]
-            if place.module in inside and not place.is_container:
-                self._outside[number] = _copy(place.holder)
-        self._ids = list(map(id, chain.from_iterable(map(_objects, self._outside))))
+        """Take what a module holds now as its state between forwards."""
+        if self._changed():
+            for index in self._inside(module):
+                self._saved[index] = _copy(self._slots[index].holder)
+            self._saved_objects = [*chain.from_iterable(map(_objects, self._saved)), _END]
 
     @contextmanager
-    def lent(self, lender: Lender, *, watch: bool) -> Iterator[None]:
-        """A forward's own contents, as it left them at its last pause; put aside afterwards.
+    def exchanged(self, private: PrivateState) -> Iterator[None]:
+        """What a microbatch stored before its last pause is there; at the next it takes it along.
 
-        Containers are put aside only when another forward goes on: this one may be iterating.
-
-        Args:
-            lender: where they are kept.
-            watch: look at everything, for what this part of the forward changes. Otherwise only
-                those places are exchanged of which it is known that they change.
+        Containers stay as it left them until another microbatch goes on: it may be iterating.
         """
-        if watch:
-            self.put_back_unknown()
-        self._exchange_containers(lender)
-        for number, held in lender.held.items():
-            if not self._places[number].is_container:
-                _write(self._places[number], held)
+        if self._in_containers is not private:
+            for index in filter(self._is_container, self._changing):
+                slot = self._slots[index]
+                if self._in_containers is not None:
+                    self._in_containers[index] = _copy(slot.holder)
+                _write(slot, private.get(index, self._saved[index]))
+            self._in_containers = private
+        for index, held in private.items():
+            if not self._is_container(index):
+                _write(self._slots[index], held)
         try:
             yield
         finally:
-            if watch:
-                self._changing.update(dict.fromkeys(self._changed()))
-            for number in self._changing:
-                place = self._places[number]
-                if not place.is_container:
-                    lender.held[number] = held = _copy(place.holder)
-                    _write(place, self._outside[number])
-                    self.replaces_weights |= _is_of_weights(place, held)
+            self._changing.update(dict.fromkeys(self._changed()))
+            for index in self._changing:
+                if not self._is_container(index):
+                    private[index] = _copy(self._slots[index].holder)
+                    _write(self._slots[index], self._saved[index])
 
-    def put_back_unknown(self) -> None:
-        """Look at what forwards have left that were not watched, and put it back."""
-        new = [number for number in self._changed() if number not in self._changing]
-        self._changing.update(dict.fromkeys(new))
-        for number in new:
-            _write(self._places[number], self._outside[number])
-            self.late.append(self._places[number].module)
+    def _is_container(self, index: int) -> bool:
+        return self._slots[index].is_container
 
-    def _exchange_containers(self, lender: Lender) -> None:
-        if self._in_containers is lender:
-            return
-        for number in self._changing:
-            place = self._places[number]
-            if place.is_container:
-                if self._in_containers is not None:
-                    self._in_containers.held[number] = _copy(place.holder)
-                _write(place, lender.held.get(number, self._outside[number]))
-        self._in_containers = lender
-
-    def _present_ids(self) -> list[int]:
-        return list(map(id, chain.from_iterable(self._views)))
+    def _inside(self, module: nn.Module) -> list[int]:
+        """Indices of the dictionaries of a module and all modules in it."""
+        inside = set(module.modules())
+        return [
+            index
+            for index, slot in enumerate(self._slots)
+            if slot.module in inside and not slot.is_container
+        ]
 
     def _changed(self) -> list[int]:
-        """Numbers of the places that hold something else than outside."""
-        if self._present_ids() == self._ids:  # faster than place by place
+        """Indices of the slots that hold something else than between forwards."""
+        present = chain(chain.from_iterable(self._views), (_END,))
+        if all(map(is_, present, self._saved_objects)):  # faster than slot by slot
             return []
-        pairs = enumerate(zip(self._places, self._outside, strict=True))
-        return [number for number, (place, held) in pairs if not _same(place.holder, held)]
+        pairs = enumerate(zip(self._slots, self._saved, strict=True))
+        return [index for index, (slot, saved) in pairs if not _same(slot.holder, saved)]
 
 
-def _places(module: nn.Module) -> list[_Place]:
+def _slots(module: nn.Module) -> list[_Slot]:
     if isinstance(module, torch.jit.ScriptModule):
         return []
     attributes = module.__dict__
-    places = [
-        _Place(module, name, attributes[name] if name else attributes) for name in _DICTIONARIES
+    slots = [
+        _Slot(module, name, attributes[name] if name else attributes) for name in _DICTIONARIES
     ]
-    places += [
-        _Place(module, name, value)
+    return slots + [
+        _Slot(module, name, value)
         for name, value in attributes.items()
         if type(value) in _CONTAINERS and name not in _DICTIONARIES
         if len(value) <= _LARGEST_CONTAINER
     ]
-    return places
 
 
 def _objects(value: Any) -> Iterable[Any]:
@@ -195,11 +170,11 @@ def _same(a: Any, b: Any) -> bool:
     return not isinstance(a, dict) or all(map(is_, a, b))
 
 
-def _write(place: _Place, held: Any) -> None:
-    holder = place.holder
+def _write(slot: _Slot, held: Any) -> None:
+    holder = slot.holder
     if _same(holder, held):
         return
-    if place.is_container:
+    if slot.is_container:
         if isinstance(holder, list):
             holder[:] = held
         else:
@@ -211,23 +186,22 @@ def _write(place: _Place, held: Any) -> None:
     for name, value in held.items():
         if name not in holder or holder[name] is not value:
             holder[name] = value
-    if place.name and list(holder) != list(held):  # the order of a state dict
+    if slot.name and list(holder) != list(held):  # the order of a state dict
         ordered = {name: holder.pop(name) for name in held}
         holder.update(ordered)
 
 
-def _with_new_parts(place: _Place, held: Any) -> Any:
+def _with_new_parts(slot: _Slot, held: Any) -> Any:
     """What is to be written so that children and parameters stay that were made since."""
-    if place.name in (_CHILDREN, _PARAMETERS):
-        new = {name: part for name, part in place.holder.items() if held.get(name) is None}
+    if slot.name in (_CHILDREN, _PARAMETERS):
+        new = {name: part for name, part in slot.holder.items() if held.get(name) is None}
         return {**held, **new}
-    if place.name == _ATTRIBUTES:
-        parts = place.module._modules.keys() | place.module._parameters.keys()
+    if slot.name == _ATTRIBUTES:
+        parts = slot.module._modules.keys() | slot.module._parameters.keys()
         return {name: value for name, value in held.items() if name not in parts}
     return held
 
 
-def _is_of_weights(place: _Place, held: Any) -> bool:
-    """Whether a place, put aside by a forward, held other weights or statistics than now."""
-    statistics = place.name == _BUFFERS and isinstance(place.module, NORM_TYPES)
-    return (statistics or place.name == _PARAMETERS) and not _same(place.holder, held)
+def _holds_weights(slot: _Slot) -> bool:
+    statistics = slot.name == _BUFFERS and isinstance(slot.module, NORM_TYPES)
+    return statistics or slot.name == _PARAMETERS

@@ -23,16 +23,31 @@ _UNREADABLE = object()  # torch refuses to read a setting made through both its 
 
 def read_switches() -> Switches:
     """The present value of every switch."""
-    return [read() for read, _ in _SWITCHES]
+    return [_read(read) for read, _ in _SWITCHES]
 
 
 def exchange_switches(values: Switches) -> Switches:
     """Set every switch that has another value; what they were before."""
     before = read_switches()
-    for (_, write), old, new in zip(_SWITCHES, before, values, strict=True):
-        if old != new:
-            write(new)
+    if before != values:
+        for (read, write), value in zip(_SWITCHES, values, strict=True):
+            # Read again, for a precision may be a part of an earlier one.
+            if value is not _UNREADABLE and _read(read) != value:
+                write(value)
     return before
+
+
+def write_caching(value: int) -> None:
+    """Within ``parametrize.cached()`` or outside; the cache may hold weights as they were."""
+    parametrize._cache_enabled = value
+    parametrize._cache = {}
+
+
+def _read(read: Read) -> Any:
+    try:
+        return read()
+    except RuntimeError:
+        return _UNREADABLE
 
 
 def _attribute(owner: Any, name: str) -> tuple[Read, Write]:
@@ -58,38 +73,13 @@ def _write_warnings(value: tuple[Any, ...]) -> None:
 
 
 def _precisions() -> list[tuple[Read, Write]]:
-    """Precisions of float32 products; a later one is, in some versions, a part of an earlier one.
-
-    Newer torch has one for every library and operation beside the two older ones.
-    """
-    found = [
-        (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
-        _attribute(torch.backends.cudnn, "allow_tf32"),
-    ]
+    """Precisions of float32 products for every library and operation, in newer torch."""
     read = getattr(torch._C, "_get_fp32_precision_getter", None)
     write = getattr(torch._C, "_set_fp32_precision_setter", None)
-    if read is not None and write is not None:
-        parts = [(library, part) for library in ("cuda", "mkldnn") for part in ("matmul", "conv")]
-        for place in (*parts, ("cuda", "rnn")):
-            found.append((partial(read, *place), partial(write, *place)))
-    return found
-
-
-def _read_precisions() -> list[Any]:
-    return [_read_precision(read) for read, _ in _PRECISIONS]
-
-
-def _read_precision(read: Read) -> Any:
-    try:
-        return read()
-    except RuntimeError:
-        return _UNREADABLE
-
-
-def _write_precisions(values: list[Any]) -> None:
-    for (read, write), value in zip(_PRECISIONS, values, strict=True):
-        if value is not _UNREADABLE and _read_precision(read) != value:
-            write(value)
+    if read is None or write is None:
+        return []
+    places = [(library, part) for library in ("cuda", "mkldnn") for part in ("matmul", "conv")]
+    return [(partial(read, *place), partial(write, *place)) for place in (*places, ("cuda", "rnn"))]
 
 
 def _attention_kernels() -> list[tuple[Read, Write]]:
@@ -106,24 +96,15 @@ def _attention_kernels() -> list[tuple[Read, Write]]:
     ]
 
 
-def _read_caching() -> int:
-    return parametrize._cache_enabled
-
-
-def write_caching(value: int) -> None:
-    """Within ``parametrize.cached()`` or outside; the cache may hold weights as they were."""
-    parametrize._cache_enabled = value
-    parametrize._cache = {}
-
-
-_PRECISIONS = _precisions()
 _SWITCHES: list[tuple[Read, Write]] = [
     (torch.get_default_dtype, torch.set_default_dtype),
     (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
     (torch.backends.mha.get_fastpath_enabled, torch.backends.mha.set_fastpath_enabled),
     *(_attribute(torch.backends.cudnn, name) for name in ("enabled", "benchmark", "deterministic")),
     *_attention_kernels(),
-    (_read_caching, write_caching),
-    (_read_precisions, _write_precisions),
+    (lambda: parametrize._cache_enabled, write_caching),
+    (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    _attribute(torch.backends.cudnn, "allow_tf32"),
+    *_precisions(),
     (_read_warnings, _write_warnings),
 ]

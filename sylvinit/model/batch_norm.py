@@ -1,4 +1,4 @@
-"""Calibrating the running statistics of batch normalisation over the whole data."""
+"""Calibrating the running statistics of batch normalization over the whole data."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ NORM_TYPES = (nn.modules.batchnorm._BatchNorm,)
 
 
 class Norm:
-    """A batch normalisation whose running mean and variance become those of the whole data.
+    """A batch normalization whose running mean and variance become those of the whole data.
 
     As in training, the variance kept is the unbiased one; unlike there, it is that of all samples
     and not an average over batches.
 
     Attributes:
         gain: what all entries of its scale become, or None to leave them.
+        buffers: names of the buffers that calibration writes.
     """
 
     def __init__(self, module: nn.modules.batchnorm._BatchNorm, name: str) -> None:
@@ -28,6 +29,8 @@ class Norm:
         self.name = name
         self.kind = type(module).__name__
         self.gain: float | None = None
+        names = ("running_mean", "running_var", "num_batches_tracked")
+        self.buffers = [name for name in names if getattr(module, name) is not None]
         self.reset()
 
     def write_gain(self) -> None:
@@ -44,8 +47,7 @@ class Norm:
     def reset(self) -> None:
         """Forget what was collected."""
         self.count = 0
-        self._mean: Tensor | None = None
-        self._scatter: Tensor | None = None
+        self._mean = self._scatter = torch.zeros(self.module.num_features, dtype=torch.float64)
 
     def input(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
         """The input (samples, channels, ...)."""
@@ -58,14 +60,12 @@ class Norm:
         if count == 0:
             return
         mean, scatter = _mean_and_scatter(x, count)
-        if self._mean is None or self._scatter is None:
-            self.count, self._mean, self._scatter = count, mean, scatter
-            return
-        total = self.count + count
-        step = mean - self._mean
-        self._scatter = self._scatter + scatter + step**2 * (self.count * count / total)
-        self._mean = self._mean + step * (count / total)
-        self.count = total
+        if self.count:
+            total = self.count + count
+            step = mean - self._mean
+            scatter = self._scatter + scatter + step**2 * (self.count * count / total)
+            mean = self._mean + step * (count / total)
+        self.count, self._mean, self._scatter = self.count + count, mean, scatter
 
     def finish(self) -> tuple[float, float]:
         """Write the running statistics.
@@ -74,18 +74,19 @@ class Norm:
             Root mean square over channels of the running deviation before, and of the new one.
 
         Raises:
-            NonFiniteError: the statistics are not finite.
+            NonFiniteError: the statistics are not finite, or too large for the buffers.
         """
-        module, mean, scatter = self.module, self._mean, self._scatter
-        if mean is None or scatter is None or module.running_mean is None:
+        module, mean = self.module, self._mean
+        if not self.count or module.running_mean is None:
             return float("nan"), float("nan")
-        if not bool(mean.isfinite().all() and scatter.isfinite().all()):
+        variance = self._scatter / max(self.count - 1, 1)
+        if not bool(mean.isfinite().all() and variance.isfinite().all()):
             raise NonFiniteError(
                 f"NaN or Inf in the input of {self.name} ({self.kind}); look at what runs before it"
             )
-        variance = scatter / max(self.count - 1, 1)
+        self._check_range("mean", mean, module.running_mean)
+        self._check_range("variance", variance, module.running_var)
         before = module.running_var if module.running_var is not None else variance
-        self._check_range(mean, variance)
         std_before = float(before.double().mean().sqrt())
         # Buffers made in inference mode can only be written there.
         with torch.inference_mode(module.running_mean.is_inference()), torch.no_grad():
@@ -96,19 +97,13 @@ class Norm:
                 module.num_batches_tracked.add_(1)
         return std_before, float(variance.mean().sqrt())
 
-    def _check_range(self, mean: Tensor, variance: Tensor) -> None:
-        """The buffers can hold the statistics."""
-        for value, buffer in (
-            (mean, self.module.running_mean),
-            (variance, self.module.running_var),
-        ):
-            if buffer is not None and not bool(value.to(buffer.dtype).isfinite().all()):
-                what = "mean" if value is mean else "variance"
-                raise NonFiniteError(
-                    f"the {what} of the input of {self.name} ({self.kind}), up to "
-                    f"{float(value.abs().max()):.3g}, is too large for {buffer.dtype}; scale the "
-                    "data down, use bfloat16 or float32, or leave it out with exclude="
-                )
+    def _check_range(self, what: str, value: Tensor, buffer: Tensor | None) -> None:
+        if buffer is not None and not bool(value.to(buffer.dtype).isfinite().all()):
+            raise NonFiniteError(
+                f"the {what} of the input of {self.name} ({self.kind}), up to "
+                f"{float(value.abs().max()):.3g}, is too large for {buffer.dtype}; scale the "
+                "data down, use bfloat16 or float32, or leave it out with exclude="
+            )
 
 
 # Mean^2 / variance of a channel up to which its scatter is taken as the difference of two sums.
@@ -149,34 +144,14 @@ def _sums(maps: Tensor, shift: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
     return total, squares
 
 
-def buffers(module: nn.modules.batchnorm._BatchNorm) -> list[str]:
-    """Names of the buffers that calibration writes."""
-    names = ("running_mean", "running_var", "num_batches_tracked")
-    return [name for name in names if getattr(module, name) is not None]
-
-
-def own_scale(module: nn.Module) -> nn.Parameter | None:
-    """The scale of a batch normalisation, if it has one and that is not computed from others."""
-    return module._parameters.get("weight")
-
-
-def uses_batch_statistics(module: nn.Module) -> bool:
-    """Whether a batch normalisation uses those of the microbatch in evaluation mode, too."""
-    return isinstance(module, NORM_TYPES) and module.running_mean is None
-
-
 def reason_to_skip(module: nn.Module) -> str | None:
-    """Why a normalisation is left alone; None for those to be calibrated and for other modules."""
+    """Why a normalization is left alone; None for those to be calibrated and for other modules."""
     if isinstance(module, nn.modules.instancenorm._InstanceNorm):
         if module.running_mean is not None:
-            return "running statistics of instance normalisation are not calibrated"
-        return None
-    if uses_batch_statistics(module):
-        return "keeps no running statistics"
-    if isinstance(module, NORM_TYPES) and not _trainable(module):
-        return "frozen (its weight does not require a gradient)"
+            return "running statistics of instance normalization are not calibrated"
+    elif isinstance(module, NORM_TYPES):
+        if module.running_mean is None:
+            return "keeps no running statistics"
+        if module.weight is not None and not module.weight.requires_grad:
+            return "frozen (its weight does not require a gradient)"
     return None
-
-
-def _trainable(module: nn.modules.batchnorm._BatchNorm) -> bool:
-    return module.weight is None or module.weight.requires_grad

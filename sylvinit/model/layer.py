@@ -98,7 +98,7 @@ class Layer:
         """Leaf parameters behind the tensor of that role ("weight" or "bias").
 
         Raises:
-            ModelError: the tensor is not a parameter, nor parametrised by some.
+            ModelError: the tensor is not a parameter, nor parametrized by some.
         """
         attribute = self.tensors()[role]
         if parametrize.is_parametrized(self.owner, attribute):
@@ -153,10 +153,10 @@ class RowLayer(Layer):
 
 
 def assign(module: nn.Module, attribute: str, value: Tensor) -> None:
-    """Write a tensor in place, through its parametrisation where it has one.
+    """Write a tensor in place, through its parametrization where it has one.
 
     Raises:
-        ModelError: the parametrisation has no right inverse, or cannot represent the value.
+        ModelError: the parametrization has no right inverse, or cannot represent the value.
     """
     current = getattr(module, attribute)
     value = value.to(device=current.device, dtype=current.dtype)
@@ -168,12 +168,12 @@ def assign(module: nn.Module, attribute: str, value: Tensor) -> None:
         setattr(module, attribute, value)
     except (NotImplementedError, RuntimeError, ValueError) as error:
         raise ModelError(
-            f"the parametrisation of {attribute} cannot be inverted: {error}"
+            f"the parametrization of {attribute} cannot be inverted: {error}"
         ) from error
     written = getattr(module, attribute)
     bound = 1e3 * torch.finfo(value.dtype).eps * float(value.abs().max())
     if not float((written - value).abs().max()) <= bound:
-        raise ModelError(f"the parametrisation of {attribute} cannot represent the new weight")
+        raise ModelError(f"the parametrization of {attribute} cannot represent the new weight")
 
 
 Factory = Callable[[nn.Module, str], list[Layer]]

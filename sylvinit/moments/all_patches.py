@@ -1,19 +1,21 @@
 """The Gram matrix of *all* patches of a stride-1 convolution, without forming a patch.
 
 With the padded activation flattened to rows M[t], t = (entry, y, x), the block of the Gram matrix
-for
-two taps depends on their lag s alone, up to the border:
+for two taps depends on their lag s alone, up to the border:
 
     sum over output positions  =  sum_t M[t] M[t + s]^T   -   the t outside the tap's output window
 
 so that one product per lag ((2 kh - 1)(2 kw - 1) lags, half of them by symmetry) replaces one per
-pair of taps, and the border costs strips of (kernel - 1) * dilation pixels.
+pair of taps, and the border costs strips of (kernel - 1) * dilation pixels. The products of all
+lags are themselves rows of the Gram matrix of a convolution over the padded activation, whose taps
+are the lags, with zeros outside: the patch_gram operator computes them where it takes that.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
-from itertools import product
+from itertools import combinations_with_replacement, product
 from math import prod
 
 import torch
@@ -21,8 +23,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sylvinit.model.geometry import PatchGeometry
-from sylvinit.moments.lags import lag_layout_fits, lagged_gram
-from sylvinit.moments.row_products import mirrored, row_products
+from sylvinit.moments.device_sums import can_fuse
+from sylvinit.moments.fused import patch_gram
+from sylvinit.moments.fused_layout import PatchLayout
+from sylvinit.moments.sums import mirrored, row_products
 
 _TORCH_MODES = {"zeros": "constant"}
 
@@ -30,17 +34,17 @@ _TORCH_MODES = {"zeros": "constant"}
 def correlation_is_cheaper(
     geometry: PatchGeometry, in_size: tuple[int, ...], channels: int
 ) -> bool:
-    """Whether the shifted correlations cost less than unfolding and one product.
+    """Whether a product for each lag costs less than unfolding and one product.
 
-    Counted in multiply-adds per entry and pair of channels. The Gram matrix of unfolded patches
-    takes taps**2 / 2 for every output (its upper triangle), and every feature is copied once. Each
-    lag takes one for every padded pixel, and once more, with copies of both factors, for every
-    pixel of the border, where some tap's window has ended.
+    Counted in multiply-adds for an entry and a pair of channels. Unfolded patches take taps**2 / 2
+    for each output (the upper triangle), and each feature is copied once. A lag takes one for each
+    padded pixel, and one more, with copies of both factors, for each pixel of the border.
     """
     if geometry.transposed or any(s != 1 for s in geometry.stride):
         return False
     outputs = prod(geometry.output_size(in_size))
-    padded = _padded_size(geometry, in_size)
+    pads = map(sum, zip(geometry.pad_before, geometry.pad_after, strict=True))
+    padded = [size + pad for size, pad in zip(in_size, pads, strict=True)]
     reach = [(k - 1) * d for k, d in zip(geometry.kernel, geometry.dilation, strict=True)]
     core = prod(max(size - 2 * edge, 0) for size, edge in zip(padded, reach, strict=True))
     border = prod(padded) - core
@@ -50,15 +54,6 @@ def correlation_is_cheaper(
     unfolded = outputs * (geometry.taps**2 / 2 + copy * geometry.taps)
     shifted = prod(padded) * (lags + 2 * copy) + border * lags * (1 + 3 * copy)
     return shifted < unfolded
-
-
-def _padded_size(geometry: PatchGeometry, in_size: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(
-        size + before + after
-        for size, before, after in zip(
-            in_size, geometry.pad_before, geometry.pad_after, strict=True
-        )
-    )
 
 
 def pad_channels_last(x: Tensor, geometry: PatchGeometry) -> Tensor:
@@ -113,29 +108,27 @@ def correlation_gram(
         geometry: stride 1, not transposed.
         outputs: spatial size of the layer's output.
         groups: channel groups.
-        arithmetic: of the patch_gram operator, used where it takes this activation; None: it is
-            not.
+        arithmetic: of the patch_gram operator where it takes this activation; None to do without.
 
     Returns:
         float64 tensor (groups, taps * c, taps * c) with c = channels // groups, features tap-major.
     """
     size, channels = tuple(padded.shape[1:-1]), padded.shape[-1]
-    pixels = _border(padded.shape[0], size, geometry, outputs, padded.device)
-    if arithmetic and lag_layout_fits(padded, geometry, groups):
-        return lagged_gram(padded, geometry, groups, pixels, arithmetic)
     width = channels // groups
-    flat = padded.view(-1, groups, width)
-    taps = list(product(*(range(k) for k in geometry.kernel)))
+    pixels = _border(padded.shape[0], size, geometry, outputs, padded.device)
+    if arithmetic:
+        lags = _Lags.of(geometry, size, groups, width, padded.device)
+        if can_fuse(padded.movedim(-1, 1), lags.layout, 0):
+            return _gram_by_lags(padded, lags, geometry.taps, pixels, arithmetic)
+    flat, taps = padded.view(-1, groups, width), geometry.taps
     steps = [prod(size[axis + 1 :]) for axis in range(len(size))]
     border, ends, outside = pixels
     left = flat.index_select(0, border)
-    gram = padded.new_zeros((groups, len(taps), width, len(taps), width), dtype=torch.float64)
+    gram = padded.new_zeros((groups, taps, width, taps, width), dtype=torch.float64)
     blocks: dict[int, list[tuple[int, int]]] = {}
-    for (i, first), (j, second) in product(enumerate(taps), repeat=2):
-        if j >= i:
-            moves = zip(first, second, geometry.dilation, steps, strict=True)
-            shift = sum((b - a) * dilation * step for a, b, dilation, step in moves)
-            blocks.setdefault(shift, []).append((i, j))
+    for i, j, lag in _pairs_of_taps(geometry.kernel):
+        shift = sum(map(prod, zip(lag, geometry.dilation, steps, strict=True)))
+        blocks.setdefault(shift, []).append((i, j))
     for shift, pairs in blocks.items():
         whole = _product(flat[: len(flat) - shift], flat[shift:])
         strips = _strip_products(flat, left, border, ends, shift)
@@ -144,7 +137,16 @@ def correlation_gram(
             block = mirrored(block) if i == j else block
             gram[:, i, :, j] = block
             gram[:, j, :, i] = block.mT
-    return gram.reshape(groups, len(taps) * width, len(taps) * width)
+    return gram.reshape(groups, taps * width, taps * width)
+
+
+def _pairs_of_taps(kernel: tuple[int, ...]) -> list[tuple[int, int, tuple[int, ...]]]:
+    """(i, j, lag) of all taps i <= j in row-major order."""
+    taps = list(enumerate(product(*(range(k) for k in kernel))))
+    return [
+        (i, j, tuple(b - a for a, b in zip(first, second, strict=True)))
+        for (i, first), (j, second) in combinations_with_replacement(taps, 2)
+    ]
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
@@ -169,7 +171,7 @@ def _border(
     share the result.
 
     Returns:
-        (rows of the flattened activation sorted by cell, the end of every cell in them, and a
+        (pixels of the flattened activation sorted by cell, the end of every cell in them, and a
         float64 matrix (taps, cells) that is 1 where the cell lies outside the tap's window).
     """
     cell_of_axis: list[Tensor] = []
@@ -218,3 +220,89 @@ def _strip_products(
     width = flat.shape[2]
     empty = flat.new_zeros((0, flat.shape[1], width, width), dtype=torch.float64)
     return torch.stack(parts) if parts else empty
+
+
+@dataclass(frozen=True)
+class _Lags:
+    """The lags between two taps i <= j in row-major order.
+
+    Attributes:
+        layout: of the convolution over the padded activation, features (lag, channel).
+        zero: index of the lag 0.
+        first, second, lag: int64 (pairs,), the taps of every pair and the lag between them.
+    """
+
+    layout: PatchLayout
+    zero: int
+    first: Tensor
+    second: Tensor
+    lag: Tensor
+
+    @classmethod
+    @lru_cache(maxsize=64)
+    def of(
+        cls,
+        geometry: PatchGeometry,
+        size: tuple[int, ...],
+        groups: int,
+        width: int,
+        device: torch.device,
+    ) -> _Lags:
+        """Of a padded activation of that spatial size, with so many channels in each group.
+
+        The microbatches of a layer share the result.
+        """
+        kernel = geometry.kernel
+        # The first axis has no negative lags, since the later tap comes second.
+        behind = [0, *(k - 1 for k in kernel[1:])]
+        counts = [kernel[0], *(2 * k - 1 for k in kernel[1:])]
+        pads = tuple(b * d for b, d in zip(behind, geometry.dilation, strict=True))
+        ones = (1,) * len(kernel)
+        lagged = PatchGeometry(tuple(counts), ones, geometry.dilation, pads, pads)
+        index = {lag: i for i, lag in enumerate(product(*(range(c) for c in counts)))}
+        zero = index[tuple(behind)]
+        pairs = [
+            (i, j, index[tuple(map(sum, zip(lag, behind, strict=True)))])
+            for i, j, lag in _pairs_of_taps(kernel)
+        ]
+        first, second, lag = torch.tensor(pairs, device=device).T
+        layout = PatchLayout.of(lagged, size, groups, first_row=zero * width, rows=width)
+        return cls(layout, zero, first, second, lag)
+
+
+def _gram_by_lags(
+    padded: Tensor,
+    lags: _Lags,
+    taps: int,
+    border: tuple[Tensor, list[int], Tensor],
+    arithmetic: str,
+) -> Tensor:
+    groups, width = lags.layout.groups, lags.layout.rows
+    x, area = padded.movedim(-1, 1), prod(padded.shape[1:-1])
+    numbers = lags.layout.numbers()
+    columns = width * lags.layout.taps + 1
+    status = torch.zeros(1, dtype=torch.int32, device=x.device)
+
+    def rows(entry: Tensor | None, position: Tensor | None) -> Tensor:
+        gram = x.new_zeros((groups, width, columns), dtype=torch.float64)
+        nothing = (None, None, 0, None)
+        patch_gram(x, gram, status, *nothing, entry, position, numbers, arithmetic)
+        return gram
+
+    # outside[i] is the sum over the pixels that tap i's window leaves out.
+    whole, (pixels, ends, is_outside) = rows(None, None), border
+    outside = whole.new_zeros((taps, *whole.shape))
+    for cell, (begin, end) in enumerate(zip([0, *ends], ends, strict=False)):
+        if end > begin:
+            part = pixels[begin:end]
+            sums = rows(part // area, part % area)
+            outside.addcmul_(is_outside[:, cell, None, None, None], sums)
+    blocks = (whole - outside)[..., :-1].unflatten(-1, (lags.layout.taps, width))
+    # (taps, groups, width, lags, width); of lag 0 only the upper triangle was summed.
+    blocks[:, :, :, lags.zero] = mirrored(blocks[:, :, :, lags.zero])
+    first, second = lags.first, lags.second
+    chosen = blocks.movedim(3, 1)[first, lags.lag]  # (pairs, groups, width, width)
+    gram = x.new_empty((taps, taps, groups, width, width), dtype=torch.float64)
+    gram[second, first] = chosen.mT
+    gram[first, second] = chosen
+    return gram.permute(2, 0, 3, 1, 4).reshape(groups, taps * width, taps * width)

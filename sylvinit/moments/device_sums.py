@@ -12,7 +12,7 @@ from sylvinit.backends.memory import memory_for
 from sylvinit.errors import DataError, LabelError
 from sylvinit.moments.fused import columns, patch_gram, patch_mean, unit_roundoff
 from sylvinit.moments.fused_layout import ELEMENT_TYPES, PatchLayout
-from sylvinit.moments.sums import RowSums
+from sylvinit.moments.sums import RowSums, mirrored
 
 # Patches whose mean is the shift: it then differs from the mean by a tenth of the spread.
 _SHIFT_PATCHES = 256
@@ -52,11 +52,6 @@ class PatchAccumulator:
         self._shift: Tensor | None = None
         self._status: Tensor | None = None
 
-    @property
-    def device(self) -> torch.device | None:
-        """Where the sums are, once there are any."""
-        return None if self._gram is None else self._gram.device
-
     def add(
         self,
         x: Tensor,
@@ -69,10 +64,9 @@ class PatchAccumulator:
         x = x.detach()
         labels = None if labels is None else labels.contiguous()
         # The rows beside the patches and the constant would be codes times codes: known already.
-        features = x.shape[1] // layout.groups * layout.taps
-        layout = replace(layout, rows=features + 1)
+        layout = replace(layout, rows=layout.features(x) + 1)
         numbers = layout.numbers()
-        n = layout.patches_of(x.shape[0]) if entry is None else len(entry)
+        n = layout.patches(x, entry)
         if self._gram is None or self._shift is None or self._status is None:
             size = columns(x, layout, self.classes, None)
             shape = (layout.groups, layout.rows, size)
@@ -81,19 +75,9 @@ class PatchAccumulator:
             self._status = torch.zeros(1, dtype=torch.int32, device=x.device)
             self._taps = layout.taps
             self._shift = patch_mean(x, numbers, min(n, _SHIFT_PATCHES), entry, position)
-        patch_gram(
-            x,
-            self._gram,
-            self._status,
-            self._shift,
-            labels,
-            self.classes,
-            None,
-            entry,
-            position,
-            numbers,
-            self.arithmetic,
-        )
+        beside = (self._shift, labels, self.classes, None)
+        patches = (entry, position, numbers)
+        patch_gram(x, self._gram, self._status, *beside, *patches, self.arithmetic)
         self.n += n
 
     def sums(self) -> RowSums:
@@ -110,29 +94,16 @@ class PatchAccumulator:
             raise LabelError(f"labels must lie in [0, {self.classes}); some do not")
         if status:
             raise DataError("a listed patch does not exist in the activation")
-        d = self._shift.shape[1]
-        second = self._gram[:, :d, :d].triu()
-        second += second.triu(1).mT
-        total, shift = self._gram[:, :d, d], self._shift
-        counts = totals = None
-        if self.classes:
-            counts = self._gram[0, d, d + 1 :].clone()
-            totals = self._gram[:, :d, d + 1 :].mT
+        d, order = self._shift.shape[1], slice(None)
         if not self.tap_major:
-            second = self._to_tap_major(self._to_tap_major(second).mT).mT
-            total, shift = self._to_tap_major(total), self._to_tap_major(shift)
-            totals = None if totals is None else self._to_tap_major(totals)
-        eps = unit_roundoff(self.arithmetic)
+            order = torch.arange(d, device=self._gram.device).view(-1, self._taps).T.flatten()
+        rows = self._gram[:, :d]
         return RowSums(
             self.n,
-            total.contiguous(),
-            second.contiguous(),
-            shift.contiguous(),
-            counts,
-            None if totals is None else totals.contiguous(),
-            eps,
+            rows[:, order, d],
+            mirrored(rows[:, :, :d])[:, order][:, :, order],
+            self._shift[:, order],
+            self._gram[0, d, d + 1 :].clone() if self.classes else None,
+            rows[:, order, d + 1 :].mT if self.classes else None,
+            unit_roundoff(self.arithmetic),
         )
-
-    def _to_tap_major(self, x: Tensor) -> Tensor:
-        """(..., channels * taps) -> (..., taps * channels)."""
-        return x.unflatten(-1, (-1, self._taps)).mT.flatten(-2)

@@ -59,8 +59,7 @@ def unit_roundoff(arithmetic: str | None, dtype: torch.dtype = torch.float32) ->
 
 def columns(x: Tensor, layout: PatchLayout, classes: int, code: Tensor | None) -> int:
     """D, the length of z."""
-    features = x.shape[1] // layout.groups * layout.taps
-    return features + 1 + classes + (0 if code is None else code.shape[1])
+    return layout.features(x) + 1 + classes + (0 if code is None else code.shape[1])
 
 
 @torch.library.custom_op("sylvinit::patch_gram", mutates_args=("gram", "status"))
@@ -100,8 +99,9 @@ def patch_gram(
         BackendError: the extension cannot run here, or a kernel could not be launched.
         DeviceMemoryError: there is no memory for the workspace.
     """
-    where = PatchLayout.from_numbers(layout)
-    _check(x, gram, status, shift, labels, classes, code, entry, position, where, arithmetic)
+    where = _check(
+        x, gram, status, shift, labels, classes, code, entry, position, layout, arithmetic
+    )
     rows = _reference_rows(x, where, entry, position)
     if rows is None:
         status.bitwise_or_(_PATCH_OUT_OF_RANGE)
@@ -124,53 +124,20 @@ def patch_gram(
 
 
 @patch_gram.register_fake
-def _(
-    x: Tensor,
-    gram: Tensor,
-    status: Tensor,
-    shift: Tensor | None,
-    labels: Tensor | None,
-    classes: int,
-    code: Tensor | None,
-    entry: Tensor | None,
-    position: Tensor | None,
-    layout: Sequence[int],
-    arithmetic: str,
-) -> None:
-    where = PatchLayout.from_numbers(layout)
-    _check(x, gram, status, shift, labels, classes, code, entry, position, where, arithmetic)
+def _(*arguments: Any) -> None:
+    _check(*arguments)
 
 
 @patch_gram.register_kernel("cuda")
-def _(
-    x: Tensor,
-    gram: Tensor,
-    status: Tensor,
-    shift: Tensor | None,
-    labels: Tensor | None,
-    classes: int,
-    code: Tensor | None,
-    entry: Tensor | None,
-    position: Tensor | None,
-    layout: Sequence[int],
-    arithmetic: str,
-) -> None:
-    where = PatchLayout.from_numbers(layout)
-    _check(x, gram, status, shift, labels, classes, code, entry, position, where, arithmetic)
+def _(x: Tensor, *arguments: Any) -> None:
+    where = _check(x, *arguments)
     with torch.cuda.device(x.device):
         launch_gram(
             _module(),
             x,
-            gram,
-            status,
-            shift,
-            labels,
-            classes,
-            code,
-            entry,
-            position,
-            where,
-            arithmetic,
+            *arguments[:-2],
+            layout=where,
+            arithmetic=arguments[-1],
             multiprocessors=torch.cuda.get_device_properties(x.device).multi_processor_count,
             stream=torch.cuda.current_stream(x.device).cuda_stream,
         )
@@ -195,8 +162,7 @@ def launch_gram(
     tile: int = 0,
 ) -> None:
     """:func:`patch_gram` by the kernels of a compiled module, arguments checked."""
-    n = layout.patches_of(x.shape[0]) if entry is None else len(entry)
-    args = layout.arguments(module, x, n)
+    args = layout.arguments(module, x, entry, position)
     args.status = status.data_ptr()
     if shift is not None:
         args.shift = shift.data_ptr()
@@ -204,8 +170,6 @@ def launch_gram(
         args.labels, args.classes = labels.data_ptr(), classes
     if code is not None:
         args.code, args.codes, args.code_stride = code.data_ptr(), code.shape[1], code.stride(0)
-    if entry is not None and position is not None:
-        args.entry, args.position = entry.data_ptr(), position.data_ptr()
     with _typed_errors():
         plan = module.plan_patch_gram(args, multiprocessors, tile)
     with memory_for(f"the tiles of a Gram matrix of {gram.shape[-1]} columns", plan.workspace):
@@ -235,35 +199,22 @@ def patch_mean(
     where = PatchLayout.from_numbers(layout)
     rows = _reference_rows(x, where, entry, position)
     if rows is None:
-        return x.new_zeros((where.groups, x.shape[1] // where.groups * where.taps)).float()
+        return x.new_zeros((where.groups, where.features(x))).float()
     return rows[0][:, :count].mean(dim=1).float()
 
 
 @patch_mean.register_fake
-def _(
-    x: Tensor,
-    layout: Sequence[int],
-    count: int,
-    entry: Tensor | None = None,
-    position: Tensor | None = None,
-) -> Tensor:
+def _(x: Tensor, layout: Sequence[int], count: int, *listed: Tensor | None) -> Tensor:
     where = PatchLayout.from_numbers(layout)
-    features = x.shape[1] // where.groups * where.taps
-    return x.new_empty((where.groups, features), dtype=torch.float32)
+    return x.new_empty((where.groups, where.features(x)), dtype=torch.float32)
 
 
 @patch_mean.register_kernel("cuda")
-def _(
-    x: Tensor,
-    layout: Sequence[int],
-    count: int,
-    entry: Tensor | None = None,
-    position: Tensor | None = None,
-) -> Tensor:
+def _(x: Tensor, layout: Sequence[int], count: int, *listed: Tensor | None) -> Tensor:
     where = PatchLayout.from_numbers(layout)
     with torch.cuda.device(x.device):
         stream = torch.cuda.current_stream(x.device).cuda_stream
-        return launch_mean(_module(), x, where, count, entry, position, stream=stream)
+        return launch_mean(_module(), x, where, count, *listed, stream=stream)
 
 
 def launch_mean(
@@ -277,14 +228,11 @@ def launch_mean(
     stream: int,
 ) -> Tensor:
     """:func:`patch_mean` by the kernel of a compiled module."""
-    features = x.shape[1] // layout.groups * layout.taps
-    mean = torch.empty((layout.groups, features), dtype=torch.float32, device=x.device)
-    n = layout.patches_of(x.shape[0]) if entry is None else len(entry)
-    args = layout.arguments(module, x, n)
+    shape = (layout.groups, layout.features(x))
+    mean = torch.empty(shape, dtype=torch.float32, device=x.device)
+    args = layout.arguments(module, x, entry, position)
     status = torch.zeros(1, dtype=torch.int32, device=x.device)
     args.status = status.data_ptr()
-    if entry is not None and position is not None:
-        args.entry, args.position = entry.data_ptr(), position.data_ptr()
     with _typed_errors():
         module.patch_mean(args, count, mean.data_ptr(), stream)
     return mean
@@ -300,9 +248,11 @@ def _check(
     code: Tensor | None,
     entry: Tensor | None,
     position: Tensor | None,
-    layout: PatchLayout,
+    numbers: Sequence[int],
     arithmetic: str,
-) -> None:
+) -> PatchLayout:
+    """The layout, if the arguments of patch_gram fit it."""
+    layout = PatchLayout.from_numbers(numbers)
     if arithmetic not in ARITHMETICS:
         raise OptionError(f"arithmetic must be one of {ARITHMETICS}, got {arithmetic!r}")
     if str(x.dtype) not in ELEMENT_TYPES or not 2 <= x.ndim <= 5:
@@ -317,18 +267,18 @@ def _check(
         )
     if (labels is None) != (classes == 0) or (entry is None) != (position is None):
         raise DataError("labels come with classes, and entry with position")
-    d, size = x.shape[1] // layout.groups * layout.taps, columns(x, layout, classes, code)
+    size = columns(x, layout, classes, code)
     if layout.first_row < 0 or layout.rows < 0 or layout.first_row + layout.rows > size:
         raise OptionError(
             f"first_row and rows must lie within the {size} columns of the Gram matrix, got "
             f"{layout.first_row} and {layout.rows}"
         )
-    n = layout.patches_of(x.shape[0]) if entry is None else len(entry)
+    n = layout.patches(x, entry)
     owners = n if entry is not None else x.shape[0] // layout.entries_per_sample
     expected = {
         "gram": (gram, torch.float64, (layout.groups, layout.rows or size, size)),
         "status": (status, torch.int32, (1,)),
-        "shift": (shift, torch.float32, (layout.groups, d)),
+        "shift": (shift, torch.float32, (layout.groups, layout.features(x))),
         "labels": (labels, torch.int64, (owners,)),
         "code": (code, torch.float32, (n, 0 if code is None else code.shape[1])),
         "entry": (entry, torch.int64, (n,)),
@@ -344,6 +294,7 @@ def _check(
             )
         if tensor.device != x.device:
             raise DataError(f"{name} is on {tensor.device} but x on {x.device}; move one of them")
+    return layout
 
 
 def _reference_rows(

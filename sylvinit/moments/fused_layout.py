@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import prod
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from sylvinit.model.geometry import PADDING_MODES, PatchGeometry
 
 AXES = 3
+ELEMENT_TYPES = {"torch.float32": 0, "torch.bfloat16": 1, "torch.float16": 2}
 
 
 @dataclass(frozen=True)
@@ -55,14 +56,12 @@ class PatchLayout:
         groups: int,
         *,
         tap_major: bool = True,
-        entries_per_sample: int = 1,
-        first_sample: int = 0,
-        draws: int = 0,
-        key: tuple[int, int] = (0, 0),
-        first_row: int = 0,
-        rows: int = 0,
+        **rest: Any,
     ) -> PatchLayout:
-        """The layout of a convolution, or of plain rows if the geometry is None."""
+        """The layout of a convolution, or of plain rows if the geometry is None.
+
+        ``rest`` are attributes with defaults.
+        """
         found = geometry or PatchGeometry((), (), (), (), ())
         missing = AXES - len(found.kernel)
 
@@ -79,12 +78,7 @@ class PatchLayout:
             transposed=found.transposed,
             groups=groups,
             tap_major=tap_major,
-            entries_per_sample=entries_per_sample,
-            first_sample=first_sample,
-            draws=draws,
-            key=key,
-            first_row=first_row,
-            rows=rows,
+            **rest,
         )
 
     @property
@@ -97,30 +91,25 @@ class PatchLayout:
         """Offsets that a block keeps per patch, see csrc/cuda/patch_layout.cuh."""
         return self.kernel[0] * self.kernel[1] + self.kernel[2]
 
-    def patches_of(self, entries: int) -> int:
-        """Patches that the rule takes from an activation of that many entries."""
+    def features(self, x: Tensor) -> int:
+        """Length of a patch of an activation (entries, channels, ...)."""
+        return x.shape[1] // self.groups * self.taps
+
+    def patches(self, x: Tensor, entry: Tensor | None) -> int:
+        """How many patches are taken of an activation: those listed, or what the rule takes."""
+        if entry is not None:
+            return len(entry)
         available = self.entries_per_sample * prod(self.out_size)
         taken = self.draws if 0 < self.draws < available else available
-        return entries // self.entries_per_sample * taken
+        return x.shape[0] // self.entries_per_sample * taken
 
     def numbers(self) -> list[int]:
-        """Everything in one list, the form in which an operator takes it."""
+        """All attributes in one list, the form in which an operator takes them."""
+        values = (getattr(self, field.name) for field in fields(self))
         return [
-            *self.kernel,
-            *self.stride,
-            *self.dilation,
-            *self.pad_before,
-            *self.out_size,
-            self.padding_mode,
-            int(self.transposed),
-            self.groups,
-            int(self.tap_major),
-            self.entries_per_sample,
-            self.first_sample,
-            self.draws,
-            *self.key,
-            self.first_row,
-            self.rows,
+            int(number)
+            for value in values
+            for number in (value if isinstance(value, tuple) else (value,))
         ]
 
     @classmethod
@@ -154,8 +143,10 @@ class PatchLayout:
             self.transposed,
         )
 
-    def arguments(self, module: Any, x: Tensor, n: int) -> Any:
-        """A filled ``PatchGram`` of the compiled module for an activation (entries, channels, ...).
+    def arguments(
+        self, module: Any, x: Tensor, entry: Tensor | None = None, position: Tensor | None = None
+    ) -> Any:
+        """A ``PatchGram`` of the compiled module for the patches of an activation.
 
         The caller adds what stands beside the patches, and keeps all tensors alive.
         """
@@ -175,11 +166,10 @@ class PatchLayout:
             padding_mode=self.padding_mode,
             transposed=self.transposed,
         )
-        args.tap_major, args.n, args.entries = self.tap_major, n, x.shape[0]
+        args.tap_major, args.n, args.entries = self.tap_major, self.patches(x, entry), x.shape[0]
+        if entry is not None and position is not None:
+            args.entry, args.position = entry.data_ptr(), position.data_ptr()
         args.entries_per_sample, args.first_sample = self.entries_per_sample, self.first_sample
         args.draws, (args.key0, args.key1) = self.draws, self.key
         args.first_row, args.rows = self.first_row, self.rows
         return args
-
-
-ELEMENT_TYPES = {"torch.float32": 0, "torch.bfloat16": 1, "torch.float16": 2}

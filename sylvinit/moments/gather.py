@@ -14,46 +14,13 @@ from sylvinit.model.geometry import PatchGeometry
 _TABLE_ENTRIES = 2**18
 
 
-def tap_index(
+def _taps(
     geometry: PatchGeometry,
     in_size: tuple[int, ...],
     out_size: tuple[int, ...],
     position: Tensor,
 ) -> Tensor:
-    """Flat input coordinate of every tap of every patch; -1 is a structural zero.
-
-    Args:
-        geometry: kernel, stride, padding, ...
-        in_size: spatial size of the input.
-        out_size: spatial size of the output.
-        position: int64 (n,), flat row-major output positions.
-
-    Returns:
-        int64 tensor of shape (n, taps), taps in row-major kernel order.
-    """
-    if prod(out_size) * geometry.taps <= _TABLE_ENTRIES:
-        return _tap_table(geometry, in_size, out_size, position.device).index_select(0, position)
-    return _tap_index(geometry, in_size, out_size, position)
-
-
-@lru_cache(maxsize=16)
-def _tap_table(
-    geometry: PatchGeometry,
-    in_size: tuple[int, ...],
-    out_size: tuple[int, ...],
-    device: torch.device,
-) -> Tensor:
-    """:func:`tap_index` of every output position; the microbatches of a layer share it."""
-    positions = torch.arange(prod(out_size), device=device)
-    return _tap_index(geometry, in_size, out_size, positions)
-
-
-def _tap_index(
-    geometry: PatchGeometry,
-    in_size: tuple[int, ...],
-    out_size: tuple[int, ...],
-    position: Tensor,
-) -> Tensor:
+    """Flat input coordinate of every tap of every patch, int64 (n, taps); -1 is outside."""
     flat = position.new_zeros((len(position), 1))
     inside = torch.ones_like(flat, dtype=torch.bool)
     rest = position
@@ -66,6 +33,17 @@ def _tap_index(
         flat = (flat[:, :, None] * in_size[axis] + taps[:, None, :]).flatten(1)
         inside = (inside[:, :, None] & (taps >= 0)[:, None, :]).flatten(1)
     return flat.masked_fill_(~inside, -1)
+
+
+@lru_cache(maxsize=16)
+def _tap_table(
+    geometry: PatchGeometry,
+    in_size: tuple[int, ...],
+    out_size: tuple[int, ...],
+    device: torch.device,
+) -> Tensor:
+    """The taps of every output position; the microbatches of a layer share them."""
+    return _taps(geometry, in_size, out_size, torch.arange(prod(out_size), device=device))
 
 
 def gather_patches(
@@ -89,8 +67,12 @@ def gather_patches(
         channels of a channels_last activation are copied as contiguous runs.
     """
     channels, in_size = x.shape[1], tuple(x.shape[2:])
-    area = prod(in_size)
-    tap = tap_index(geometry, in_size, out_size or geometry.output_size(in_size), position)
+    area, out_size = prod(in_size), out_size or geometry.output_size(in_size)
+    if prod(out_size) * geometry.taps <= _TABLE_ENTRIES:
+        table = _tap_table(geometry, in_size, out_size, position.device)
+        tap = table.index_select(0, position)
+    else:
+        tap = _taps(geometry, in_size, out_size, position)
     outside = tap < 0
     tap.clamp_(min=0)
     if x.stride(1) == 1 and channels > 1:

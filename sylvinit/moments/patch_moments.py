@@ -5,17 +5,17 @@ from __future__ import annotations
 from math import prod
 from numbers import Integral
 
-import torch
 from torch import Tensor
 
 from sylvinit.backends import choose
-from sylvinit.errors import DataError, LabelError, OptionError
+from sylvinit.checks import check_choice
+from sylvinit.errors import DataError, OptionError
 from sylvinit.model.geometry import PADDING_MODES, PatchGeometry
-from sylvinit.moments.collect import PatchSource, add_all, add_sampled
 from sylvinit.moments.fused import ARITHMETICS
+from sylvinit.moments.patch_source import PatchSource, add_patches
 from sylvinit.moments.rows import Rows
 from sylvinit.moments.sampling import stream_key
-from sylvinit.moments.streaming import PatchMoments, product_precision
+from sylvinit.moments.streaming import PatchMoments, check_classes, product_precision
 
 
 def patch_moments(
@@ -71,8 +71,8 @@ def patch_moments(
             "x must be floating point of shape (samples, channels, *spatial) with one to three "
             f"spatial axes, got {x.dtype} {tuple(x.shape)}"
         )
-    if padding_mode not in PADDING_MODES:
-        raise OptionError(f"padding_mode must be one of {PADDING_MODES}, got {padding_mode!r}")
+    check_choice("padding_mode", padding_mode, PADDING_MODES)
+    check_choice("arithmetic", arithmetic, ARITHMETICS)
     if groups < 1 or x.shape[1] % groups:
         raise OptionError(f"groups must divide the {x.shape[1]} channels of x, got {groups}")
     if patches != "all" and not (_is_integer(patches) and int(patches) >= 1):
@@ -96,25 +96,19 @@ def patch_moments(
         raise DataError(
             f"x of spatial size {tuple(x.shape[2:])} is smaller than the kernel's reach"
         )
-    channels = x.shape[1] // groups
-    moments = PatchMoments(
-        channels * geometry.taps,
-        groups=groups,
-        classes=0 if labels is None else _class_count(labels, x.shape[0], classes),
-        reservoir=reservoir,
-        precision=product_precision(x.dtype, x.shape[1] * geometry.taps),
-    )
-    rows = Rows.one_each(x.shape[0], prod(out_size))
     labels = None if labels is None else labels.to(x.device)
-    source = PatchSource(x, geometry, groups, out_size, rows, labels)
+    rows = Rows.one_each(x.shape[0], prod(out_size))
+    count = None if patches == "all" else int(patches)
     key = stream_key(seed, name, 0)
-    if arithmetic not in ARITHMETICS:
-        raise OptionError(f"arithmetic must be one of {ARITHMETICS}, got {arithmetic!r}")
-    fused = arithmetic if choose(backend, x.device).name == "cuda" else None
-    if patches == "all":
-        add_all(moments, source, key, start, fused)
-    else:
-        add_sampled(moments, source, key, start, int(patches), fused)
+    source = PatchSource(x, geometry, groups, out_size, rows, labels, key, start, count)
+    moments = PatchMoments(
+        source.features,
+        groups=groups,
+        classes=0 if labels is None else check_classes(labels, x.shape[0], classes),
+        reservoir=reservoir,
+        precision=product_precision(x.dtype, source.features * groups),
+    )
+    add_patches(moments, source, arithmetic if choose(backend, x.device).name == "cuda" else None)
     return moments.transposed(geometry.taps)
 
 
@@ -140,16 +134,3 @@ def _check_padding(geometry: PatchGeometry, in_size: tuple[int, ...]) -> None:
             f"x of spatial size {in_size} is too small for {geometry.padding_mode!r} padding by "
             f"{pads}"
         )
-
-
-def _class_count(labels: Tensor, samples: int, classes: int | None) -> int:
-    if labels.shape != (samples,) or labels.dtype != torch.int64:
-        raise LabelError(
-            f"labels must be int64 of shape ({samples},), one per sample; got {labels.dtype} "
-            f"{tuple(labels.shape)}"
-        )
-    low, high = (int(v) for v in torch.aminmax(labels))
-    count = high + 1 if classes is None else classes
-    if low < 0 or high >= count:
-        raise LabelError(f"labels must lie in [0, {max(count, 1)}), got {low} to {high}")
-    return count

@@ -95,9 +95,8 @@ def assign_rows(
 ) -> Rows:
     """Group the entries of a layer's input by sample.
 
-    Batch-first inputs need no help: row j belongs to sample j // r, where r is the number of rows
-    per sample. With a padding mask, rows of padding tokens are dropped where r is the mask's
-    length.
+    Row j of a batch-first input belongs to sample j // r, with r rows per sample. Rows of padding
+    tokens are dropped where r is the length of the padding mask.
 
     Args:
         name: of the layer, for messages and for ``row_to_sample``.

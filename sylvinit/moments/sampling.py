@@ -1,4 +1,4 @@
-"""Counter-based choice of patch positions: the same for every device, microbatch and rank.
+"""Counter-based choice of patches: the same for every device, microbatch and rank.
 
 Philox4x32-10 (Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011)
 with
@@ -15,9 +15,12 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 _WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -30,15 +33,7 @@ WordArray = npt.NDArray[np.uint32]
 
 
 def philox4x32(counter: npt.ArrayLike, key: Key) -> WordArray:
-    """Ten rounds of Philox4x32.
-
-    Args:
-        counter: uint32 array of shape (..., 4).
-        key: two 32-bit words.
-
-    Returns:
-        uint32 array of the shape of ``counter``.
-    """
+    """Ten rounds of Philox4x32 of counters, uint32 (..., 4)."""
     words = np.asarray(counter, dtype=np.uint32).astype(np.uint64)
     c0, c1, c2, c3 = (words[..., i] for i in range(4))
     k0, k1 = int(key[0]), int(key[1])
@@ -100,3 +95,54 @@ def choose_positions(
     drawn = (words[:, 0].astype(np.uint64) * available[row].astype(np.uint64)) >> _SHIFT
     position = np.where(everything[row], draw, drawn.astype(np.int64))
     return row, position, words[:, 1]
+
+
+class Reservoir:
+    """The rows of least priority among all offered: for random priorities a uniform sample.
+
+    The chunks in which rows come do not matter, and two reservoirs merge into that of the union.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.rows: Tensor | None = None
+        self.labels: Tensor | None = None
+        self._priority: Tensor | None = None
+
+    def offer(
+        self, x: Tensor, first: int, priority: Tensor | None = None, labels: Tensor | None = None
+    ) -> None:
+        """Offer rows (groups, n, d); ``first`` is the running index of the first one.
+
+        Labels (n,) are kept beside the rows if every call brings some.
+        """
+        if priority is None:
+            counter = np.zeros((x.shape[1], 4), dtype=np.uint32)
+            counter[:, 0] = np.arange(first, first + x.shape[1], dtype=np.uint64) & 0xFFFFFFFF
+            words = philox4x32(counter, (0, 0))[:, 0].astype(np.int64)
+            priority = torch.from_numpy(words).to(x.device)
+        if self.rows is not None and self._priority is not None:
+            if len(self._priority) == self.capacity:
+                better = priority < self._priority[-1]
+                x, priority = x[:, better], priority[better]
+                labels = None if labels is None else labels[better]
+            x = torch.cat((self.rows, x), dim=1)
+            priority = torch.cat((self._priority, priority))
+            both = self.labels is not None and labels is not None
+            labels = torch.cat((self.labels, labels)) if both else None  # type: ignore[arg-type]
+        kept = torch.argsort(priority, stable=True)[: self.capacity]
+        self.rows, self._priority = x[:, kept], priority[kept]
+        self.labels = None if labels is None else labels[kept]
+
+    def merge(self, other: Reservoir) -> None:
+        """Offer the rows of another reservoir."""
+        if other.rows is not None and other._priority is not None:
+            self.offer(other.rows, 0, other._priority, other.labels)
+
+    def mapped(self, function: Callable[[Tensor], Tensor]) -> Reservoir:
+        """The same rows with a function applied to their features."""
+        other = Reservoir(self.capacity)
+        other._priority, other.labels = self._priority, self.labels
+        if self.rows is not None:
+            other.rows = function(self.rows)
+        return other

@@ -3,71 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from sylvinit.backends import Backend
 from sylvinit.moments.streaming import PatchMoments
-
-
-@dataclass(frozen=True)
-class SampleStatistics:
-    """Moments of the mean row of every sample; every tensor has a leading axis of groups.
-
-    Attributes:
-        n: number of samples.
-        rows: rows that a mean is taken of, on average.
-        mean: float64 (groups, d).
-        covariance: float64 (groups, d, d), divided by n.
-        class_counts: float64 (classes,), samples of every class.
-        class_means: float64 (groups, classes, d).
-    """
-
-    n: int
-    rows: float
-    mean: Tensor
-    covariance: Tensor
-    class_counts: Tensor
-    class_means: Tensor
-
-    @staticmethod
-    def of(means: PatchMoments, rows: int, basis: Tensor | None) -> SampleStatistics:
-        """From the moments of the means of ``rows`` rows, in the coordinates of ``basis``.
-
-        There is a basis only where a layer has fewer rows than features. The means are no more than
-        the rows, so they are still held one by one, and nothing of the size of a Gram matrix of all
-        features is made.
-
-        Raises:
-            ValueError: the means have no classes, or there is a basis and they are not held.
-        """
-        if basis is None:
-            counts, class_means = means.class_counts(), means.class_means()
-            mean, covariance = means.mean(), means.covariance()
-        else:
-            columns = means.columns()
-            if columns is None:
-                raise ValueError("a basis of the rows needs fewer sample means than features")
-            counts, class_means = means.column_classes() or (None, None)
-            mean, covariance = _reduced_moments(columns.double(), basis)
-            class_means = None if class_means is None else class_means @ basis.mT
-        if counts is None or class_means is None:
-            raise ValueError("statistics of sample means need classes")
-        return SampleStatistics(means.n, rows / means.n, mean, covariance, counts, class_means)
-
-    def group(self, index: int) -> SampleStatistics:
-        """Those of one group, still with a leading axis of length 1."""
-        pick = slice(index, index + 1)
-        return SampleStatistics(
-            self.n,
-            self.rows,
-            self.mean[pick],
-            self.covariance[pick],
-            self.class_counts,
-            self.class_means[pick],
-        )
 
 
 @dataclass
@@ -91,7 +33,8 @@ class LayerStatistics:
         class_means: float64 (groups, classes, d), or None.
         reservoir: (groups, rows, d), a random sample of the rows, or None.
         reservoir_labels: int64 (rows,), the labels of those rows, or None.
-        samples: moments of the mean row of every sample, or None.
+        samples: the same of the mean rows of the samples, in the same coordinates, or None.
+        constant: how many features of the layer's input never vary, over all groups.
         notes: on how things were computed, for the report.
     """
 
@@ -107,7 +50,8 @@ class LayerStatistics:
     class_means: Tensor | None = None
     reservoir: Tensor | None = None
     reservoir_labels: Tensor | None = None
-    samples: SampleStatistics | None = None
+    samples: LayerStatistics | None = None
+    constant: int = 0
     notes: list[str] = field(default_factory=list)
     _spectrum: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
 
@@ -136,11 +80,20 @@ class LayerStatistics:
         """E[x x^T] = Sigma + mu mu^T, float64 (groups, d, d)."""
         return self.covariance + self.mean[:, :, None] * self.mean[:, None, :]
 
-    def threshold(self) -> Tensor:
-        """Eigenvalues of the covariance up to this may be rounding, float64 (groups, 1).
+    @property
+    def tolerance(self) -> float:
+        """Ratios to the largest up to this may be rounding of the moments: d * eps."""
+        return self.d * self.eps
 
-        d * eps * largest for the products, and d * (eps * |mu|)^2 for the rows.
+    def threshold(self, values: Tensor | None = None) -> Tensor:
+        """Eigenvalues up to this count as zero, float64 (groups, 1): they may be rounding.
+
+        Those of the covariance: d * eps * largest for the products, and d * (eps * |mu|)^2 for the
+        rows. Those of another matrix, ``values`` (groups, d) in ascending order, computed from the
+        moments in float64: d * eps * largest with the eps of float64.
         """
+        if values is not None:
+            return self.d * torch.finfo(torch.float64).eps * values[:, -1:].clamp(min=0)
         largest = self.spectrum()[0][:, -1:].clamp(min=0)
         rows = self.rows_eps**2 * (self.mean**2).sum(dim=1, keepdim=True)
         return self.d * (self.eps * largest + rows)
@@ -152,30 +105,16 @@ class LayerStatistics:
 
     def group(self, index: int) -> LayerStatistics:
         """The statistics of one group, still with a leading axis of length 1."""
-
-        def pick(x: Tensor | None) -> Tensor | None:
-            return None if x is None else x[index : index + 1]
-
-        spectrum = None
+        part = slice(index, index + 1)
+        tensors = ("mean", "covariance", "basis", "class_means", "reservoir")
+        picked = {
+            name: getattr(self, name)[part] for name in tensors if getattr(self, name) is not None
+        }
+        if self.samples is not None:
+            picked["samples"] = self.samples.group(index)
         if self._spectrum is not None:
-            values, vectors = self._spectrum
-            spectrum = (values[index : index + 1], vectors[index : index + 1])
-        return LayerStatistics(
-            n=self.n,
-            mean=self.mean[index : index + 1],
-            covariance=self.covariance[index : index + 1],
-            eps=self.eps,
-            rows_eps=self.rows_eps,
-            backend=self.backend,
-            basis=pick(self.basis),
-            kernel=self.kernel,
-            class_counts=self.class_counts,
-            class_means=pick(self.class_means),
-            reservoir=pick(self.reservoir),
-            reservoir_labels=self.reservoir_labels,
-            samples=None if self.samples is None else self.samples.group(index),
-            _spectrum=spectrum,
-        )
+            picked["_spectrum"] = tuple(x[part] for x in self._spectrum)
+        return replace(self, notes=[], **picked)
 
     def in_input_coordinates(self, x: Tensor) -> Tensor:
         """Rows (groups, k, d) in the coordinates of the layer's input, (groups, k, d_in)."""
@@ -190,6 +129,7 @@ def layer_statistics(
     moments: PatchMoments,
     backend: Backend,
     *,
+    sample_means: PatchMoments | None = None,
     reduce: bool = True,
     kernel: tuple[int, ...] = (),
     raw: bool = False,
@@ -199,55 +139,64 @@ def layer_statistics(
     Args:
         moments: at least one row.
         backend: where eigendecompositions run.
+        sample_means: moments of the mean row of every sample. Where there are fewer rows than
+            features there are no more means, so that they are still held one by one, and nothing of
+            the size of a Gram matrix of all features is made.
         reduce: work in the span of the rows where there are fewer of them than features.
         kernel: of the patches, () for rows.
-        raw: whether the rows are data as they come, each entry rounded once. What a layer has
-            computed may be rounding to the extent of the means that it has subtracted, so that
-            eigenvalues of up to eps times the largest are not trusted there, however precise the
-            products.
+        raw: whether the rows are data as they come, each entry rounded once. Layers subtract
+            means, so that their outputs may be rounding: eigenvalues of up to eps times the largest
+            are not trusted there, however precise the products.
     """
-    columns = moments.columns() if reduce else None
-    reservoir, rows_eps = moments.reservoir(), moments.rows_eps
-    if columns is None:
-        return LayerStatistics(
-            n=moments.n,
-            mean=moments.mean(),
-            covariance=moments.covariance(),
-            eps=max(moments.eps, (_ROUNDINGS * rows_eps) ** 2 if raw else rows_eps),
-            rows_eps=rows_eps,
-            backend=backend,
-            kernel=kernel,
-            class_counts=moments.class_counts(),
-            class_means=moments.class_means(),
-            reservoir=reservoir,
-            reservoir_labels=moments.reservoir_labels(),
-        )
-    # Not from the n x n Gram matrix, whose eigenvectors lose half the digits of the small
-    # directions. The factor is orthonormal whatever the rank of the rows.
-    rows = columns.double()
-    basis = torch.linalg.qr(rows.mT).Q.mT
-    mean, covariance = _reduced_moments(rows, basis)
-    counts, means = moments.column_classes() or (None, None)
+    rows, basis = moments.columns(), None
+    if rows is not None and reduce:
+        # Not from the n x n Gram matrix, whose eigenvectors lose half the digits of the small
+        # directions. The factor is orthonormal whatever the rank of the rows.
+        basis = torch.linalg.qr(rows.double().mT).Q.mT
+    stats = _in_basis(moments, backend, basis)
+    if basis is None:
+        trusted = (_ROUNDINGS * stats.rows_eps) ** 2 if raw else stats.rows_eps
+        stats.eps = max(moments.eps, trusted)
+    if rows is None:
+        constant = stats.covariance.diagonal(dim1=1, dim2=2) <= 0
+    else:
+        constant = (rows == rows[:, :1]).all(dim=1)
+    stats.constant, stats.kernel = int(constant.sum()), kernel
+    reservoir = moments.reservoir()
+    if reservoir is not None:
+        stats.reservoir = reservoir if basis is None else reservoir.double() @ basis.mT
+        stats.reservoir_labels = moments.reservoir_labels()
+    if sample_means is not None:
+        stats.samples = _in_basis(sample_means, backend, basis)
+    return stats
+
+
+def _in_basis(moments: PatchMoments, backend: Backend, basis: Tensor | None) -> LayerStatistics:
+    """The moments alone, in a basis (groups, r, d) or as they are; eps is that of float64."""
+    rows_eps = moments.rows_eps
+    if basis is None:
+        covariance = moments.covariance()
+        mean, counts, means = moments.mean(), moments.class_counts(), moments.class_means()
+    else:
+        rows = moments.columns()
+        if rows is None:
+            raise ValueError("a basis of the rows needs fewer sample means than features")
+        rows = rows.double()
+        mean = (rows @ basis.mT).mean(dim=1)
+        # About the first row, so that rows which never vary have no covariance, and no rounding.
+        centered = (rows - rows[:, :1]) @ basis.mT
+        centered = centered - centered.mean(dim=1, keepdim=True)
+        covariance = centered.mT @ centered / rows.shape[1]
+        counts, means = moments.column_classes() or (None, None)
+        means = None if means is None else means @ basis.mT
     return LayerStatistics(
         n=moments.n,
         mean=mean,
         covariance=covariance,
-        eps=torch.finfo(torch.float64).eps,  # no product was taken in a lower precision
+        eps=torch.finfo(torch.float64).eps,
         rows_eps=rows_eps,
         backend=backend,
         basis=basis,
-        kernel=kernel,
         class_counts=counts,
-        class_means=None if means is None else means @ basis.mT,
-        reservoir=None if reservoir is None else reservoir.double() @ basis.mT,
-        reservoir_labels=moments.reservoir_labels(),
+        class_means=means,
     )
-
-
-def _reduced_moments(rows: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (groups, r) and covariance (groups, r, r) of rows (groups, n, d) in a basis of r."""
-    mean = (rows @ basis.mT).mean(dim=1)
-    # About the first row, so that rows which never vary have no covariance rather than rounding.
-    centred = (rows - rows[:, :1]) @ basis.mT
-    centred = centred - centred.mean(dim=1, keepdim=True)
-    return mean, centred.mT @ centred / rows.shape[1]

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from sylvinit.errors import DataError, LabelError, OptionError
-from sylvinit.moments.reservoir import Reservoir
-from sylvinit.moments.row_products import gram
-from sylvinit.moments.sums import Accumulator, RowSums
+from sylvinit.moments.device_sums import PatchAccumulator
+from sylvinit.moments.sampling import Reservoir
+from sylvinit.moments.sums import RowSums, gram
 
 # Rows are multiplied in chunks of about this size: enough for an efficient product, and below the
 # size from which the allocator asks the system for fresh pages each time.
@@ -57,28 +57,23 @@ class PatchMoments:
         reservoir: int = 0,
         precision: torch.dtype | None = None,
     ) -> None:
-        for name, value, least in (
-            ("d_in", d_in, 1),
-            ("groups", groups, 1),
-            ("classes", classes, 0),
-            ("reservoir", reservoir, 0),
-        ):
+        sizes = {"d_in": d_in, "groups": groups, "classes": classes, "reservoir": reservoir}
+        for name, value in sizes.items():
+            least = int(name in ("d_in", "groups"))
             if value < least:
                 raise OptionError(f"{name} must be at least {least}, got {value}")
         self.d_in, self.groups, self.classes = d_in, groups, classes
         self.precision = precision
         self._eps = self._rows_eps = 0.0
         self._merged = 0
-        self._mean: Tensor | None = None
-        self._scatter: Tensor | None = None
-        self._class_counts: Tensor | None = None
-        self._class_sums: Tensor | None = None
+        self._mean_and_scatter: tuple[Tensor, Tensor] | None = None
+        self._class_counts_and_sums: tuple[Tensor, Tensor] | None = None
         self._pending: list[Tensor] = []
         self._pending_labels: list[Tensor] = []
         self._pending_rows = 0
         self._reservoir = Reservoir(reservoir)
         #: Rows that are added up elsewhere; they count as seen, and are merged when needed.
-        self.accumulator: Accumulator | None = None
+        self.accumulator: PatchAccumulator | None = None
 
     @property
     def n(self) -> int:
@@ -143,15 +138,18 @@ class PatchMoments:
         if x.shape[1] == 0:
             return self
         x = x.detach()
-        if self.precision is None:
-            self.precision = torch.promote_types(x.dtype, torch.float32)
         precise = torch.promote_types(x.dtype, torch.float32)
+        self.precision = self.precision or precise
         eps = torch.finfo(self.precision).eps
         self._eps = max(self._eps, eps)
         self._rows_eps = max(self._rows_eps, eps, torch.finfo(precise).eps)
         checked = None
         if self.classes:
-            checked = labels if labels_checked else self._checked(labels, x.shape[1])
+            if labels is None:
+                raise LabelError(f"labels are needed for moments with {self.classes} classes")
+            if not labels_checked:
+                check_classes(labels, x.shape[1], self.classes)
+            checked = labels
         if self._reservoir.capacity:
             self._reservoir.offer(x.to(precise), self.n, priority, checked)
         step = self._chunk_rows()
@@ -167,17 +165,8 @@ class PatchMoments:
 
     def offer(self, x: Tensor, priority: Tensor, labels: Tensor | None = None) -> None:
         """Offer rows (groups, n, d_in) to the reservoir alone, not to the moments."""
-        self._reservoir.offer(
-            x.to(torch.promote_types(x.dtype, torch.float32)), 0, priority, labels
-        )
-
-    @property
-    def device(self) -> torch.device:
-        """Where the moments are."""
-        held = self._mean if self._mean is not None else next(iter(self._pending), None)
-        if held is None and self.accumulator is not None:
-            return self.accumulator.device or torch.device("cpu")
-        return torch.device("cpu") if held is None else held.device
+        precise = torch.promote_types(x.dtype, torch.float32)
+        self._reservoir.offer(x.to(precise), 0, priority, labels)
 
     def add_sums(self, sums: RowSums) -> PatchMoments:
         """Add rows given by their sums about a shift; ``sums.second`` is overwritten."""
@@ -216,11 +205,11 @@ class PatchMoments:
             self.precision = torch.promote_types(self.precision or other.precision, other.precision)
         self._eps = max(self._eps, other._eps)
         self._rows_eps = max(self._rows_eps, other._rows_eps)
-        if other._mean is not None and other._scatter is not None:
-            zero = torch.zeros_like(other._mean)
-            self._merge(other._merged, other._mean, other._scatter.clone(), zero)
-            if other._class_counts is not None and other._class_sums is not None:
-                self._merge_classes(other._class_counts, other._class_sums)
+        if other._mean_and_scatter is not None:
+            mean, scatter = other._mean_and_scatter
+            self._merge(other._merged, mean, scatter.clone(), torch.zeros_like(mean))
+        if other._class_counts_and_sums is not None:
+            self._merge_classes(*other._class_counts_and_sums)
         self._pending.extend(other._pending)
         self._pending_labels.extend(other._pending_labels)
         self._pending_rows += other._pending_rows
@@ -241,7 +230,7 @@ class PatchMoments:
         if rows is None or not self.classes:
             return None
         counts, sums = _class_sums(rows.double(), torch.cat(self._pending_labels), self.classes)
-        return counts, sums / counts.clamp(min=1)[None, :, None]
+        return counts, _class_means(counts, sums)
 
     def mean(self) -> Tensor:
         """mu, float64 (groups, d_in)."""
@@ -254,14 +243,14 @@ class PatchMoments:
     def class_counts(self) -> Tensor | None:
         """Rows per class, float64 (classes,), or None without classes."""
         self._finished()
-        return self._class_counts
+        return None if self._class_counts_and_sums is None else self._class_counts_and_sums[0]
 
     def class_means(self) -> Tensor | None:
         """Mean row of every class, float64 (groups, classes, d_in), zero for absent classes."""
         self._finished()
-        if self._class_counts is None or self._class_sums is None:
+        if self._class_counts_and_sums is None:
             return None
-        return self._class_sums / self._class_counts.clamp(min=1)[None, :, None]
+        return _class_means(*self._class_counts_and_sums)
 
     def reservoir(self) -> Tensor | None:
         """A uniform random sample of the rows, (groups, rows, d_in), or None."""
@@ -288,13 +277,15 @@ class PatchMoments:
             self.d_in, groups=self.groups, classes=self.classes, precision=self.precision
         )
         other._eps, other._rows_eps = self._eps, self._rows_eps
-        other._merged, other._class_counts = self._merged, self._class_counts
-        if self._mean is not None and self._scatter is not None:
-            other._mean = swap(self._mean)
-            both = self._scatter.unflatten(2, shape).unflatten(1, shape)
-            other._scatter = both.permute(0, 2, 1, 4, 3).reshape(self._scatter.shape)
-        if self._class_sums is not None:
-            other._class_sums = swap(self._class_sums)
+        other._merged = self._merged
+        if self._mean_and_scatter is not None:
+            mean, scatter = self._mean_and_scatter
+            both = scatter.unflatten(2, shape).unflatten(1, shape)
+            both = both.permute(0, 2, 1, 4, 3).reshape(scatter.shape)
+            other._mean_and_scatter = swap(mean), both
+        if self._class_counts_and_sums is not None:
+            counts, sums = self._class_counts_and_sums
+            other._class_counts_and_sums = counts, swap(sums)
         other._pending = [swap(x) for x in self._pending]
         other._pending_labels = list(self._pending_labels)
         other._pending_rows = self._pending_rows
@@ -305,25 +296,13 @@ class PatchMoments:
         itemsize = (self.precision or torch.float32).itemsize
         return max(self.d_in, _CHUNK_BYTES // (self.d_in * self.groups * itemsize))
 
-    def _checked(self, labels: Tensor | None, n: int) -> Tensor:
-        if labels is None:
-            raise LabelError(f"labels are needed for moments with {self.classes} classes")
-        if labels.shape != (n,) or labels.dtype != torch.int64:
-            raise LabelError(
-                f"labels must be int64 of shape ({n},), got {labels.dtype} {tuple(labels.shape)}"
-            )
-        low, high = (int(v) for v in torch.aminmax(labels))
-        if low < 0 or high >= self.classes:
-            raise LabelError(f"labels must lie in [0, {self.classes}), got {low} to {high}")
-        return labels
-
     def _finished(self) -> tuple[Tensor, Tensor]:
         self._settle()
         if self._pending:
             self._flush()
-        if self._mean is None or self._scatter is None:
+        if self._mean_and_scatter is None:
             raise DataError("no rows have been added to these moments")
-        return self._mean, self._scatter
+        return self._mean_and_scatter
 
     def _flush(self) -> None:
         owned = len(self._pending) > 1
@@ -346,22 +325,43 @@ class PatchMoments:
         M = M_1 + M_2 + (n_1 n_2 / n) (mu_2 - mu_1)(mu_2 - mu_1)^T; ``second`` is overwritten.
         """
         second.baddbmm_(residual[:, :, None], residual[:, None, :], alpha=-n)
-        if self._mean is None or self._scatter is None:
-            self._mean, self._scatter, self._merged = mean, second, n
+        if self._mean_and_scatter is None:
+            self._mean_and_scatter, self._merged = (mean, second), n
             return
+        old_mean, scatter = self._mean_and_scatter
         total = self._merged + n
-        step = mean - self._mean
+        step = mean - old_mean
         weight = self._merged * n / total
-        self._scatter += second.baddbmm_(step[:, :, None], step[:, None, :], alpha=weight)
-        self._mean = self._mean + step * (n / total)
+        scatter += second.baddbmm_(step[:, :, None], step[:, None, :], alpha=weight)
+        self._mean_and_scatter = old_mean + step * (n / total), scatter
         self._merged = total
 
     def _merge_classes(self, counts: Tensor, sums: Tensor) -> None:
-        if self._class_counts is None or self._class_sums is None:
-            self._class_counts, self._class_sums = counts, sums
-        else:
-            self._class_counts = self._class_counts + counts
-            self._class_sums = self._class_sums + sums
+        if self._class_counts_and_sums is not None:
+            old_counts, old_sums = self._class_counts_and_sums
+            counts, sums = old_counts + counts, old_sums + sums
+        self._class_counts_and_sums = counts, sums
+
+
+def check_classes(labels: Tensor, n: int, classes: int | None) -> int:
+    """How many classes there are: as given, or the largest label plus one.
+
+    Raises:
+        LabelError: labels are not int64 (n,), or out of range.
+    """
+    if labels.shape != (n,) or labels.dtype != torch.int64:
+        raise LabelError(
+            f"labels must be int64 of shape ({n},), got {labels.dtype} {tuple(labels.shape)}"
+        )
+    low, high = (int(v) for v in torch.aminmax(labels))
+    count = high + 1 if classes is None else classes
+    if low < 0 or high >= count:
+        raise LabelError(f"labels must lie in [0, {max(count, 1)}), got {low} to {high}")
+    return count
+
+
+def _class_means(counts: Tensor, sums: Tensor) -> Tensor:
+    return sums / counts.clamp(min=1)[None, :, None]
 
 
 def _class_sums(x: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:

@@ -74,17 +74,17 @@ LABELS = np.arange(90) % 4
 
 
 @pytest.mark.parametrize(
-    ("code", "centred"),
+    ("code", "centerd"),
     [(PCA(), True), (PCA(center=False), False), (LDA(), True), (ICA(), True), (KMeans(), False)],
     ids=lambda value: getattr(value, "name", ""),
 )
-def test_moments_of_affine_codes_are_those_of_their_scores(code: Code, centred: bool) -> None:
+def test_moments_of_affine_codes_are_those_of_their_scores(code: Code, centerd: bool) -> None:
     x = np.stack((rows(90, 6), rows(90, 6, seed=1)))
     latent = code.fit(statistics(x, LABELS, reservoir=90), 5, seed=3)
     assert latent.encoder is not None
     for group, columns in enumerate(x.swapaxes(1, 2)):
-        centre = columns.mean(axis=1, keepdims=True) if centred else 0.0
-        assert_moments(latent, group, latent.encoder[group].numpy() @ (columns - centre), columns)
+        center = columns.mean(axis=1, keepdims=True) if centerd else 0.0
+        assert_moments(latent, group, latent.encoder[group].numpy() @ (columns - center), columns)
 
 
 @pytest.mark.parametrize("center", [True, False])
@@ -178,11 +178,11 @@ def test_ica_recovers_independent_sources() -> None:
     assert_near(found.var(axis=0), np.ones(3), CLOSE)
 
 
-def test_kmeans_finds_the_centres_and_reproduces_them() -> None:
+def test_kmeans_finds_the_centers_and_reproduces_them() -> None:
     generator = np.random.default_rng(0)
-    centres = 20 * generator.normal(size=(4, 6))
+    centers = 20 * generator.normal(size=(4, 6))
     y = np.arange(100) % 4
-    x = centres[y] + generator.normal(size=(100, 6))
+    x = centers[y] + generator.normal(size=(100, 6))
     stats = statistics(x, reservoir=100)
     encoder = KMeans().fit(stats, 4, seed=1).encoder
     assert encoder is not None
@@ -193,7 +193,7 @@ def test_kmeans_finds_the_centres_and_reproduces_them() -> None:
     assert torch.equal(KMeans().fit(stats, 4, seed=1).encoder, encoder)
 
 
-def test_kmeans_has_no_more_centres_than_distinct_rows() -> None:
+def test_kmeans_has_no_more_centers_than_distinct_rows() -> None:
     x = np.tile(rows(3, 4), (10, 1))
     encoder = KMeans().fit(statistics(x, reservoir=30), 5, seed=0).encoder
     assert encoder is not None
@@ -358,8 +358,8 @@ def test_users_own_code(by_name: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     columns = x.T.numpy()
     # Both targets and the two components that fill up the four outputs solve one equation.
     deviation = columns - columns.mean(axis=1, keepdims=True)
-    centred = s - s.mean(axis=1, keepdims=True)
-    fitted = np.linalg.lstsq(centred.T, deviation.T, rcond=None)[0].T @ centred
+    centerd = s - s.mean(axis=1, keepdims=True)
+    fitted = np.linalg.lstsq(centerd.T, deviation.T, rcond=None)[0].T @ centerd
     filled = np.concatenate((s, principal_axes(deviation - fitted, 2) @ deviation))
     a, q = filled @ filled.T / 30, 11 * filled @ columns.T / 30
     w = model[0].weight.detach().numpy()

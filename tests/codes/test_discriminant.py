@@ -68,14 +68,14 @@ def expected_code(
     ridge = shrink * np.trace(total) / len(total) * np.eye(len(total))
     metric = metric + prior / len(ids) * (inside + ridge)
     of = labels[ids]
-    centres = np.stack([spread[:, of == c].mean(axis=1) for c in np.unique(of)], axis=1)
+    centers = np.stack([spread[:, of == c].mean(axis=1) for c in np.unique(of)], axis=1)
     counts = np.array([(of == c).sum() for c in np.unique(of)])
-    between = (centres * counts) @ centres.T / len(ids)
+    between = (centers * counts) @ centers.T / len(ids)
     _, vectors = scipy.linalg.eigh(between, metric)
     e = vectors[:, ::-1].T[: min(k, len(counts) - 1)]
     e = fix_signs(e / np.linalg.norm(e, axis=1, keepdims=True))
-    centred = columns - columns.mean(axis=1, keepdims=True)
-    rest = unexplained(columns, e @ centred)
+    centerd = columns - columns.mean(axis=1, keepdims=True)
+    rest = unexplained(columns, e @ centerd)
     largest = np.linalg.eigvalsh(np.cov(columns, bias=True).reshape(len(columns), -1))[-1]
     return np.concatenate((e, principal_axes(rest, k - len(e), scale=largest)))
 
@@ -185,7 +185,7 @@ def test_pairs_solve_the_doubled_equation(
     both = np.stack((s, -s), axis=1).reshape(2 * half, -1)
     a, b, q = equation(both, columns, LAM)
     whole = np.stack((w[::2], -w[::2]), axis=1).reshape(2 * half, -1)
-    # Worst seen 4e-15 for PCA; the generalised eigenvectors of the oracle are good to about 1e-12.
+    # Worst seen 4e-15 for PCA; the generalized eigenvectors of the oracle are good to about 1e-12.
     assert relative_defect(a, b, q, whole) < (1e-13 if isinstance(code, PCA) else 1e-10)
 
 

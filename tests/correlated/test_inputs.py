@@ -28,7 +28,7 @@ from sylvinit.errors import (
 )
 
 # float64 moments of a few thousand patches, summed in another order than NumPy's about another
-# centre: eps times the number of terms at worst. The worst difference seen is 2e-15.
+# center: eps times the number of terms at worst. The worst difference seen is 2e-15.
 CLOSE = 1e-12
 
 

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 import sylvinit
 from sylvinit.backends import Backend
 from sylvinit.errors import NonFiniteError
-from sylvinit.execution import finite, plan
+from sylvinit.execution import finite, worklist
 from sylvinit.model.geometry import PatchGeometry
-from sylvinit.moments import device_sums, fused, lags, patch_moments
+from sylvinit.moments import all_patches, device_sums, fused, patch_moments
 from sylvinit.moments.all_patches import correlation_gram, pad_channels_last
-from sylvinit.moments.collect import PatchSource
 from sylvinit.moments.fused_layout import PatchLayout
+from sylvinit.moments.patch_source import PatchSource
 from sylvinit.moments.rows import Rows
 
 HOST = Backend("cuda", ("cpu",), "the patch_gram operator on the CPU")
@@ -42,10 +42,10 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         seen.append(len(x))
         fused.patch_gram(x, *arguments)
 
-    monkeypatch.setattr(plan, "choose", choose)
+    monkeypatch.setattr(worklist, "choose", choose)
     monkeypatch.setattr(patch_moments, "choose", choose)
     monkeypatch.setattr(device_sums, "patch_gram", patch_gram)
-    monkeypatch.setattr(lags, "patch_gram", patch_gram)
+    monkeypatch.setattr(all_patches, "patch_gram", patch_gram)
     return seen
 
 
@@ -150,7 +150,7 @@ def test_kernels_on_host_threads(
         where = PatchLayout.from_numbers(layout)
         return fused.launch_mean(shim, x, where, count, *listed, stream=0)
 
-    for module in (device_sums, lags):
+    for module in (device_sums, all_patches):
         monkeypatch.setattr(module, "patch_gram", patch_gram)
     monkeypatch.setattr(device_sums, "patch_mean", patch_mean)
     build, data = MODELS[name]

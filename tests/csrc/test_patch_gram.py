@@ -201,7 +201,7 @@ def test_workspace_does_not_grow_with_the_patches(shim: Any) -> None:
     layout = PatchLayout.of(None, (), 1)
 
     def workspace(n: int, d: int) -> int:
-        args = layout.arguments(shim, torch.empty(1, d).expand(n, d), n)
+        args = layout.arguments(shim, torch.empty(1, d).expand(n, d))
         return shim.plan_patch_gram(args, 132).workspace
 
     for d in (27, 575, 4608):
@@ -225,7 +225,7 @@ def test_workspace_does_not_grow_with_the_patches(shim: Any) -> None:
     ],
 )
 def test_arguments_out_of_range(shim: Any, change: dict[str, int], message: str) -> None:
-    args = PatchLayout.of(None, (), 1).arguments(shim, torch.ones(4, 3), 4)
+    args = PatchLayout.of(None, (), 1).arguments(shim, torch.ones(4, 3))
     for name, value in change.items():
         setattr(args, name, value)
     with pytest.raises(ValueError, match=message):

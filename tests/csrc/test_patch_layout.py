@@ -54,7 +54,7 @@ def test_patch_of_an_index(
         word = philox_words(key, np.array([first + sample]), draw + 1)[0, draw, 0]
         position = int(word) * available >> 32
     expected = (sample * per_sample + position // width, position % width, sample)
-    args = layout.arguments(shim, torch.ones(1, 1), 1)
+    args = layout.arguments(shim, torch.ones(1, 1))
     assert shim.choose_patch(args, p) == expected
 
 

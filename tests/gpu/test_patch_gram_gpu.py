@@ -143,7 +143,7 @@ def test_listed_patches() -> None:
 @given(problem=problems(), share=st.floats(0.01, 1.0))
 def test_mean_of_the_first_patches(problem: Problem, share: float) -> None:
     x, layout, _ = problem
-    count = max(1, int(share * layout.patches_of(len(x))))
+    count = max(1, int(share * layout.patches(x, None)))
     found = fused.patch_mean(moved(x, DEVICE), layout.numbers(), count)
     assert torch.equal(found.cpu(), fused.patch_mean(x, layout.numbers(), count))
 

@@ -1,4 +1,4 @@
-"""Statistics of batch normalisation against sums in float64."""
+"""Statistics of batch normalization against sums in float64."""
 
 from __future__ import annotations
 

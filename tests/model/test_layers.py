@@ -196,7 +196,7 @@ def test_equation_of_every_kind(kind: str, code: Any, option: int | str) -> None
 def test_the_default_scales_and_centres_every_kind(kind: str, code: Any, option: int | str) -> None:
     """Rows that solve the equation over the deviation of their outputs, all from explicit patches.
 
-    These codes are not centred, or leave rows to be filled. Rows, deviations and means are sums of
+    These codes are not centered, or leave rows to be filled. Rows, deviations and means are sums of
     up to a few thousand float64 products; the worst difference measured is 6e-15.
     """
     (plain, x), (scaled, _) = network(kind), network(kind)

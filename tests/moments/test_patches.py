@@ -24,10 +24,10 @@ from torch import Tensor
 import sylvinit
 from sylvinit.errors import DataError, LabelError, OptionError
 from sylvinit.model.geometry import PADDING_MODES, PatchGeometry
-from sylvinit.moments import collect
+from sylvinit.moments import patch_source
 from sylvinit.moments.all_patches import correlation_gram, pad_channels_last, window_sums
-from sylvinit.moments.collect import PatchSource
 from sylvinit.moments.gather import gather_patches
+from sylvinit.moments.patch_source import PatchSource
 from sylvinit.moments.rows import Rows, assign_rows
 
 # Of the largest entry (or of 1): sums of at most 5000 float64 products that come in another order,
@@ -201,23 +201,23 @@ def explicit(patches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 @given(
     case=convolutions(),
     option=st.sampled_from(["all", 1, 4, 50]),
-    labelled=st.booleans(),
+    labeled=st.booleans(),
     route=st.sampled_from([None, True, False]),
 )
 def test_patch_moments_are_those_of_loops(
-    case: dict[str, Any], option: int | str, labelled: bool, route: bool | None
+    case: dict[str, Any], option: int | str, labeled: bool, route: bool | None
 ) -> None:
     case["pads"] = [(before, before) for before, _ in case["pads"]]
     out_size = geometry_of(case).output_size(tuple(case["x"].shape[2:]))
     assume(min(out_size) > 0)
     x = case["x"] + 3
     case["x"] = x
-    labels = torch.arange(len(x)).remainder(2) if labelled else None
+    labels = torch.arange(len(x)).remainder(2) if labeled else None
     with pytest.MonkeyPatch.context() as patch:
         if route is not None and set(case["stride"]) == {1}:
             # Both routes, whatever the count of flops says.
-            patch.setattr(collect, "correlation_is_cheaper", lambda *_: route)
-        patch.setattr(collect, "_UNFOLD_BYTES", 2000)
+            patch.setattr(patch_source, "correlation_is_cheaper", lambda *_: route)
+        patch.setattr(patch_source, "_UNFOLD_BYTES", 2000)
         moments = sylvinit.patch_moments(
             x,
             case["kernel"],

@@ -199,7 +199,7 @@ def test_rows_can_be_assigned_by_the_user() -> None:
 
 @pytest.mark.filterwarnings("ignore::sylvinit.SylvinitWarning")
 @pytest.mark.parametrize("layer", ["linear", "conv"])
-def test_initialisation_draws_the_same_for_every_microbatch(layer: str) -> None:
+def test_initialization_draws_the_same_for_every_microbatch(layer: str) -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(23, 5, 9, generator=generator, dtype=torch.float64)
     y = torch.arange(23) % 3

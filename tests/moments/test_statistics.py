@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -15,12 +14,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import sylvinit
 from sylvinit.backends import choose
 from sylvinit.codes import Discriminant
-from sylvinit.execution import units
-from sylvinit.moments.statistics import LayerStatistics, SampleStatistics, layer_statistics
+from sylvinit.errors import DeviceMemoryError
+from sylvinit.moments.statistics import LayerStatistics, layer_statistics
 
 # Relative to the largest entry: sums in two orders; the worst seen is 3e-15 (float64), 2e-7.
 CLOSE = {torch.float64: 1e-12, torch.float32: 1e-5}
 SAMPLES, EACH = 8, 3
+BACKEND = choose("auto", torch.device("cpu"))
 
 
 class LargestTensor(TorchDispatchMode):
@@ -44,15 +44,16 @@ def rows_of_samples(groups: int, d: int, dtype: torch.dtype) -> tuple[Tensor, Te
     return x + 2 * labels[:, None, None] + torch.arange(d) / d, labels
 
 
-def statistics(x: Tensor, labels: Tensor) -> tuple[LayerStatistics, SampleStatistics]:
+def statistics(x: Tensor, labels: Tensor) -> tuple[LayerStatistics, LayerStatistics]:
     groups, samples, each, d = x.shape
     moments = sylvinit.PatchMoments(d, groups=groups, classes=4)  # the last one is absent
     moments.update(x.flatten(1, 2), labels.repeat_interleave(each))
     means = sylvinit.PatchMoments(d, groups=groups, classes=4)
     means.update(x[:, : samples // 2].mean(dim=2), labels[: samples // 2])
     means.update(x[:, samples // 2 :].mean(dim=2), labels[samples // 2 :])
-    stats = layer_statistics(moments, choose("auto", torch.device("cpu")))
-    return stats, SampleStatistics.of(means, samples * each, stats.basis)
+    stats = layer_statistics(moments, BACKEND, sample_means=means)
+    assert stats.samples is not None
+    return stats, stats.samples
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
@@ -63,7 +64,9 @@ def test_sample_statistics_are_those_of_the_means(d: int, dtype: torch.dtype) ->
     stats, found = statistics(x, labels)
     assert (stats.basis is None) == (d == 10)
     assert found.n == SAMPLES
-    assert found.rows == EACH
+    assert stats.n == SAMPLES * EACH
+    assert found.class_counts is not None
+    assert found.class_means is not None
     assert found.class_counts.tolist() == [3, 3, 2, 0]
     for group, means in enumerate(x.double().numpy().mean(axis=2)):
         e = np.eye(d) if stats.basis is None else stats.basis[group].numpy()
@@ -84,21 +87,27 @@ def test_means_that_never_vary_have_no_covariance() -> None:
 
 
 def test_a_basis_needs_means_that_are_held() -> None:
-    means = sylvinit.PatchMoments(3, classes=2)
-    means.update(torch.randn(5, 3), torch.arange(5) % 2)
+    rows = sylvinit.PatchMoments(3).update(torch.randn(2, 3))
+    means = sylvinit.PatchMoments(3, classes=2).update(torch.randn(5, 3), torch.arange(5) % 2)
     with pytest.raises(ValueError, match="fewer sample means than features"):
-        SampleStatistics.of(means, 5, torch.eye(3, dtype=torch.float64)[None])
-    unlabelled = sylvinit.PatchMoments(3).update(torch.randn(2, 3))
-    with pytest.raises(ValueError, match="need classes"):
-        SampleStatistics.of(unlabelled, 2, torch.eye(3, dtype=torch.float64)[None])
+        layer_statistics(rows, BACKEND, sample_means=means)
+
+
+def test_discriminants_need_classes() -> None:
+    rows, means = (sylvinit.PatchMoments(3).update(torch.randn(2, 3)) for _ in range(2))
+    for stats in (
+        layer_statistics(rows, BACKEND),
+        layer_statistics(rows, BACKEND, sample_means=means),
+    ):
+        with pytest.raises(ValueError, match="need class statistics"):
+            Discriminant().fit(stats, 2, seed=0)
 
 
 def test_a_wide_layer_with_few_rows_makes_no_square_matrix() -> None:
     d = 5000
     x, labels = rows_of_samples(1, d, torch.float64)
     with LargestTensor() as size:
-        stats, samples = statistics(x, labels)
-        stats.samples = samples
+        stats, _ = statistics(x, labels)
         Discriminant().fit(stats, 4, seed=0)
     assert x.numel() <= size.largest <= 2 * x.numel()  # d * d is 200 times as much
 
@@ -117,24 +126,23 @@ def test_a_network_with_a_wide_layer_makes_no_square_matrix() -> None:
 @pytest.mark.parametrize(
     ("code", "d_in", "expected"),
     [
-        ("pca", 6, 8 * 6 * 6),
-        ("discriminant", 6, 2 * 8 * 6 * 6),
-        ("pca", 50, 8 * 20 * 50),
-        ("discriminant", 50, 2 * 8 * 20 * 50),
+        ("pca", 500, 8 * 500 * 500),
+        ("discriminant", 500, 2 * 8 * 500 * 500),
+        ("pca", 2000, 8 * 600 * 2000),
+        ("discriminant", 2000, 2 * 8 * 600 * 2000),
     ],
 )
-def test_memory_of_the_moments(
+def test_too_little_memory_for_the_moments_names_their_size(
     code: str, d_in: int, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those of the sample means count, and 20 rows of 50 features stay rows."""
-    sizes: dict[str, int] = {}
+    """Those of the sample means count, and 600 rows of 2000 features stay rows."""
 
-    def note(what: str, size: int) -> AbstractContextManager[None]:
-        sizes[what] = size
-        return nullcontext()
+    def no_memory(self: sylvinit.PatchMoments) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. GPU 0 has none")
 
-    monkeypatch.setattr(units, "memory_for", note)
+    monkeypatch.setattr(sylvinit.PatchMoments, "columns", no_memory)
     model = nn.Sequential(nn.Linear(d_in, 3), nn.Linear(3, 2))
-    data = (torch.randn(20, d_in), torch.arange(20) % 2)
-    sylvinit.initialize_(model, data, code=code)
-    assert sizes["the moments of 0"] == expected
+    data = (torch.randn(600, d_in), torch.arange(600) % 2)
+    message = f"memory for the moments of 0: {expected / 2**20:.1f} MiB"
+    with pytest.raises(DeviceMemoryError, match=message):
+        sylvinit.initialize_(model, data, code=code)

@@ -15,12 +15,11 @@ from hypothesis import strategies as st
 from scipy.stats import chi2
 from torch import Tensor
 
-import sylvinit.moments.row_products
 import sylvinit.moments.streaming
+import sylvinit.moments.sums
 from sylvinit import PatchMoments
 from sylvinit.errors import DataError, LabelError, OptionError
-from sylvinit.moments.row_products import gram
-from sylvinit.moments.sums import RowSums
+from sylvinit.moments.sums import RowSums, gram
 
 # Of the largest entry (or of 1). Sums of n <= 60 products in float64 are off by n eps = 1e-14 at
 # most, and the moments are sums of at most 60 pieces of that kind.
@@ -191,7 +190,7 @@ def test_gram_of_products_that_are_not_symmetric(
         return found + 1e-9 * torch.rand(found.shape, dtype=torch.float64)
 
     monkeypatch.setattr(torch.Tensor, "__matmul__", inexact)
-    monkeypatch.setattr(sylvinit.moments.row_products, "_GRAM_BLOCK", block)
+    monkeypatch.setattr(sylvinit.moments.sums, "_GRAM_BLOCK", block)
     found = gram(x)
     assert not torch.equal(x.mT @ x, (x.mT @ x).mT)
     assert torch.equal(found, found.mT)

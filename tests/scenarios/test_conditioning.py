@@ -16,7 +16,7 @@ from sylvinit.codes import PCA
 from sylvinit.sylvester.semidefinite import solve_positive
 
 
-def _initialised(x: Tensor, labels: Tensor, dtype: torch.dtype, **options: Any) -> nn.Sequential:
+def _initialized(x: Tensor, labels: Tensor, dtype: torch.dtype, **options: Any) -> nn.Sequential:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(x.shape[1], 16), nn.Linear(16, 10)).to(dtype)
     with warnings.catch_warnings():
@@ -32,8 +32,8 @@ def test_large_mean_costs_no_components(code: Any) -> None:
     x = torch.randn(1000, 64, generator=generator, dtype=torch.float64)
     x = (x * torch.linspace(3, 7, 64, dtype=torch.float64) + 300).float()
     labels = torch.arange(1000) % 10
-    low = _initialised(x, labels, torch.float32, code=code)[0].weight.detach().double()
-    high = _initialised(x.double(), labels, torch.float64, code=code)[0].weight.detach()
+    low = _initialized(x, labels, torch.float32, code=code)[0].weight.detach().double()
+    high = _initialized(x.double(), labels, torch.float64, code=code)[0].weight.detach()
     # float32 products about the mean: eps * condition of the gaps; the worst seen was 5e-6.
     assert float((low - high).norm() / high.norm()) < 1e-4
 

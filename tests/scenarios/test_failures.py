@@ -64,7 +64,7 @@ def test_the_snapshot_sees_every_kind_of_change(
 # --------------------------------------------------------------------------- failures in the middle
 
 # Calls of the trap in small_net, with three microbatches of 10: the survey, then one each. By then
-# conv1 and conv2 have been written and both normalisations calibrated.
+# conv1 and conv2 have been written and both normalizations calibrated.
 SURVEY, FIRST, LAST = 0, 1, 3
 
 
@@ -206,7 +206,7 @@ def test_an_activation_that_is_not_finite_names_the_layer(storage: Any, value: f
         sylvinit.initialize_(model, (X, Y), storage=storage, microbatch=10)
 
 
-def test_nan_in_the_input_of_a_normalisation_names_it() -> None:
+def test_nan_in_the_input_of_a_normalization_names_it() -> None:
     model = nn.Sequential(nn.Linear(4, 4), Trap(), nn.BatchNorm1d(4), nn.Linear(4, 2))
     model[1].at, model[1].action = 1, lambda x: x * math.nan
     x = torch.randn(9, 4)
@@ -240,7 +240,7 @@ def test_a_lazy_model_keeps_its_first_weights() -> None:
     model[2].at, model[2].action = 3, _raise(UsersError())
     with pytest.raises(UsersError):
         sylvinit.initialize_(model, (X, Y), microbatch=10)
-    # Materialising can't be undone, but nothing else has happened to the statistics.
+    # Materializing can't be undone, but nothing else has happened to the statistics.
     assert torch.equal(model[1].running_mean, torch.zeros(8))
     assert torch.equal(model[1].running_var, torch.ones(8))
     assert int(model[1].num_batches_tracked) == 0

@@ -187,7 +187,7 @@ def test_a_failure_within_functional_call() -> None:
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=["memory", "recompute"])
 @pytest.mark.parametrize("outside", [False, True])
-def test_cached_parametrisations(settings: dict[str, Any], outside: bool) -> None:
+def test_cached_parametrizations(settings: dict[str, Any], outside: bool) -> None:
     class CachesWeights(SkipNet):
         def forward(self, x: Tensor) -> Tensor:
             with parametrize.cached():
@@ -234,8 +234,7 @@ def test_what_only_later_microbatches_store() -> None:
     mask[:8] = 1
     expected, model = Local(), SometimesPads()
     sylvinit.initialize_(expected, ((ROWS, mask), Y), microbatch=8)
-    report = sylvinit.initialize_(model, ((ROWS, mask), Y), microbatch=8)
-    assert any("once more with storage='recompute'" in text for text in report.warnings)
+    sylvinit.initialize_(model, ((ROWS, mask), Y), microbatch=8)
     assert all(torch.equal(p, expected.get_parameter(n)) for n, p in model.named_parameters())
     assert model.pad is None
 

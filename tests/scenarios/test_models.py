@@ -66,7 +66,7 @@ def test_frozen_parameters() -> None:
     assert report["2"].status == "solved"
 
 
-def test_a_frozen_normalisation_keeps_its_statistics() -> None:
+def test_a_frozen_normalization_keeps_its_statistics() -> None:
     model = nn.Sequential(nn.Linear(12, 8), nn.BatchNorm1d(8), nn.Linear(8, CLASSES))
     model[1].requires_grad_(False)
     with unchanged(model, written=("0.weight", "0.bias", "2.weight", "2.bias")):
@@ -211,8 +211,8 @@ class Branching(nn.Module):
 
 
 def branch_data(*signs: float) -> list[tuple[Tensor, Tensor]]:
-    centred = ROWS.double() - ROWS.double().mean()
-    return [(sign + centred, Y) for sign in signs]
+    centered = ROWS.double() - ROWS.double().mean()
+    return [(sign + centered, Y) for sign in signs]
 
 
 @STORAGES

@@ -1,4 +1,4 @@
-"""Weights that several calls or modules share, siblings, parametrisations, and attention."""
+"""Weights that several calls or modules share, siblings, parametrizations, and attention."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def test_layers_tied_by_memory_are_restored() -> None:
     assert torch.equal(model.second.weight, before)
 
 
-# --------------------------------------------------------------------------------- parametrised
+# --------------------------------------------------------------------------------- parametrized
 
 
 def test_weight_norm() -> None:
@@ -182,15 +182,15 @@ def test_weight_norm() -> None:
 
 
 @pytest.mark.parametrize(
-    "parametrise", [parametrizations.spectral_norm, parametrizations.orthogonal]
+    "parametrize", [parametrizations.spectral_norm, parametrizations.orthogonal]
 )
-def test_parametrisation_that_cannot_hold_the_solution_is_skipped(parametrise: Any) -> None:
+def test_parametrization_that_cannot_hold_the_solution_is_skipped(parametrize: Any) -> None:
     model, x = network(lambda: nn.Linear(7, 4), 7)
-    parametrise(model[0])
+    parametrize(model[0])
     before = {name: value.clone() for name, value in model[0].state_dict().items()}
     report = sylvinit.initialize_(model, batches(x), progress=False)
     assert report["0"].status == "skipped"
-    assert "parametrisation" in report["0"].reason
+    assert "parametrization" in report["0"].reason
     after = model[0].state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
     check_head(model[3], inputs_of(model, model[3], x)[0].T.numpy(), labels().numpy(), 10.0)

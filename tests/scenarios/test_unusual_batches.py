@@ -164,7 +164,7 @@ def test_normalisations_that_depend_on_the_microbatch() -> None:
     model = nn.Sequential(instance, batch, nn.Flatten(), nn.Linear(108, CLASSES))
     with pytest.warns(sylvinit.SylvinitWarning, match="depend on microbatch=: 1"):
         report = sylvinit.initialize_(model, (X, Y))
-    assert "instance normalisation" in report["0"].reason
+    assert "instance normalization" in report["0"].reason
     assert report["1"].reason == "keeps no running statistics"
 
 

@@ -14,12 +14,11 @@ from helpers import assert_near
 from torch import Tensor, nn
 
 import sylvinit
-from sylvinit.moments.collect import PatchSource
-from sylvinit.moments.row_products import row_products
+from sylvinit.moments.collect import add_sample_means
+from sylvinit.moments.patch_source import PatchSource
 from sylvinit.moments.rows import Rows
-from sylvinit.moments.sample_means import add_sample_means
-from sylvinit.moments.sampling import stream_key
 from sylvinit.moments.streaming import PatchMoments
+from sylvinit.moments.sums import row_products
 
 ROWS = 200_000
 # Relative to the largest entry. The worst seen is 2.9e-6, of products with 40 columns, which the
@@ -55,8 +54,8 @@ def test_moments_of_many_narrow_rows(d: int, offset: float) -> None:
     x = rectified(1, ROWS, d) + offset
     moments = PatchMoments(d)
     moments.update(x)
-    centred = (x - offset).double().numpy()[0]
-    assert_near(moments.covariance()[0], np.atleast_2d(np.cov(centred.T, bias=True)), CLOSE)
+    centerd = (x - offset).double().numpy()[0]
+    assert_near(moments.covariance()[0], np.atleast_2d(np.cov(centerd.T, bias=True)), CLOSE)
 
 
 @pytest.mark.parametrize("padding", [0, 1])
@@ -125,7 +124,7 @@ def test_means_of_long_samples(equal: bool) -> None:
     found, expected = PatchMoments(d), PatchMoments(d)
     for moments, dtype in ((found, torch.float32), (expected, torch.float64)):
         source = PatchSource(x.flatten(0, 1).to(dtype), None, 1, (), rows, None)
-        add_sample_means(moments, source, stream_key(0, "layer", 0), 0, None)
+        add_sample_means(moments, source)
     # The means are float32: off by up to 1e-6 beside deviations of 0.1. The worst seen is 1.2e-5.
     assert_near(found.covariance()[0], expected.covariance()[0].numpy(), 5e-5)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import sylvinit
 from sylvinit.demo.networks import resnet20
-from sylvinit.model.rectifiers import _CLAMPS, _RECTIFIERS
+from sylvinit.model.tracing import _CLAMPS, _RECTIFIERS
 
 
 class Two(nn.Module):

@@ -1,0 +1,212 @@
+"""What is asked of a weight, and how it is done: solved, scaled, written, reported."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from sylvinit.backends.memory import memory_for
+from sylvinit.codes import Code, Logistic, OneHot
+from sylvinit.errors import ModelError
+from sylvinit.model import Layer
+from sylvinit.moments.sampling import stream_key
+from sylvinit.moments.statistics import LayerStatistics
+from sylvinit.report import LayerReport
+from sylvinit.solve.classifier import solve_classifier
+from sylvinit.solve.equation import LayerSolution, solve_layer
+from sylvinit.solve.feature_scales import too_small, unlike_scales
+from sylvinit.solve.scaling import output_std, scale_rows
+
+
+class _Backup(Protocol):
+    """Remembers parameters before they are written, and puts them back."""
+
+    def save(self, parameters: list[nn.Parameter]) -> None: ...
+
+    def restore(self, module: nn.Module, parameters: list[nn.Parameter]) -> None: ...
+
+
+@dataclass(frozen=True)
+class LayerTask:
+    """What is asked of a weight.
+
+    Attributes:
+        code: of its outputs.
+        lam: weight of the encoding loss.
+        patches: per sample, or None for all.
+        seed: of the patch positions and of the code.
+        skip: code entries that earlier siblings have taken.
+        head: whether this is the classifier with one-hot codes.
+        classes: number of classes, if the code needs them.
+        rescale: scale rows to unit output variance; never those of the last layer.
+    """
+
+    code: Code
+    lam: float
+    patches: int | None
+    seed: int
+    skip: int
+    head: bool
+    classes: int
+    rescale: bool
+
+
+def fits_likelihood(layers: list[Layer], task: LayerTask) -> bool:
+    """Whether the labels' likelihood is fitted in place of the layers' equation."""
+    return isinstance(task.code, Logistic) and _why_one_hot(layers, task) is None
+
+
+def _why_one_hot(layers: list[Layer], task: LayerTask) -> str | None:
+    """Why a logistic code is solved for as a one-hot one, or None if it is not."""
+    if not task.head:
+        return "not the head"
+    if layers[0].get_weight().shape[0] > 1:
+        return "an equation for each group"
+    if not _writable_biases(layers):
+        return "no bias" if layers[0].get_bias() is None else "no bias that may be written"
+    return None
+
+
+def _writable_biases(layers: list[Layer]) -> list[Layer]:
+    """The layers with a bias that may be written."""
+    return [
+        layer
+        for layer in layers
+        if layer.get_bias() is not None
+        and all(parameter.requires_grad for parameter in layer.parameters("bias"))
+    ]
+
+
+def solve_and_write(
+    layers: list[Layer],
+    task: LayerTask,
+    stats: LayerStatistics,
+    inputs: torch.dtype,
+    backup: _Backup,
+) -> LayerReport:
+    """Solve for the weight that layers share, write it and their biases, and report.
+
+    Args:
+        layers: with one weight.
+        task: what is asked of it.
+        stats: of the layers' input.
+        inputs: what that was rounded to.
+        backup: told of the parameters before they are written.
+
+    Raises:
+        SolverError: the equation could not be solved.
+        DeviceMemoryError: there is no memory for it.
+    """
+    first = layers[0]
+    old_weight = first.get_weight()
+    held, old_weight = old_weight.dtype, old_weight.double()
+    groups, outputs, features = old_weight.shape
+    what = f"the equation of {first.name} ({outputs} x {stats.d}, {stats.groups} groups)"
+    with memory_for(what, stats.groups * (outputs + stats.d) ** 2 * 8):
+        solution = _solve(layers, task, stats, outputs)
+    if task.rescale:
+        scaled = scale_rows(solution.weight, stats, inputs, held)
+        solution.weight, solution.bias = scaled.weight, scaled.bias
+        if scaled.rounding:
+            solution.notes.append(
+                f"{scaled.rounding} rows not scaled: their output may be rounding of the inputs"
+            )
+        if scaled.too_large:
+            solution.notes.append(f"{scaled.too_large} rows not scaled: too large for {held}")
+    before, after = output_std(old_weight, stats), output_std(solution.weight, stats)
+    report = LayerReport(
+        name=first.name,
+        kind=first.kind,
+        status="solved",
+        code=task.code.name,
+        lam=math.nan if fits_likelihood(layers, task) else task.lam,
+        d_in=features,
+        d_out=outputs,
+        groups=groups,
+        patches=stats.n,
+        rank=solution.rank,
+        filled=solution.filled_components + int(solution.mixed.sum(dim=1).max()),
+        residual=solution.residual,
+        std_before=float(before.square().mean().sqrt()),
+        std_after=float(after.square().mean().sqrt()),
+        notes=list(solution.notes),
+    )
+    if bool(solution.empty.all()):
+        report.reason = "dead inputs: they never vary, so there is nothing to solve for"
+    else:
+        try:
+            _write(layers, solution, old_weight, backup)
+        except ModelError as error:  # a parametrization that cannot hold the solution
+            backup.restore(first.owner, first.parameters("weight"))
+            report.reason = str(error)
+    if report.reason:
+        report.status, report.std_after = "skipped", report.std_before
+    _remark(report, layers, task, solution, stats)
+    return report
+
+
+def _solve(
+    layers: list[Layer], task: LayerTask, stats: LayerStatistics, outputs: int
+) -> LayerSolution:
+    code = task.code
+    if isinstance(code, Logistic) and fits_likelihood(layers, task):
+        return solve_classifier(stats, outputs, strength=code.strength, steps=code.steps)
+    return solve_layer(
+        stats,
+        code,
+        outputs,
+        task.lam,
+        seed=stream_key(task.seed, layers[0].name, -1)[0],
+        skip=task.skip,
+        constant=task.head and bool(_writable_biases(layers)),
+        fill=not task.head,
+    )
+
+
+def _write(
+    layers: list[Layer], solution: LayerSolution, old_weight: Tensor, backup: _Backup
+) -> None:
+    empty = solution.empty[:, None]
+    first = layers[0]
+    backup.save(first.parameters("weight"))
+    first.set_weight(torch.where(empty[:, :, None], old_weight, solution.weight))
+    for layer in _writable_biases(layers):
+        bias = layer.get_bias()
+        if bias is not None:
+            backup.save(layer.parameters("bias"))
+            layer.set_bias(torch.where(empty, bias.double(), solution.bias))
+
+
+def _remark(
+    report: LayerReport,
+    layers: list[Layer],
+    task: LayerTask,
+    solution: LayerSolution,
+    stats: LayerStatistics,
+) -> None:
+    """Notes on what makes a solution less useful than it could be."""
+    likelihood = fits_likelihood(layers, task)
+    if isinstance(task.code, Logistic) and not likelihood:
+        why = _why_one_hot(layers, task)
+        report.notes.append(f"{why}: the one-hot equation is solved instead")
+    if stats.constant:
+        total = report.groups * report.d_in
+        report.remarks["dead inputs"] = f"{stats.constant} of {total} never vary"
+    if any(layer.get_bias() is not None for layer in layers) and not _writable_biases(layers):
+        report.notes.append("its bias is frozen and left alone")
+    if report.rank < report.d_out and not task.head:
+        report.remarks["rank < d_out"] = f"rank {report.rank}, {report.d_out} outputs"
+    if report.patches < report.d_in:
+        report.remarks["fewer rows than features"] = f"{report.patches} for {report.d_in}"
+    if task.head and isinstance(task.code, OneHot):
+        kind, detail = "features of unlike scale", unlike_scales(stats)
+        if not likelihood:
+            kind, detail = "features too small for lam", too_small(stats, task.lam)
+        if detail is not None:
+            report.remarks[kind] = detail
+    if solution.dropped:
+        report.remarks["near-singular equation"] = f"{solution.dropped} pairs dropped"
