@@ -15,7 +15,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
 import sylvinit
-from sylvinit.sylvester import compute, direct, lapack
+from sylvinit.sylvester import lapack
 
 SIZES = [(16, 27), (16, 144), (32, 288), (64, 576)]
 BATCH = 500
@@ -110,14 +110,13 @@ def test_threads(
     n: int,
     manner: str,
 ) -> None:
-    """Why threads.py shares batches out and holds BLAS back: a batch of 16 equations."""
+    """Why lapack.py shares batches out and holds BLAS back: a batch of 16 equations."""
     benchmark.group = f"threads, {structure}, {COUNT} x ({n}, {n})"
     over_batch, in_blas = MANNERS[manner]
     if in_blas is not None and contenders.POOLS is None:
         pytest.skip("the threads of BLAS are limited with threadpoolctl")
     threads = over_batch or contenders.ALL_THREADS
-    for module in (compute, direct):
-        monkeypatch.setattr(module, "threads_for", lambda count, k, d: min(count, threads))
+    monkeypatch.setattr(lapack, "threads_for", lambda count, k, d: min(count, threads))
     monkeypatch.setattr(lapack, "blas_for", lambda threads: contextlib.nullcontext())
     problem = (contenders.positive if structure == "pos" else contenders.general)(n, n, (COUNT,))
     solve = ours(problem, structure).call

@@ -16,11 +16,12 @@ from typing import Any
 
 import torch
 from environment import environment
+from theory import single_filter
+from theory.propagation import propagated_variance, simulated_variance
 from torch import Tensor
 
 import sylvinit
-from sylvinit.correlated import output_variance, propagated_variance, simulated_variance
-from sylvinit.diagnostics import single_filter
+from sylvinit.correlated import output_variance
 from sylvinit.io.datasets import load_cifar10, normalise_cifar10
 from sylvinit.priors.strength import factor
 
@@ -28,7 +29,7 @@ DRAWS = 1_000_000
 
 
 def cifar_correlation() -> Tensor | None:
-    """Correlation about zero of the pixels of 3 x 3 patches of normalised CIFAR-10 images."""
+    """Correlation about zero of the pixels of 3 x 3 patches of normalized CIFAR-10 images."""
     folder = os.environ.get("SYLVINIT_DATA")
     if not folder:
         return None

@@ -47,7 +47,7 @@ def load(folder: str, train: bool) -> Samples:
     return Samples(images, labels)
 
 
-def initialise_(model: nn.Module, corr: str, arm: str, generator: torch.Generator) -> None:
+def initialize_(model: nn.Module, corr: str, arm: str, generator: torch.Generator) -> None:
     """Draw the weights of one arm."""
     strength = 1.0 if arm == CORRELATED else 0.0
     sylvinit.correlated_init_(model, corr, strength=strength, generator=generator)
@@ -67,7 +67,7 @@ def train_once(
     generator = torch.Generator().manual_seed(run["seed"])
     model = NETWORKS[settings["network"]](width=settings["width"])
     model = model.to(memory_format=torch.channels_last)
-    initialise_(model, settings["corr"], run["initialisation"], generator)
+    initialize_(model, settings["corr"], run["initialisation"], generator)
     optimizer = torch.optim.SGD(model.parameters(), lr=run["rate"], momentum=MOMENTUM)
     some = Samples(test.inputs[: settings["probe"]], test.labels[: settings["probe"]])
     begin = time.perf_counter()
@@ -102,13 +102,13 @@ def main() -> None:
     parser.add_argument("--probe", type=int, default=2000, help="test images after every epoch")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--merge", type=Path, nargs="+", default=[], help="add the runs of these")
-    parser.add_argument("--show", type=Path, help="only summarise and draw what --out holds")
+    parser.add_argument("--show", type=Path, help="only summarize and draw what --out holds")
     arguments = parser.parse_args()
     if arguments.show is not None:
         result = json.loads(arguments.out.read_text())
         merge(result, arguments.merge)
         store(result, arguments.out)
-        summarise(result)
+        summarize(result)
         draw(result, arguments.show)
         return
     folder = os.environ.get("SYLVINIT_DATA")
@@ -170,7 +170,7 @@ def merge(result: dict[str, Any], paths: list[Path]) -> None:
     result["runs"] = [runs[place] for place in sorted(runs)]
 
 
-def summarise(result: dict[str, Any]) -> None:
+def summarize(result: dict[str, Any]) -> None:
     """Print accuracies, and their differences seed by seed with 95 % intervals (Student's t).
 
     At a constant learning rate the accuracy after the last update is noisy; the mean over the last
@@ -219,12 +219,12 @@ def draw(result: dict[str, Any], path: Path) -> None:
         "gradient_magnitude": "mean |gradient|",
         "accuracy": f"accuracy on {settings['probe']:,} test images",
     }
-    colours = {KAIMING: "#8a8a8a", SCALED: "#2f7fb8", CORRELATED: "#d1495b"}
+    colors = {KAIMING: "#8a8a8a", SCALED: "#2f7fb8", CORRELATED: "#d1495b"}
     figure = Figure(figsize=(12, 6.4), dpi=120, layout="constrained")
     axes = figure.subplots(len(RATES), len(panels), squeeze=False)
     for row, rate in zip(axes, RATES, strict=True):
         for axis, (key, label) in zip(row, panels.items(), strict=True):
-            for name, colour in colours.items():
+            for name, color in colors.items():
                 curves = torch.tensor(
                     [
                         [epoch[key] for epoch in run["epochs"]]
@@ -236,8 +236,8 @@ def draw(result: dict[str, Any], path: Path) -> None:
                 epochs = torch.arange(1, curves.shape[1] + 1)
                 mean = curves.mean(dim=0)
                 spread = curves.std(dim=0) if len(curves) > 1 else torch.zeros_like(mean)
-                axis.plot(epochs, mean, color=colour, label=name)
-                axis.fill_between(epochs, mean - spread, mean + spread, color=colour, alpha=0.2)
+                axis.plot(epochs, mean, color=color, label=name)
+                axis.fill_between(epochs, mean - spread, mean + spread, color=color, alpha=0.2)
             axis.set_xlabel("epoch")
             axis.set_ylabel(label)
             axis.set_title(f"learning rate {rate}", fontsize="medium")

@@ -7,7 +7,7 @@
 
 DIR contains cifar-10-batches-py. Training: crops after 4 pixels of zero padding and flips for every
 image, SGD with momentum 0.9 and Nesterov, weight decay 5e-4, one-cycle rate up to 0.2, batch 128.
-All 3 x 3 filters are pooled and centred, as the paper's section 5 does; --profiles keeps the
+All 3 x 3 filters are pooled and centered, as the paper's section 5 does; --profiles keeps the
 correlation by distance, layer by layer, which ``draw`` shows (figure 1).
 """
 
@@ -133,7 +133,7 @@ def main() -> None:
             f"{arguments.network} (bench/networks.py, width {arguments.width:g}) trained by "
             f"bench/correlation_priors.py on {len(samples.labels)} images of CIFAR-10 for "
             f"{arguments.epochs} epochs, seed {arguments.seed}, to {reached:.1%} test accuracy; "
-            "all 3 x 3 filters pooled, centred"
+            "all 3 x 3 filters pooled, centered"
         )
         print(f"{source}; {seconds:.0f} s")
     else:

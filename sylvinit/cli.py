@@ -357,7 +357,7 @@ def _info(_: argparse.Namespace) -> None:
 
     from sylvinit import backends
     from sylvinit.backends import extension
-    from sylvinit.sylvester import routes
+    from sylvinit.sylvester import lapack
 
     _say(f"sylvinit {__version__}, Python {platform.python_version()}")
     for package in ("torch", "numpy", "scipy", "scikit-learn", "safetensors", "matplotlib"):
@@ -373,11 +373,9 @@ def _info(_: argparse.Namespace) -> None:
     for row in backends.table():
         state = "runs" if row.available else "does not run"
         _say(f"  {row.name:<8}{state:<14}{'/'.join(row.devices):<8}{row.reason}")
-    _say("routes of solve_sylvester, by assume_a and device; the first that runs is taken")
-    for route in routes.table():
-        state = "runs" if route.available else "does not run"
-        where = f"{'/'.join(route.structures):<9}{'/'.join(route.devices):<5}"
-        _say(f"  {route.name:<13}{state:<14}{where}{route.text}")
+    _say("solve_sylvester")
+    _say(f"  {'on the CPU':<14}{lapack.description()}")
+    _say(f"  {'on a GPU':<14}Hermitian equations by the first backend that runs, others on the CPU")
 
 
 def _version(package: str) -> str:

@@ -106,22 +106,18 @@ class FakeModule:
     def divide_positive(
         self, device: int, stream: int, batch: int, k: int, d: int, *addresses: int
     ) -> None:
-        c, a, b, threshold_a, threshold_b, y, keep, least, kept = (
+        c, a, b, threshold_a, threshold_b, y, keep = (
             view(address, *shape, dtype=dtype)
             for address, shape, dtype in zip(
-                addresses[:9],
-                [(batch, k, d), (batch, k), (batch, d), (batch,), (batch,)]
-                + [(batch, k, d)] * 2
-                + [(batch,)] * 2,
-                [np.float64] * 6 + [np.bool_, np.float64, np.int64],
+                addresses,
+                [(batch, k, d), (batch, k), (batch, d), (batch,), (batch,)] + [(batch, k, d)] * 2,
+                [np.float64] * 6 + [np.bool_],
                 strict=True,
             )
         )
         small = (a <= threshold_a[:, None])[:, :, None] & (b <= threshold_b[:, None])[:, None, :]
         divisor = np.maximum(a, 0)[:, :, None] + np.maximum(b, 0)[:, None, :]
         keep[:] = ~small
-        least[:] = np.where(small, np.inf, divisor).min(axis=(1, 2))
-        kept[:] = (~small).sum(axis=(1, 2))
         y[:] = np.where(small, 0, c / np.where(small, 1, divisor))
 
 

@@ -14,29 +14,20 @@ namespace sylvinit {
 namespace {
 
 constexpr int kThreads = kSpectralThreads;
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 constexpr std::int64_t kMostBlocks = SYLVINIT_SPECTRAL_BLOCKS;
 
-struct Larger {  // NaN wins
-  SYLVINIT_HD double operator()(double x, double y) const { return x > y || x != x ? x : y; }
-};
-struct Smaller {  // NaN wins
-  SYLVINIT_HD double operator()(double x, double y) const { return x < y || x != x ? x : y; }
-};
-struct Sum {
-  SYLVINIT_HD std::int64_t operator()(std::int64_t x, std::int64_t y) const { return x + y; }
-};
+// NaN wins.
+SYLVINIT_HD double larger(double x, double y) { return x > y || x != x ? x : y; }
 
-// The values of all threads of the block combined, for each of them.
-template <class T, class Combine>
-__device__ __forceinline__ T reduce_block(T value, T* shared, Combine combine) {
+// The largest value of all threads of the block, for each of them.
+__device__ __forceinline__ double largest_of_block(double value, double* shared) {
   const int thread = threadIdx.x;
   __syncthreads();  // an earlier result may still be read
   shared[thread] = value;
   __syncthreads();
   for (int half = kThreads / 2; half > 0; half /= 2) {
-    if (thread < half) shared[thread] = combine(shared[thread], shared[thread + half]);
+    if (thread < half) shared[thread] = larger(shared[thread], shared[thread + half]);
     __syncthreads();
   }
   return shared[0];
@@ -61,9 +52,9 @@ __global__ void __launch_bounds__(kThreads) find_largest(UnitScale p, std::int64
     const double* a = p.a + matrix * p.entries;
     double largest = 0;
     for (std::int64_t e = slice.begin + threadIdx.x; e < slice.end; e += kThreads) {
-      largest = Larger()(fabs(a[e]), largest);
+      largest = larger(fabs(a[e]), largest);
     }
-    largest = reduce_block(largest, shared, Larger());
+    largest = largest_of_block(largest, shared);
     if (threadIdx.x == 0) p.partial[task] = largest;
   }
 }
@@ -74,9 +65,9 @@ __global__ void __launch_bounds__(kThreads) apply_scale(UnitScale p, std::int64_
     const std::int64_t matrix = task / slices, index = task - matrix * slices;
     double scale = 0;
     for (std::int64_t s = threadIdx.x; s < slices; s += kThreads) {
-      scale = Larger()(p.partial[matrix * slices + s], scale);
+      scale = larger(p.partial[matrix * slices + s], scale);
     }
-    scale = reduce_block(scale, shared, Larger());
+    scale = largest_of_block(scale, shared);
     const bool finite = scale <= DBL_MAX;
     if (!finite) scale = kNaN;
     if (scale == 0) scale = 1;
@@ -91,8 +82,6 @@ __global__ void __launch_bounds__(kThreads) apply_scale(UnitScale p, std::int64_
 }
 
 __global__ void __launch_bounds__(kThreads) divide(PositiveDivision p, std::int64_t slices) {
-  __shared__ double shared_least[kThreads];
-  __shared__ std::int64_t shared_kept[kThreads];
   const std::int64_t entries = p.k * p.d;
   // From one entry of a thread to its next, without a division for each.
   const std::int64_t rows = kThreads / p.d, columns = kThreads % p.d;
@@ -101,8 +90,7 @@ __global__ void __launch_bounds__(kThreads) divide(PositiveDivision p, std::int6
     const Slice slice(entries, slices, task - matrix * slices);
     const double *a = p.a + matrix * p.k, *b = p.b + matrix * p.d;
     const double threshold_a = p.threshold_a[matrix], threshold_b = p.threshold_b[matrix];
-    double least = kInfinity;
-    std::int64_t kept = 0, e = slice.begin + threadIdx.x, i = e / p.d, j = e % p.d;
+    std::int64_t e = slice.begin + threadIdx.x, i = e / p.d, j = e % p.d;
     while (e < slice.end) {
       const double a_i = a[i], b_j = b[j];
       const bool keep = a_i > threshold_a || b_j > threshold_b || a_i != a_i || b_j != b_j;
@@ -110,10 +98,6 @@ __global__ void __launch_bounds__(kThreads) divide(PositiveDivision p, std::int6
       const std::int64_t at = matrix * entries + e;
       p.y[at] = keep ? p.c[at] / divisor : 0.0;
       p.keep[at] = keep;
-      if (keep) {
-        least = Smaller()(divisor, least);
-        ++kept;
-      }
       e += kThreads;
       i += rows;
       j += columns;
@@ -121,31 +105,6 @@ __global__ void __launch_bounds__(kThreads) divide(PositiveDivision p, std::int6
         j -= p.d;
         ++i;
       }
-    }
-    least = reduce_block(least, shared_least, Smaller());
-    kept = reduce_block(kept, shared_kept, Sum());
-    if (threadIdx.x == 0) {
-      p.partial_least[task] = least;
-      p.partial_kept[task] = kept;
-    }
-  }
-}
-
-__global__ void __launch_bounds__(kThreads) finish(PositiveDivision p, std::int64_t slices) {
-  __shared__ double shared_least[kThreads];
-  __shared__ std::int64_t shared_kept[kThreads];
-  for (std::int64_t matrix = blockIdx.x; matrix < p.batch; matrix += gridDim.x) {
-    double least = kInfinity;
-    std::int64_t kept = 0;
-    for (std::int64_t s = threadIdx.x; s < slices; s += kThreads) {
-      least = Smaller()(p.partial_least[matrix * slices + s], least);
-      kept += p.partial_kept[matrix * slices + s];
-    }
-    least = reduce_block(least, shared_least, Smaller());
-    kept = reduce_block(kept, shared_kept, Sum());
-    if (threadIdx.x == 0) {
-      p.least[matrix] = least;
-      p.kept[matrix] = kept;
     }
   }
 }
@@ -167,7 +126,6 @@ void divide_positive(const PositiveDivision& p, cudaStream_t stream) {
   if (p.batch == 0 || p.k == 0 || p.d == 0) return;
   const std::int64_t slices = spectral_slices(p.k * p.d);
   launch("divide_positive", divide, grid(p.batch * slices), kThreads, stream, p, slices);
-  launch("divide_positive", finish, grid(p.batch), kThreads, stream, p, slices);
 }
 
 }  // namespace sylvinit

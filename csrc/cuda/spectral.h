@@ -17,7 +17,7 @@ constexpr int kSpectralThreads = 128;
 constexpr std::int64_t kSpectralSlice = 32 * kSpectralThreads;
 constexpr std::int64_t kMostSpectralSlices = 1024;
 
-// Blocks that share a matrix of that many entries, each with a partial result.
+// Blocks that share a matrix of that many entries.
 SYLVINIT_HD std::int64_t spectral_slices(std::int64_t entries) {
   const std::int64_t slices = (entries + kSpectralSlice - 1) / kSpectralSlice;
   return slices < 1 ? 1 : slices < kMostSpectralSlices ? slices : kMostSpectralSlices;
@@ -39,17 +39,13 @@ void scale_to_unit(const UnitScale& p, cudaStream_t stream);
 // so that they are seen in y.
 struct PositiveDivision {
   std::int64_t batch, k, d;
-  const double* c;             // (batch, k, d)
-  const double* a;             // (batch, k)
-  const double* b;             // (batch, d)
-  const double* threshold_a;   // (batch)
-  const double* threshold_b;   // (batch)
-  double* y;                   // (batch, k, d), may be c
-  std::uint8_t* keep;          // (batch, k, d): 1 where y is c / (a + b)
-  double* least;               // (batch): smallest divisor of those kept, infinite if there is none
-  std::int64_t* kept;          // (batch): how many
-  double* partial_least;       // (batch, slices): workspace
-  std::int64_t* partial_kept;  // (batch, slices): workspace
+  const double* c;            // (batch, k, d)
+  const double* a;            // (batch, k)
+  const double* b;            // (batch, d)
+  const double* threshold_a;  // (batch)
+  const double* threshold_b;  // (batch)
+  double* y;                  // (batch, k, d), may be c
+  std::uint8_t* keep;         // (batch, k, d): 1 where y is c / (a + b)
 };
 void divide_positive(const PositiveDivision& p, cudaStream_t stream);
 

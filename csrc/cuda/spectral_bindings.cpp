@@ -91,15 +91,13 @@ void scale(int device, Address stream, std::int64_t batch, std::int64_t entries,
 
 void divide(int device, Address stream, std::int64_t batch, std::int64_t k, std::int64_t d,
             Address c, Address a, Address b, Address threshold_a, Address threshold_b, Address y,
-            Address keep, Address least, Address kept, Address partial_least,
-            Address partial_kept) {
+            Address keep) {
   if (batch == 0 || k == 0 || d == 0) return;
   const DeviceGuard guard(device);
   check_address(device, c);
   divide_positive(
       {batch, k, d, at<double>(c), at<double>(a), at<double>(b), at<double>(threshold_a),
-       at<double>(threshold_b), at<double>(y), at<std::uint8_t>(keep), at<double>(least),
-       at<std::int64_t>(kept), at<double>(partial_least), at<std::int64_t>(partial_kept)},
+       at<double>(threshold_b), at<double>(y), at<std::uint8_t>(keep)},
       stream_at(stream));
 }
 
@@ -116,14 +114,13 @@ void bind_spectral(py::module_& m) {
         py::arg("workspace"), py::arg("workspace_bytes"),
         "Eigenvectors of float64 (batch, n, n) in place, as rows.");
   m.def("spectral_slices", &spectral_slices, py::arg("entries"),
-        "Partial results for a matrix of that many entries.");
+        "Blocks that share a matrix of that many entries.");
   m.def("scale_to_unit", &scale, py::arg("device"), py::arg("stream"), py::arg("batch"),
         py::arg("entries"), py::arg("a"), py::arg("scaled"), py::arg("scale"), py::arg("partial"),
         "Matrices divided by their largest entry; see csrc/cuda/spectral.h.");
   m.def("divide_positive", &divide, py::arg("device"), py::arg("stream"), py::arg("batch"),
         py::arg("k"), py::arg("d"), py::arg("c"), py::arg("a"), py::arg("b"),
         py::arg("threshold_a"), py::arg("threshold_b"), py::arg("y"), py::arg("keep"),
-        py::arg("least"), py::arg("kept"), py::arg("partial_least"), py::arg("partial_kept"),
         "Division by a_i + b_j with the zero rule; see csrc/cuda/spectral.h.");
 }
 

@@ -28,26 +28,15 @@ inline void scale_to_unit(const UnitScale& p, cudaStream_t) {
 
 inline void divide_positive(const PositiveDivision& p, cudaStream_t) {
   for (std::int64_t matrix = 0; matrix < p.batch; ++matrix) {
-    double least = std::numeric_limits<double>::infinity();
-    std::int64_t kept = 0;
     for (std::int64_t i = 0; i < p.k; ++i) {
       for (std::int64_t j = 0; j < p.d; ++j) {
         const std::int64_t at = (matrix * p.k + i) * p.d + j;
         const double a = p.a[matrix * p.k + i], b = p.b[matrix * p.d + j];
         const bool small = a <= p.threshold_a[matrix] && b <= p.threshold_b[matrix];
         p.keep[at] = !small;
-        if (small) {
-          p.y[at] = 0;
-          continue;
-        }
-        const double divisor = (a < 0 ? 0 : a) + (b < 0 ? 0 : b);
-        p.y[at] = p.c[at] / divisor;
-        if (std::isnan(divisor) || divisor < least) least = divisor;
-        ++kept;
+        p.y[at] = small ? 0 : p.c[at] / ((a < 0 ? 0 : a) + (b < 0 ? 0 : b));
       }
     }
-    p.least[matrix] = least;
-    p.kept[matrix] = kept;
   }
 }
 

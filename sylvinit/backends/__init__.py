@@ -1,9 +1,8 @@
 """Where the linear algebra of a layer runs: one table of backends, one choice per tensor.
 
 A backend offers the eigendecomposition of a batch of symmetric float64 matrices, two of them at
-once, and the division by sums of eigenvalues. :mod:`sylvinit.backends.eigen` builds the solution
-of A W + W B = Q on these, and the table says which devices a backend serves, whether it can run
-here, and why not.
+once, and the division by sums of eigenvalues. The table says which devices a backend serves,
+whether it can run here, and why not.
 """
 
 from __future__ import annotations

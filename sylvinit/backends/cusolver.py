@@ -12,37 +12,27 @@ import functools
 import importlib.util
 import logging
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sylvinit.backends import eigen, extension, kernels
+from sylvinit.backends.eigen import Pair
 from sylvinit.backends.memory import memory_for
 from sylvinit.errors import BackendError, SolverError
 
 logger = logging.getLogger(__name__)
 
-Pair = tuple[Tensor, Tensor]
 
+class Rule(NamedTuple):
+    """Where a routine for float64 matrices is the first choice."""
 
-@dataclass(frozen=True)
-class Rule:
-    """Where a routine for float64 matrices is the first choice.
-
-    Attributes:
-        routine: its name in the extension.
-        function: its name in cuSOLVER.
-        batch_from: smallest batch.
-        n_to: largest matrix, None for any.
-    """
-
-    routine: str
-    function: str
-    batch_from: int
-    n_to: int | None
+    routine: str  # its name in the extension
+    function: str  # and in cuSOLVER
+    batch_from: int  # smallest batch
+    n_to: int | None  # largest matrix, None for any
 
 
 # The first rule that fits a batch is taken, the others are fallbacks. No threshold has been
@@ -67,8 +57,7 @@ _MOST_BYTES = 2**31 - 1
 _MOST_WORKSPACE = 512 * 2**20
 
 
-@dataclass(frozen=True)
-class Library:
+class Library(NamedTuple):
     """The cuSOLVER that was opened."""
 
     path: str
@@ -78,11 +67,7 @@ class Library:
 
 @functools.cache
 def library() -> Library:
-    """Open cuSOLVER: the one that torch has loaded, torch's or NVIDIA's packages', the system's.
-
-    Raises:
-        BackendError: there is none that fits.
-    """
+    """Open cuSOLVER: the one that torch has loaded, torch's or NVIDIA's packages', the system's."""
     module: Any = extension.module
     try:
         opened = Library(*module.open_cusolver(_candidates(module.CUSOLVER_SONAME)))
@@ -141,14 +126,7 @@ def eigh(a: Tensor, notes: list[str] | None = None) -> Pair:
 
 
 def eigh_pair(a: Tensor, b: Tensor, notes: list[str] | None = None) -> tuple[Pair, Pair]:
-    """Two eigendecompositions at once: in one batch if the sizes agree, else on two streams.
-
-    Args:
-        a, b, notes: as for :func:`eigh`.
-
-    Raises:
-        SolverError: as :func:`eigh`.
-    """
+    """Two of :func:`eigh` at once: in one batch if the sizes agree, else on two streams."""
     if a.numel() == 0 or b.numel() == 0 or not _usable(a, notes) or not _usable(b, notes):
         return eigh(a, notes), eigh(b, notes)
     n = a.shape[-1]
@@ -167,9 +145,6 @@ def eigh_pair(a: Tensor, b: Tensor, notes: list[str] | None = None) -> tuple[Pai
         return of_a.result(notes), of_b.result(notes)
 
 
-# ------------------------------------------------------------------------------------------- inside
-
-
 class _RoutineError(Exception):
     """A routine of cuSOLVER returned a status."""
 
@@ -183,7 +158,6 @@ def _call(name: str, *arguments: Any) -> Any:
 
 
 def _usable(a: Tensor, notes: list[str] | None) -> bool:
-    """Whether cuSOLVER is to be called for it."""
     if a.dtype != torch.float64:
         return False
     try:
@@ -198,9 +172,8 @@ def _usable(a: Tensor, notes: list[str] | None) -> bool:
 
 def _memory_for(*tensors: Tensor) -> Any:
     sizes = " and ".join(f"{x.numel() // x.shape[-1] ** 2} of size {x.shape[-1]}" for x in tensors)
-    return memory_for(
-        f"the eigendecomposition of matrices, {sizes}", sum(x.nbytes for x in tensors)
-    )
+    total = sum(x.nbytes for x in tensors)
+    return memory_for(f"the eigendecomposition of matrices, {sizes}", total)
 
 
 class _Attempt:
@@ -222,11 +195,8 @@ class _Attempt:
 
     def _split(self, n: int, batch: int) -> tuple[int, int]:
         """Matrices in one call, and bytes of workspace for it."""
-
-        def workspace(chunk: int) -> int:
-            place = (self.rule.routine, self._index, self._stream)
-            return _call("symmetric_eigen_workspace", *place, n, chunk)
-
+        place = self.rule.routine, self._index, self._stream
+        workspace = functools.partial(_call, "symmetric_eigen_workspace", *place, n)
         if self.rule.batch_from == 1:
             return batch, workspace(batch)  # one matrix after the other
         chunk = max(1, min(batch, _MOST_MATRICES, _MOST_BYTES // (8 * n * n)))
@@ -239,21 +209,14 @@ class _Attempt:
     def run(self) -> None:
         """Queue the work. Uses nothing of torch that belongs to a thread."""
         batch, n = self.values.shape
+        place = self.rule.routine, self._index, self._stream
+        workspace = self._workspace.data_ptr(), self._workspace.numel()
+        arrays = self._rows, self.values, self.info
         for first in range(0, 0 if self.failure else batch, self._chunk):
+            addresses = [x.data_ptr() + first * x.stride(0) * x.element_size() for x in arrays]
+            chunk = min(self._chunk, batch - first)
             try:
-                _call(
-                    "symmetric_eigen",
-                    self.rule.routine,
-                    self._index,
-                    self._stream,
-                    n,
-                    min(self._chunk, batch - first),
-                    self._rows.data_ptr() + first * n * n * 8,
-                    self.values.data_ptr() + first * n * 8,
-                    self.info.data_ptr() + first * 4,
-                    self._workspace.data_ptr(),
-                    self._workspace.numel(),
-                )
+                _call("symmetric_eigen", *place, n, chunk, *addresses, *workspace)
             except _RoutineError as error:
                 self.failure = str(error)
                 return
@@ -263,10 +226,8 @@ class _Attempt:
         """Eigenvectors (batch, n, n) as columns, a view of what the routine wrote as rows."""
         return self._rows.mT
 
-    def used_by(self, stream: Any) -> None:
-        """Keep the memory until ``stream`` is done with it."""
-        for x in (self._rows, self.values, self.info):
-            x.record_stream(stream)
+    def results(self) -> tuple[Tensor, ...]:
+        return self._rows, self.values, self.info
 
 
 class _Decomposition:
@@ -280,14 +241,11 @@ class _Decomposition:
         self._attempt = _Attempt(first, self._scaled)
 
     def run(self) -> None:
-        """Call the first routine."""
         self._attempt.run()
 
     def used_by(self, stream: Any) -> None:
-        """Keep the memory until ``stream`` is done with it."""
-        for x in (self._scaled, self._scale):
+        for x in (self._scaled, self._scale, *self._attempt.results()):
             x.record_stream(stream)
-        self._attempt.used_by(stream)
 
     def result(self, notes: list[str] | None) -> Pair:
         """Eigenvalues and eigenvectors, those that failed from the next routines."""
@@ -301,7 +259,10 @@ class _Decomposition:
             rows = [rows[index] for index in bad]
             left = self._scaled[rows]
             if not self._others:
-                values[rows], vectors[rows] = self._on_the_host(left, failures)
+                try:
+                    values[rows], vectors[rows] = eigen.eigh_scipy(left)
+                except SolverError as error:
+                    raise SolverError(f"{error} (cuSOLVER's {', '.join(failures)})") from error
                 used = "SciPy's QR iteration on the host"
                 break
             attempt = _Attempt(self._others.pop(0), left)
@@ -315,11 +276,7 @@ class _Decomposition:
         return values.view(self._shape[:-1]), vectors.reshape(self._shape)
 
     def _examine(self, attempt: _Attempt, scaled: Tensor, scale: Tensor) -> tuple[list[int], str]:
-        """The matrices without a result, and why the first has none; waits for the device, once.
-
-        Raises:
-            SolverError: a matrix has entries that are not finite.
-        """
+        """The matrices without a result, and why the first has none; waits for the device, once."""
         n = scaled.shape[-1]
         errors = eigen.defects(scaled, attempt.values, attempt.vectors)
         seen = torch.stack((attempt.info.double(), errors, scale)).cpu()
@@ -336,12 +293,6 @@ class _Decomposition:
         ]
         bad = [index for index, reason in enumerate(reasons) if reason]
         return bad, reasons[bad[0]] if bad else ""
-
-    def _on_the_host(self, left: Tensor, failures: list[str]) -> Pair:
-        try:
-            return eigen.eigh_scipy(left)
-        except SolverError as error:
-            raise SolverError(f"{error} (cuSOLVER's {', '.join(failures)})") from error
 
 
 def _side_by_side(a: Tensor, b: Tensor) -> tuple[_Decomposition, _Decomposition]:

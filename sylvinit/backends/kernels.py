@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sylvinit.backends import extension
-from sylvinit.backends.eigen import Quotient, Thresholds
+from sylvinit.backends.eigen import Pair, Thresholds
 from sylvinit.backends.memory import memory_for
 
 
@@ -18,7 +18,7 @@ def place(x: Tensor) -> tuple[int, int]:
     return x.device.index or 0, torch.cuda.current_stream(x.device).cuda_stream
 
 
-def scale_to_unit(a: Tensor) -> tuple[Tensor, Tensor]:
+def scale_to_unit(a: Tensor) -> Pair:
     """Matrices divided by their largest entry, and that entry.
 
     Args:
@@ -33,47 +33,21 @@ def scale_to_unit(a: Tensor) -> tuple[Tensor, Tensor]:
     library: Any = extension.module
     scaled, scale = torch.empty_like(a), a.new_ones(batch)
     partial = a.new_empty(batch * library.spectral_slices(entries))
+    addresses = (x.data_ptr() for x in (a, scaled, scale, partial))
     with torch.cuda.device(a.device):
-        library.scale_to_unit(
-            *place(a),
-            batch,
-            entries,
-            a.data_ptr(),
-            scaled.data_ptr(),
-            scale.data_ptr(),
-            partial.data_ptr(),
-        )
+        library.scale_to_unit(*place(a), batch, entries, *addresses)
     return scaled, scale
 
 
-def divide(c: Tensor, values_a: Tensor, values_b: Tensor, thresholds: Thresholds) -> Quotient:
+def divide(c: Tensor, values_a: Tensor, values_b: Tensor, thresholds: Thresholds) -> Pair:
     """:func:`sylvinit.backends.eigen.divide` in one pass over c, which is overwritten."""
     batch, k, d = c.shape
     library: Any = extension.module
-    slices = batch * library.spectral_slices(k * d)
-    small = [
-        x.contiguous() for x in (values_a, values_b, thresholds.a.double(), thresholds.b.double())
-    ]
+    small = [x.double().contiguous() for x in (values_a, values_b, *thresholds)]
     with memory_for(f"{batch} right-hand sides of size {k} x {d}", c.nbytes):
         c = c.contiguous()
         keep = torch.empty_like(c, dtype=torch.bool)
-        least = c.new_full((batch,), torch.inf)
-        kept = torch.zeros(batch, dtype=torch.int64, device=c.device)
-        partial_least = c.new_empty(slices)
-        partial_kept = kept.new_empty(slices)
+    addresses = (x.data_ptr() for x in (c, *small, c, keep))
     with torch.cuda.device(c.device):
-        library.divide_positive(
-            *place(c),
-            batch,
-            k,
-            d,
-            c.data_ptr(),
-            *(x.data_ptr() for x in small),
-            c.data_ptr(),
-            keep.data_ptr(),
-            least.data_ptr(),
-            kept.data_ptr(),
-            partial_least.data_ptr(),
-            partial_kept.data_ptr(),
-        )
-    return Quotient(c, keep, least, c.numel() - int(kept.sum()))
+        library.divide_positive(*place(c), batch, k, d, *addresses)
+    return c, keep

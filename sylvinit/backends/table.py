@@ -8,35 +8,26 @@ from dataclasses import dataclass
 import torch
 
 from sylvinit.backends import cusolver, eigen, extension, kernels
+from sylvinit.backends.eigen import Pair
 from sylvinit.errors import BackendError, OptionError
-
-
-def _nothing(device: torch.device | None) -> str:
-    return ""
 
 
 @dataclass(frozen=True)
 class Backend:
     """A row of the table.
 
-    Attributes:
-        name: "cpu", "torch" or "cuda".
-        devices: device types whose tensors it takes; "*" for any.
-        text: what it runs on.
-        missing: why it cannot run on a device (None: in this process), or "". Asking may
-            initialise CUDA, which is left alone where all tensors are on the CPU.
-        eigh: float64 (..., n, n) -> eigenvalues (..., n), eigenvectors (..., n, n).
-        eigh_pair: two of them.
-        divide: by a_i + b_j, with the zero rule.
+    ``missing`` says why it cannot run on a device (None: in this process), or "". Asking may
+    initialize CUDA, which is left alone where all tensors are on the CPU. The routines are as those
+    of :mod:`sylvinit.backends.eigen`; ``divide`` may overwrite its first argument.
     """
 
     name: str
-    devices: tuple[str, ...]
-    text: str
-    missing: Callable[[torch.device | None], str] = _nothing
-    eigh: eigen.Eigh = eigen.eigh
-    eigh_pair: eigen.EighPair = eigen.eigh_pair
-    divide: eigen.Divide = eigen.divide
+    devices: tuple[str, ...]  # types whose tensors it takes; "*" for any
+    text: str  # what it runs on
+    missing: Callable[[torch.device | None], str] = lambda device: ""
+    eigh: Callable[..., Pair] = eigen.eigh
+    eigh_pair: Callable[..., tuple[Pair, Pair]] = eigen.eigh_pair
+    divide: Callable[..., Pair] = eigen.divide
 
     @property
     def available(self) -> bool:
@@ -103,24 +94,19 @@ def choose(name: str, device: torch.device) -> Backend:
     if device.type == "mps":
         raise BackendError(
             "sylvinit solves in float64, which mps devices do not have; move the model to the CPU "
-            "for the initialisation"
+            "for the initialization"
         )
-    rows = table()
+    rows = {row.name: row for row in table()}
     if name == "auto":
-        return next(row for row in rows if row.takes(device) and not row.missing(device))
-    for row in rows:
-        if row.name != name:
-            continue
-        if not row.available:
-            raise BackendError(f"backend={name!r} cannot run here: {row.reason}")
-        if not row.takes(device):
-            raise BackendError(
-                f"backend={name!r} takes tensors on {' or '.join(row.devices)}, but the model is "
-                f"on {device}; use backend='auto'"
-            )
-        if reason := row.missing(device):
-            raise BackendError(f"backend={name!r} cannot run here: {reason}")
-        return row
-    raise OptionError(
-        f"backend must be 'auto' or one of {[row.name for row in rows]}, got {name!r}"
-    )
+        return next(row for row in rows.values() if row.takes(device) and not row.missing(device))
+    if name not in rows:
+        raise OptionError(f"backend must be 'auto' or one of {list(rows)}, got {name!r}")
+    row = rows[name]
+    if row.available and not row.takes(device):
+        raise BackendError(
+            f"backend={name!r} takes tensors on {' or '.join(row.devices)}, but the model is on "
+            f"{device}; use backend='auto'"
+        )
+    if reason := row.missing(None) or row.missing(device):
+        raise BackendError(f"backend={name!r} cannot run here: {reason}")
+    return row

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from os import PathLike
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sylvinit import priors
 from sylvinit.checks import check_number
 from sylvinit.codes.code import Latent
 from sylvinit.moments.statistics import LayerStatistics
 from sylvinit.priors.distance import resample_correlation
-from sylvinit.priors.matrix import check_correlation, kernel_for
+from sylvinit.priors.files import loaded
+from sylvinit.priors.matrix import check_correlation, kernel_of
 from sylvinit.priors.spatial import spatial_correlation
 from sylvinit.priors.strength import factor, repaired_correlation
 
@@ -45,17 +44,11 @@ class CorrelatedFilters:
 
     def __post_init__(self) -> None:
         check_number("strength", self.strength)
-        if isinstance(self.corr, (str, PathLike)):
-            priors.load(self.corr)
-        elif self.corr is not None:
-            check_correlation(self.corr)
+        if self.corr is not None:
+            check_correlation(loaded(self.corr))
 
     def fit(self, stats: LayerStatistics, k: int, seed: int) -> Latent:
-        """K rows for every group.
-
-        Raises:
-            CorrelationError: ``corr`` is no correlation matrix.
-        """
+        """K rows for every group; CorrelationError where R does not fit the layer's kernel."""
         channels = stats.d // stats.taps
         generator = np.random.default_rng(seed)
         white = generator.standard_normal((stats.groups, k, channels, stats.taps))
@@ -69,9 +62,8 @@ class CorrelatedFilters:
         if self.corr is None:
             matrix = spatial_correlation(stats.covariance, stats.taps)
         else:
-            given = self.corr
-            given = priors.load(given) if isinstance(given, (str, PathLike)) else given
-            source = kernel_for(given, stats.kernel)
+            given = loaded(self.corr)
+            source = kernel_of(given, wanted=stats.kernel)
             matrix = resample_correlation(given, stats.kernel, source_kernel=source)
         # Rows of unit length do without eq. 17: taps may cancel.
         matrix, caveats = repaired_correlation(matrix, self.strength)

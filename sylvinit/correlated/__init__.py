@@ -10,7 +10,6 @@ from sylvinit.correlated.apply import correlated_init_
 from sylvinit.correlated.draw import correlated_normal_, output_variance
 from sylvinit.correlated.estimate import filter_correlation
 from sylvinit.correlated.inputs import input_correlation
-from sylvinit.correlated.propagation import propagated_variance, simulated_variance
 from sylvinit.priors.distance import (
     DistanceModel,
     DistanceProfile,
@@ -33,8 +32,6 @@ __all__ = [
     "fit_distance_model",
     "input_correlation",
     "output_variance",
-    "propagated_variance",
     "resample_correlation",
     "scale_correlation",
-    "simulated_variance",
 ]

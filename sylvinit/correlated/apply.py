@@ -14,9 +14,14 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from sylvinit.checks import Selection, check_choice, check_number
-from sylvinit.correlated.choice import Job, assign_matrices, plan_layers
-from sylvinit.correlated.draw import KAIMING_GAIN, MODES, draw_filters
-from sylvinit.errors import ModelError, OptionTypeError, SylvinitWarning
+from sylvinit.correlated.choice import Job, assign_matrices, choose_layers
+from sylvinit.correlated.draw import (
+    KAIMING_GAIN,
+    check_drawing,
+    draw_filters,
+    rewound_on_failure,
+)
+from sylvinit.errors import ModelError, SylvinitWarning
 from sylvinit.execution.guard import ModelGuard
 from sylvinit.model.modules import check_module, device_of
 from sylvinit.priors.matrix import FilterCorrelation
@@ -41,8 +46,8 @@ def correlated_init_(
     Convolutions get :func:`sylvinit.correlated_normal_` with their matrix ("Correlated
     Initialization for Correlated Data", algorithm 1 with eq. 17). Layers without spatial filters
     (1x1 convolutions, Linear, attention projections) and convolutions without a matrix get He's
-    normal distribution of the same gain and mode, which is the same with R = I. Normalisations,
-    embeddings, transposed convolutions and weights whose parametrisation allows no drawn value
+    normal distribution of the same gain and mode, which is the same with R = I. Normalizations,
+    embeddings, transposed convolutions and weights whose parametrization allows no drawn value
     (spectral_norm) are left alone. The data are not looked at;
     :func:`sylvinit.input_correlation` makes matrices from data.
 
@@ -86,25 +91,28 @@ def correlated_init_(
     begin = time.perf_counter()
     model = check_module(model)
     strength = check_number("strength", strength)
-    gain = check_number("gain", gain, positive=True)
-    check_choice("mode", mode, MODES)
+    gain = check_drawing(gain, mode, generator)
     check_choice("bias", bias, ("zero", "keep"))
-    if generator is not None and not isinstance(generator, torch.Generator):
-        raise OptionTypeError(
-            f"generator must be a torch.Generator or None, got {type(generator).__name__}"
-        )
     selection = Selection.of(include, exclude)
     device_of(model)  # raises where there is nothing to write to
-    with ModelGuard(model):  # a parametrised weight may change buffers when it is computed
-        plan = plan_layers(model, selection)
-    caveats = assign_matrices(corr, plan, strength)
+    with ModelGuard(model):  # a parametrized weight may change buffers when it is computed
+        choice = choose_layers(model, selection)
+    caveats = assign_matrices(corr, choice, strength)
     for text in caveats:
         warnings.warn(text, SylvinitWarning, stacklevel=2)
-    for job in plan.jobs:
-        job.report.code = "he" if job.matrix is None else "correlated"
     if not dry_run:
-        _draw_all(model, plan.jobs, gain, mode, bias == "zero", generator)
-    layers = [job.report for job in plan.jobs] + plan.skipped
+        with rewound_on_failure(generator):
+            # All of them first: the guard below puts torch's global random state back.
+            drawn = [_draw(job, gain, mode, generator) for job in choice.jobs]
+            with ModelGuard(model) as guard:
+                for job, weight in zip(choice.jobs, drawn, strict=True):
+                    _write(job, weight, bias == "zero", guard)
+                spatial = [job.report for job in choice.jobs if job.spatial]
+                if all(report.status != "drawn" for report in spatial):
+                    raise ModelError(
+                        "no layer with spatial filters could be drawn: " + spatial[0].reason
+                    )
+    layers = [job.report for job in choice.jobs] + choice.skipped
     report = Report(layers, seconds=time.perf_counter() - begin)
     report.warnings = caveats
     report.settings = {
@@ -120,7 +128,6 @@ def correlated_init_(
 
 
 def _described(corr: Any) -> str:
-    """Where the matrices come from, for the report."""
     if isinstance(corr, (str, PathLike)):
         return str(corr)
     if isinstance(corr, Mapping):
@@ -128,31 +135,6 @@ def _described(corr: Any) -> str:
     if isinstance(corr, FilterCorrelation):
         return f"a matrix of {corr.filters} filters"
     return f"a {type(corr).__name__}"
-
-
-def _draw_all(
-    model: nn.Module,
-    jobs: list[Job],
-    gain: float,
-    mode: str,
-    zero_bias: bool,
-    generator: torch.Generator | None,
-) -> None:
-    """Draw and write every job, or nothing."""
-    source = torch.default_generator if generator is None else generator
-    before = source.get_state()
-    try:
-        # All of them first: the guard below puts torch's global random state back.
-        drawn = [_draw(job, gain, mode, generator) for job in jobs]
-        with ModelGuard(model) as guard:
-            for job, weight in zip(jobs, drawn, strict=True):
-                _write(job, weight, zero_bias, guard)
-            if not any(job.spatial and job.report.status == "drawn" for job in jobs):
-                reason = next(job.report.reason for job in jobs if job.spatial)
-                raise ModelError(f"no layer with spatial filters could be drawn: {reason}")
-    except BaseException:  # Ctrl-C
-        source.set_state(before)
-        raise
 
 
 def _draw(job: Job, gain: float, mode: str, generator: torch.Generator | None) -> Tensor:
@@ -173,7 +155,7 @@ def _write(job: Job, weight: Tensor, zero_bias: bool, guard: ModelGuard) -> None
     try:
         layer.set_weight(weight)
     except ModelError as error:
-        # A parametrisation that no drawn weight fits, as orthogonal or of unit spectral norm.
+        # A parametrization that no drawn weight fits, as orthogonal or of unit spectral norm.
         guard.restore(layer.owner, parameters)
         report.status, report.reason, report.code = "skipped", str(error), ""
         return
@@ -182,11 +164,11 @@ def _write(job: Job, weight: Tensor, zero_bias: bool, guard: ModelGuard) -> None
     if not zero_bias or bias is None:
         return
     if parametrize.is_parametrized(layer.owner, layer.tensors()["bias"]):
-        report.notes.append("its bias is parametrised and left alone")
+        report.notes.append("its bias is parametrized and left alone")
         return
     parameters = layer.parameters("bias")
-    if all(parameter.requires_grad for parameter in parameters):
-        guard.save(parameters)
-        layer.set_bias(torch.zeros_like(bias))
-    else:
+    if not all(parameter.requires_grad for parameter in parameters):
         report.notes.append("its bias is frozen and left alone")
+        return
+    guard.save(parameters)
+    layer.set_bias(torch.zeros_like(bias))

@@ -12,15 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from sylvinit import priors
 from sylvinit.checks import Selection, check_used, matches
 from sylvinit.errors import ModelError, OptionError, OptionTypeError
 from sylvinit.model import ConvLayer, ConvTransposeLayer, Layer, LinearLayer, layers_of
 from sylvinit.model.modules import clean_name, memory_key, parameter_holders, refuse_lazy
 from sylvinit.priors.distance import resample_correlation
+from sylvinit.priors.files import loaded
 from sylvinit.priors.matrix import (
     check_correlation,
-    kernel_for,
     kernel_of,
     mean_off_diagonal,
     shown,
@@ -60,21 +59,18 @@ class Job:
 
 
 @dataclass
-class Plan:
-    """What will be done to a model.
+class Choice:
+    """Layers to draw in the order of the modules, reports on the others, and which have filters.
 
-    Attributes:
-        jobs: the layers to draw, in the order of the modules.
-        skipped: reports on the layers that are left alone.
-        convolutions: names of all convolutions with spatial filters, drawn or not.
+    ``convolutions`` names all convolutions with spatial filters, drawn or not.
     """
 
-    jobs: list[Job] = field(default_factory=list)
-    skipped: list[LayerReport] = field(default_factory=list)
-    convolutions: list[str] = field(default_factory=list)
+    jobs: list[Job]
+    skipped: list[LayerReport]
+    convolutions: list[str]
 
 
-def plan_layers(model: nn.Module, selection: Selection) -> Plan:
+def choose_layers(model: nn.Module, selection: Selection) -> Choice:
     """Which layers are drawn, and which are not, with the reason.
 
     Raises:
@@ -83,51 +79,54 @@ def plan_layers(model: nn.Module, selection: Selection) -> Plan:
     """
     layers = _layers(model)
     selection.check([layer.name for layer in layers])
-    holders = parameter_holders(model.modules())
-    owners = {id(module) for layer in layers for module in _owning(layer)}
-    names = {id(module): clean_name(name) for name, module in model.named_modules()}
-    plan = Plan(convolutions=[layer.name for layer in layers if _is_spatial(layer)])
-    taken: dict[tuple[tuple[Hashable, str], ...], str] = {}
     reasons = {layer.name: _reason(layer, selection) for layer in layers}
-    left_alone = {key: layer for layer in layers if reasons[layer.name] for key in _keys(layer)}
-    for layer in layers:
-        reason = reasons[layer.name]
-        if reason is None:
-            keys = _keys(layer)
-            outside = [
-                module
-                for parameter, _ in keys
-                for module in holders.get(parameter, [])
-                if id(module) not in owners
-            ]
-            tied = next((left_alone[key] for key in keys if key in left_alone), None)
-            if outside:
-                kind = type(outside[0]).__name__
-                reason = f"its weight is tied to {names[id(outside[0])]} ({kind})"
-            elif tied is not None:
-                reason = f"its weight is tied to {tied.name} ({tied.kind}), which is left alone"
-            elif keys in taken:
-                reason = f"shares its weight with {taken[keys]}"
-            else:
-                taken[keys] = layer.name
-                plan.jobs.append(_job(layer))
-        if reason is not None:
-            plan.skipped.append(LayerReport(layer.name, layer.kind, "skipped", reason))
-    if not any(job.spatial for job in plan.jobs):
+    _leave_shared_weights(model, layers, reasons)
+    choice = Choice(
+        [_job(layer) for layer in layers if reasons[layer.name] is None],
+        [LayerReport(n.name, n.kind, "skipped", r) for n in layers if (r := reasons[n.name])],
+        [layer.name for layer in layers if _is_spatial(layer)],
+    )
+    if not any(job.spatial for job in choice.jobs):
         raise ModelError(
             "the model has no spatial filters to draw: expected a Conv1d, Conv2d or Conv3d with "
             "more than one tap that is selected and not frozen; use "
             "torch.nn.init.kaiming_normal_ for other layers"
         )
-    return plan
+    return choice
+
+
+def _leave_shared_weights(
+    model: nn.Module, layers: list[Layer], reasons: dict[str, str | None]
+) -> None:
+    """Of layers that share a weight one is drawn; none if something else uses it, too."""
+    holders = parameter_holders(model.modules())
+    owners = {module for layer in layers for module in _owning(layer)}
+    names = {module: clean_name(name) for name, module in model.named_modules()}
+    left_alone = {key: layer for layer in layers if reasons[layer.name] for key in _keys(layer)}
+    drawn: dict[tuple[tuple[Hashable, str], ...], str] = {}
+    for layer in layers:
+        if reasons[layer.name] is not None:
+            continue
+        keys = _keys(layer)
+        others = [m for key, _ in keys for m in holders.get(key, []) if m not in owners]
+        tied = [left_alone[key] for key in keys if key in left_alone]
+        if others:
+            kind = type(others[0]).__name__
+            reasons[layer.name] = f"its weight is tied to {names[others[0]]} ({kind})"
+        elif tied:
+            reasons[layer.name] = (
+                f"its weight is tied to {tied[0].name} ({tied[0].kind}), which is left alone"
+            )
+        elif keys in drawn:
+            reasons[layer.name] = f"shares its weight with {drawn[keys]}"
+        else:
+            drawn[keys] = layer.name
 
 
 def _keys(layer: Layer) -> tuple[tuple[Hashable, str], ...]:
     """The parameters behind a weight by their memory, and which part of them it is."""
     try:
-        return tuple(
-            (memory_key(parameter), layer.slot) for parameter in layer.parameters("weight")
-        )
+        return tuple((memory_key(p), layer.slot) for p in layer.parameters("weight"))
     except ModelError:  # not a parameter
         return ()
 
@@ -149,7 +148,7 @@ def _layers(model: nn.Module) -> list[Layer]:
 def _subclass(module: nn.Module, name: str) -> list[Layer]:
     """The layer of a convolution or linear layer with a forward of its own.
 
-    What it computes is unknown, and so are its patches; but its weight means the same.
+    What it computes is unknown, but its weight means the same.
     """
     weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor):
@@ -169,7 +168,6 @@ def _is_spatial(layer: Layer) -> bool:
 
 
 def _owning(layer: Layer) -> list[nn.Module]:
-    """The modules that may hold the parameters behind a layer's weight."""
     owner = layer.owner
     if parametrize.is_parametrized(owner):
         return [owner, *owner.parametrizations.modules()]  # type: ignore[union-attr]
@@ -197,28 +195,23 @@ def _job(layer: Layer) -> Job:
     return Job(layer, shape, report, weight.dtype, weight.device)
 
 
-def assign_matrices(corr: Any, plan: Plan, strength: float) -> list[str]:
+def assign_matrices(corr: Any, choice: Choice, strength: float) -> list[str]:
     """Give every job with spatial filters its matrix, and say in its report what was done.
-
-    Args:
-        corr: as in :func:`sylvinit.correlated_init_`.
-        plan: its jobs get their matrices.
-        strength: checked.
 
     Returns:
         Warnings.
 
     Raises:
-        CorrelationError, OptionError, OptionTypeError: as there.
+        CorrelationError, OptionError, OptionTypeError: as :func:`sylvinit.correlated_init_`.
     """
-    spatial = [job for job in plan.jobs if job.spatial]
+    spatial = [job for job in choice.jobs if job.spatial]
     scaled: dict[tuple[int, tuple[int, ...]], tuple[Tensor, list[str]]] = {}
-    matrices = _by_job(corr, spatial, plan.convolutions)
+    matrices = _by_job(corr, spatial, choice.convolutions)
     for job, matrix in zip(spatial, matrices, strict=True):
         if matrix is None:
             job.report.notes.append("no matrix is given for it: He's normal distribution")
             continue
-        given = kernel_for(matrix, job.kernel)
+        given = kernel_of(matrix, wanted=job.kernel)
         key = (id(matrix), job.kernel)
         if key not in scaled:
             made = resample_correlation(matrix, job.kernel, source_kernel=given)
@@ -233,6 +226,8 @@ def assign_matrices(corr: Any, plan: Plan, strength: float) -> list[str]:
         if len({id(matrix) for matrix in matrices}) > 1:
             mean = mean_off_diagonal(job.matrix)
             job.report.notes.append(f"mean correlation of its taps {mean:.3f}")
+    for job in choice.jobs:
+        job.report.code = "he" if job.matrix is None else "correlated"
     caveats = list(dict.fromkeys(text for _, texts in scaled.values() for text in texts))
     if len(caveats) > 1:
         caveats = [f"{caveats[0]}; and {len(caveats) - 1} more like this, see the report's notes"]
@@ -279,10 +274,9 @@ def _is_list_of_matrices(corr: Any) -> bool:
 
 def _matrix(value: Any) -> Tensor:
     """A checked matrix that still knows its kernel."""
-    if isinstance(value, (str, PathLike)):
-        return priors.load(value)
+    value = loaded(value)
     matrix = check_correlation(value)
-    if getattr(value, "kernel_size", None) is not None:
-        kernel_of(value)  # raises where it does not fit
-        return value
-    return matrix
+    if getattr(value, "kernel_size", None) is None:
+        return matrix
+    kernel_of(value)  # raises where it does not fit
+    return value

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import math
-from os import PathLike
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from sylvinit import priors
-from sylvinit.checks import check_choice, check_number
+from sylvinit.checks import check_choice, check_generator, check_number
 from sylvinit.errors import CorrelationError, ModelError, OptionError, OptionTypeError
+from sylvinit.priors.files import loaded
 from sylvinit.priors.matrix import check_correlation, shown
 from sylvinit.priors.strength import factor, scale_correlation
 
 KAIMING_GAIN = math.sqrt(2.0)
-MODES = ("fan_in", "fan_out")
 
 
 def correlated_normal_(
@@ -61,27 +61,36 @@ def correlated_normal_(
         ModelError: ``tensor`` has no values yet (lazy).
     """
     _check_weight(tensor)
-    gain = check_number("gain", gain, positive=True)
-    check_choice("mode", mode, MODES)
-    if generator is not None and not isinstance(generator, torch.Generator):
-        raise OptionTypeError(
-            f"generator must be a torch.Generator or None, got {type(generator).__name__}"
-        )
+    gain = check_drawing(gain, mode, generator)
     kernel = tuple(tensor.shape[2:])
-    corr = priors.load(corr) if isinstance(corr, (str, PathLike)) else corr
+    corr = loaded(corr)
     matrix = scale_correlation(check_correlation(corr, math.prod(kernel)), stacklevel=3)
     if (getattr(corr, "kernel_size", None) or kernel) != kernel:
         raise CorrelationError(
             f"corr belongs to filters of {shown(corr.kernel_size)}, and tensor has filters of "
             f"{shown(kernel)}; see sylvinit.correlated.resample_correlation"
         )
+    with rewound_on_failure(generator):
+        drawn = draw_filters(tuple(tensor.shape), matrix, gain=gain, mode=mode, generator=generator)
+        with torch.inference_mode(tensor.is_inference()), torch.no_grad():
+            return tensor.copy_(drawn)  # raises for an expanded tensor
+
+
+def check_drawing(gain: float, mode: str, generator: Any) -> float:
+    """The gain, where all three are in their domains."""
+    check_choice("mode", mode, ("fan_in", "fan_out"))
+    check_generator(generator)
+    return check_number("gain", gain, positive=True)
+
+
+@contextmanager
+def rewound_on_failure(generator: torch.Generator | None) -> Iterator[None]:
+    """Random numbers drawn in a block that fails, with Ctrl-C too, will be drawn again."""
     source = torch.default_generator if generator is None else generator
     before = source.get_state()
     try:
-        drawn = draw_filters(tuple(tensor.shape), matrix, gain=gain, mode=mode, generator=generator)
-        with torch.inference_mode(tensor.is_inference()), torch.no_grad():
-            return tensor.copy_(drawn)
-    except BaseException:  # an expanded tensor, Ctrl-C
+        yield
+    except BaseException:
         source.set_state(before)
         raise
 
@@ -108,12 +117,9 @@ def draw_filters(
     mode: str,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """Weights of algorithm 1 in float64 on the CPU or the generator's device.
+    """Weights of algorithm 1, (units, channels, *kernel), for a checked R.
 
-    Args:
-        shape: (units, channels, *kernel).
-        matrix: checked R, float64 (taps, taps).
-        gain, mode, generator: as in :func:`correlated_normal_`.
+    float64 on the CPU or the generator's device.
     """
     fan = shape[1] if mode == "fan_in" else shape[0]
     device = torch.device("cpu") if generator is None else generator.device

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
 from typing import Any, Literal, overload
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 from sylvinit.correlated.network_filters import spatial_filters
 from sylvinit.errors import DataError, ModelError, OptionError, SylvinitWarning
 from sylvinit.priors.distance import distance_classes
-from sylvinit.priors.matrix import FilterCorrelation, check_kernel, shown
+from sylvinit.priors.matrix import FilterCorrelation, Kernel, check_kernel, shown
 
 Center = bool | Literal["layer"]
 # Spreads below this, relative to the largest weight, are what rounding has left of zero.
@@ -22,7 +21,7 @@ _ROUNDING = 1e-12
 @overload
 def filter_correlation(
     model_or_weights: Any,
-    kernel_size: int | tuple[int, ...] = 3,
+    kernel_size: Kernel = 3,
     *,
     per_layer: Literal[False] = False,
     center: Center = True,
@@ -33,7 +32,7 @@ def filter_correlation(
 @overload
 def filter_correlation(
     model_or_weights: Any,
-    kernel_size: int | tuple[int, ...] = 3,
+    kernel_size: Kernel = 3,
     *,
     per_layer: Literal[True],
     center: Center = True,
@@ -43,7 +42,7 @@ def filter_correlation(
 
 def filter_correlation(
     model_or_weights: Any,
-    kernel_size: int | tuple[int, ...] = 3,
+    kernel_size: Kernel = 3,
     *,
     per_layer: bool = False,
     center: Center = True,
@@ -56,11 +55,11 @@ def filter_correlation(
         R[i, j] = C[i, j] / sqrt(C[i, i] C[j, j]),   C = mean of (w - m) (w - m)^T,
 
     as in "Correlated Initialization for Correlated Data", section 5. The standard error of an entry
-    is that of its linearisation, with z the standardised filters,
+    is that of its linearisation, with z the standardized filters,
 
         z_i z_j - R[i, j] (z_i^2 + z_j^2) / 2,
 
-    summed over the filters of each output unit, since these are learnt together: only units are
+    summed over the filters of each output unit, since these are learned together: only units are
     taken as independent. No normal distribution is assumed.
 
     Args:
@@ -72,7 +71,7 @@ def filter_correlation(
             module, instead of one for all. Correlation grows with depth (figure 1).
         center: the mean m: True that of all filters (as numpy.corrcoef), "layer" each layer's own,
             False none, which gives the correlation that zero-mean filters should be drawn with.
-        standardize: divide every layer by its root mean square (after centring), so that its
+        standardize: divide every layer by its root mean square (after centering), so that its
             filters count the same, whatever the scale of its weights.
 
     Returns:
@@ -109,27 +108,18 @@ def _correlation(
     count = sum(w.shape[0] * w.shape[1] for w in weights.values())
     if count < 2:
         raise ModelError(f"model_or_weights: expected at least two filters, got {count}")
-
-    scales = {name: _scale(name, w, center) if standardize else 1.0 for name, w in weights.items()}
-
-    def prepared() -> Iterable[Tensor]:
-        """Every layer's filters in float64, (units, channels, taps), one layer at a time."""
-        for name, weight in weights.items():
-            filters = weight.to("cpu", torch.float64).flatten(2)
-            if center == "layer":
-                filters = filters - filters.mean(dim=(0, 1))
-            yield filters / scales[name]
-
-    mean = torch.stack([filters.sum(dim=(0, 1)) for filters in prepared()]).sum(dim=0) / count
+    prepared = [_prepared(*item, center, standardize) for item in weights.items()]
+    layers = [filters for filters, _ in prepared]
+    mean = torch.stack([filters.sum(dim=(0, 1)) for filters in layers]).sum(dim=0) / count
     if center is not True:
         mean = torch.zeros_like(mean)
+    layers = [filters - mean for filters in layers]
     covariance = mean.new_zeros(len(mean), len(mean))
-    for filters in prepared():
-        rows = (filters - mean).flatten(0, 1)
+    for filters in layers:
+        rows = filters.flatten(0, 1)
         covariance += rows.mT @ rows / count
     spread = covariance.diagonal().sqrt()
-    size = max(float(w.abs().max()) / scales[name] for name, w in weights.items())
-    fixed = (spread <= _ROUNDING * size).nonzero().flatten().tolist()
+    fixed = (spread <= _ROUNDING * max(size for _, size in prepared)).nonzero().flatten().tolist()
     if fixed:
         raise DataError(
             f"model_or_weights: taps {fixed} are the same in all {count} filters, so that their "
@@ -137,16 +127,16 @@ def _correlation(
         )
     matrix = covariance / spread / spread[:, None]
     matrix = (matrix + matrix.mT) / 2
+    names = tuple(_layer_name(name) for name in weights)
     if count <= len(mean):
-        only = _layer_name(next(iter(weights))) if len(weights) == 1 else ""
-        where = f" in layer {only!r}" if only else ""
+        where = f" in layer {names[0]!r}" if len(names) == 1 and names[0] else ""
         warnings.warn(
             f"{count} filters of {len(mean)} taps{where} give a singular correlation matrix with "
             "large standard errors; pool more layers, or resample the matrix of a smaller kernel",
             SylvinitWarning,
             stacklevel=3,
         )
-    errors = _standard_errors(prepared(), mean, spread, matrix, kernel, count)
+    errors = _standard_errors([filters / spread for filters in layers], matrix, kernel)
     return FilterCorrelation.of(
         matrix.clamp(-1, 1).fill_diagonal_(1),
         kernel,
@@ -154,21 +144,26 @@ def _correlation(
         units=sum(w.shape[0] for w in weights.values()),
         standard_error=errors[0],
         distance_error=errors[1],
-        layers=tuple(_layer_name(name) for name in weights),
+        layers=names,
     )
 
 
-def _scale(name: str, weight: Tensor, center: Center) -> float:
-    """Root mean square of a layer's filters, about their mean unless ``center`` is False."""
+def _prepared(name: str, weight: Tensor, center: Center, standardize: bool) -> tuple[Tensor, float]:
+    """A layer's filters in float64, (units, channels, taps), and the size of its largest weight."""
     filters = weight.to("cpu", torch.float64).flatten(2)
-    about = filters - filters.mean(dim=(0, 1)) if center else filters
-    scale = float(about.square().mean().sqrt())
-    if scale <= _ROUNDING * float(filters.abs().max()):
+    size = float(filters.abs().max())
+    centered = filters - filters.mean(dim=(0, 1)) if center else filters
+    if center == "layer":
+        filters = centered
+    if not standardize:
+        return filters, size
+    scale = float(centered.square().mean().sqrt())
+    if scale <= _ROUNDING * size:
         raise DataError(
             f"{name}: all its filters are the same, so that standardize=True has nothing to divide "
             "by; leave out pruned or unset layers"
         )
-    return scale
+    return filters / scale, size / scale
 
 
 def _layer_name(weight: str) -> str:
@@ -177,21 +172,17 @@ def _layer_name(weight: str) -> str:
 
 
 def _standard_errors(
-    layers: Iterable[Tensor],
-    mean: Tensor,
-    scale: Tensor,
-    matrix: Tensor,
-    kernel: tuple[int, ...],
-    count: int,
+    layers: list[Tensor], matrix: Tensor, kernel: tuple[int, ...]
 ) -> tuple[Tensor, Tensor]:
-    """Standard errors of the entries, and of their means over the pairs at each distance."""
+    """Standard errors of the entries, and of their means over the pairs at each distance.
+
+    ``layers`` are the standardized filters, (units, channels, taps).
+    """
     distance, index = distance_classes(kernel)
     pairs = torch.bincount(index.flatten(), minlength=len(distance))
     squares = torch.zeros_like(matrix)
     distance_squares = matrix.new_zeros(len(distance))
-    units = 0
-    for filters in layers:
-        z = (filters - mean) / scale
+    for z in layers:
         products = z.mT @ z  # summed over the filters of each unit
         own = products.diagonal(dim1=1, dim2=2)
         influence = products - matrix * (own[:, :, None] + own[:, None, :]) / 2
@@ -199,7 +190,7 @@ def _standard_errors(
         means = influence.new_zeros(len(z), len(distance))
         means.index_add_(1, index.flatten(), influence.flatten(1))
         distance_squares += (means / pairs).square().sum(dim=0)
-        units += len(z)
+    units, count = sum(len(z) for z in layers), sum(z.shape[0] * z.shape[1] for z in layers)
     # One unit says nothing of the spread between units.
     correction = units / (units - 1) if units > 1 else float("nan")
     entry = (squares * correction).sqrt() / count

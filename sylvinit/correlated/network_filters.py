@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Mapping
+from contextlib import nullcontext
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -42,24 +43,19 @@ def spatial_filters(source: Any, kernel: tuple[int, ...]) -> dict[str, Tensor]:
     """
     found = _weights(source)
     chosen = {
-        name: weight
+        name: _checked(name, weight)
         for name, weight in found.items()
         if tuple(weight.shape[2:]) == kernel and weight.numel() > 0
     }
-    if not chosen:
-        raise ModelError(
-            f"model_or_weights has no spatial filters of {shown(kernel)}; {_remedy(found)}"
-        )
-    return {name: _checked(name, weight) for name, weight in chosen.items()}
-
-
-def _remedy(weights: dict[str, Tensor]) -> str:
-    sizes = sorted({tuple(weight.shape[2:]) for weight in weights.values()})
-    if not sizes:
-        return "found no weights of three to five axes; expected those of convolutions"
-    # A single number would stand for a square kernel.
-    there = ", ".join(shown(size) if len(size) != 1 else str(size) for size in sizes)
-    return f"kernel sizes found: {there}; choose one with kernel_size="
+    if chosen:
+        return chosen
+    remedy = "found no weights of three to five axes; expected those of convolutions"
+    sizes = sorted({tuple(weight.shape[2:]) for weight in found.values()})
+    if sizes:
+        # A single number would stand for a square kernel.
+        there = ", ".join(shown(size) if len(size) != 1 else str(size) for size in sizes)
+        remedy = f"kernel sizes found: {there}; choose one with kernel_size="
+    raise ModelError(f"model_or_weights has no spatial filters of {shown(kernel)}; {remedy}")
 
 
 def _checked(name: str, weight: Tensor) -> Tensor:
@@ -67,7 +63,7 @@ def _checked(name: str, weight: Tensor) -> Tensor:
         raise ModelError(f"{name} is on the meta device and has no values; load weights first")
     if not weight.is_floating_point():
         raise OptionTypeError(
-            f"{name} must be a floating-point weight, got {weight.dtype}; dequantise it first"
+            f"{name} must be a floating-point weight, got {weight.dtype}; dequantize it first"
         )
     # There is hardly any arithmetic for 8-bit types.
     values = weight.float() if weight.itemsize == 1 else weight
@@ -98,23 +94,18 @@ def _of_module(model: nn.Module) -> dict[str, Tensor]:
     model = check_module(model)
     refuse_lazy(model)
     for name, module in model.named_modules():
-        if not isinstance(module, _CONVOLUTIONS):
-            continue
-        # Not getattr: computing a parametrised weight may change buffers and random states.
+        # Not getattr: computing a parametrized weight may change buffers and random states.
         own = module._parameters.get("weight") is not None
-        if not own and not parametrize.is_parametrized(module):
-            continue
-        name = clean_name(name)
-        found[f"{name}.weight" if name else "weight"] = _weight_of(module)
+        if isinstance(module, _CONVOLUTIONS) and (own or parametrize.is_parametrized(module)):
+            name = clean_name(name)
+            found[f"{name}.weight" if name else "weight"] = _weight_of(module)
     return _once_each(found)
 
 
 def _weight_of(module: nn.Module) -> Tensor:
-    """The weight; a parametrised one may change buffers and random states when it is computed."""
     meta = any(parameter.is_meta for parameter in module.parameters())
-    if meta or not parametrize.is_parametrized(module):
-        return module.weight.detach()  # type: ignore[union-attr, operator]
-    with ModelGuard(module):
+    computed = parametrize.is_parametrized(module) and not meta
+    with ModelGuard(module) if computed else nullcontext():
         return module.weight.detach()  # type: ignore[union-attr, operator]
 
 
@@ -179,18 +170,17 @@ def _read(path: Path) -> Mapping[Any, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # parsers raise nearly anything on a damaged file
         # torch's own text is a screenful of advice that does not apply here.
-        damaged = path.suffix == ".safetensors" or not isinstance(error, pickle.UnpicklingError)
-        reason = (
-            str(error).split("\n", 1)[0] if damaged else "it holds other objects, or no tensors"
-        )
+        reason = str(error).split("\n", 1)[0]
+        if path.suffix != ".safetensors" and isinstance(error, pickle.UnpicklingError):
+            reason = "it holds other objects, or no tensors"
         raise DataError(
             f"model_or_weights: {path} is no file of weights alone ({reason}); write one with "
             "torch.save(model.state_dict(), path)"
         ) from error
     if isinstance(state, Tensor):
         return {"weight": state}
-    if not isinstance(state, Mapping):
-        raise DataError(
-            f"model_or_weights: {path} holds a {type(state).__name__}; expected a state dict"
-        )
-    return state
+    if isinstance(state, Mapping):
+        return state
+    raise DataError(
+        f"model_or_weights: {path} holds a {type(state).__name__}; expected a state dict"
+    )

@@ -1,4 +1,4 @@
-"""Diagnostics of initialisation and training.
+"""Diagnostics of initialization and training.
 
 >>> with sylvinit.diagnostics.monitor(model) as record:      # in any training loop
 ...     train(model)
@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-from sylvinit.diagnostics import single_filter
 from sylvinit.diagnostics.filter_profiles import draw_filter_profiles, filter_profiles
 from sylvinit.diagnostics.gradients import gradient_magnitude, gradient_sign_changes
 from sylvinit.diagnostics.monitor import monitor
@@ -26,5 +25,4 @@ __all__ = [
     "gradient_magnitude",
     "gradient_sign_changes",
     "monitor",
-    "single_filter",
 ]

@@ -17,14 +17,7 @@ class MissingMatplotlibError(SylvinitError, ImportError):
 
 
 def require_matplotlib(what: str = "the picture") -> None:
-    """Fail early, before minutes of computation, where no picture can be drawn.
-
-    Args:
-        what: is to be drawn, for the message.
-
-    Raises:
-        MissingMatplotlibError: matplotlib cannot be imported.
-    """
+    """Raise MissingMatplotlibError early, before minutes of computation for ``what``."""
     try:
         import matplotlib.figure  # noqa: F401  # pyright: ignore[reportUnusedImport]
     except ImportError as error:

@@ -10,19 +10,18 @@ from sylvinit.correlated.estimate import filter_correlation
 from sylvinit.diagnostics.drawing import require_matplotlib, save
 from sylvinit.errors import OptionError, OptionTypeError
 from sylvinit.priors.distance import DistanceProfile, correlation_by_distance
+from sylvinit.priors.matrix import Kernel
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # From near to far, told apart by lightness too.
-_COLOURS = ("#440154", "#3b528b", "#21918c", "#5ec962", "#c8a600", "#8a8a8a")
+_COLORS = ("#440154", "#3b528b", "#21918c", "#5ec962", "#c8a600", "#8a8a8a")
 _MARKERS = "os^Dv*"
 _MOST_LINES = 6
 
 
-def filter_profiles(
-    model_or_weights: Any, kernel_size: int | tuple[int, ...] = 3
-) -> dict[str, DistanceProfile]:
+def filter_profiles(model_or_weights: Any, kernel_size: Kernel = 3) -> dict[str, DistanceProfile]:
     """Mean correlation of two taps at every distance, for every layer.
 
     "Correlated Initialization for Correlated Data", figure 1.
@@ -59,8 +58,7 @@ def draw_filter_profiles(
         OptionTypeError: ``profiles`` is none of that.
         OptionError: layers side by side have kernels of different sizes, or matplotlib does not
             know the format.
-        MissingMatplotlibError: matplotlib cannot be imported.
-        OSError: the file cannot be written.
+        MissingMatplotlibError, OSError: as :func:`draw_record`.
     """
     panels = _panels(profiles)
     require_matplotlib("draw_filter_profiles()'s figure")
@@ -97,17 +95,9 @@ def _draw_panel(axis: Axes, layers: Mapping[str, DistanceProfile]) -> None:
             0.0 if profile.standard_error is None else 2 * float(profile.standard_error[index])
             for profile in layers.values()
         ]
-        axis.errorbar(
-            depth,
-            values,
-            yerr=errors,
-            color=_COLOURS[line],
-            marker=_MARKERS[line],
-            markersize=5,
-            linewidth=1.6,
-            capsize=2,
-            label=f"{float(first.distance[index]):.2f}",
-        )
+        style, color = f"{_MARKERS[line]}-", _COLORS[line]
+        bars = axis.errorbar(depth, values, errors, fmt=style, color=color, ms=5, lw=1.6, capsize=2)
+        bars.set_label(f"{float(first.distance[index]):.2f}")
     axis.axhline(0, color="black", linewidth=0.8)
     axis.set_xticks(list(depth), list(layers), rotation=60, ha="right", fontsize="small")
     axis.set_xlabel("layer, from input to output")

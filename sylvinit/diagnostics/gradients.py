@@ -13,10 +13,10 @@ from torch import Tensor
 
 from sylvinit.errors import DataError, OptionTypeError
 
+Gradients = Tensor | Iterable[Tensor]
 
-def gradient_sign_changes(
-    before: Tensor | Iterable[Tensor], after: Tensor | Iterable[Tensor]
-) -> float:
+
+def gradient_sign_changes(before: Gradients, after: Gradients) -> float:
     r"""The share of entries whose sign differs between two gradients ("zig-zag").
 
     With gradients g and g' of d entries, and sign(0) = 0,
@@ -37,9 +37,6 @@ def gradient_sign_changes(
     Raises:
         OptionTypeError: an argument is not a tensor or an iterable of tensors.
         DataError: the shapes differ, there are no entries, or a dtype is not floating or complex.
-
-    Source: Schneider, "Correlated Initialization for Correlated Data", section 6, the
-    equation of GradientSignChanges.
     """
     first, second = _gradients("before", before), _gradients("after", after)
     shapes = [[tuple(grad.shape) for grad in grads] for grads in (first, second)]
@@ -57,29 +54,21 @@ def gradient_sign_changes(
     return changes / (2 * count)
 
 
-def gradient_magnitude(grads: Tensor | Iterable[Tensor]) -> float:
-    r"""The mean magnitude of the entries of a gradient, \sum_j |g_j| / d.
+def gradient_magnitude(grads: Gradients) -> float:
+    r"""The mean magnitude of the entries of a gradient, \sum_j |g_j| / d (figures 4 to 6).
 
     Args:
-        grads: a tensor or tensors of any shapes and any floating or complex dtype (real and
-            imaginary parts are entries of their own); sparse tensors count with their zeros.
+        grads: as for :func:`gradient_sign_changes`.
 
     Returns:
         The mean, summed in float64 (float32 on devices without it); NaN where a gradient has NaN.
 
     Raises:
-        OptionTypeError: ``grads`` is not a tensor or an iterable of tensors.
-        DataError: there are no entries, or a dtype is not floating or complex.
-
-    Source: the "gradient magnitude" of Schneider, "Correlated Initialization for Correlated Data"
-    figures 4 to 6.
+        OptionTypeError, DataError: as there.
     """
     parts = [entries(grad) for grad in _gradients("grads", grads)]
     count = _entry_count("grads", parts)
     return sum(float(magnitude_sum(part)) for part in parts) / count
-
-
-# ------------------------------------------------------------------------ one tensor, on its device
 
 
 def entries(grad: Tensor) -> Tensor:
@@ -110,9 +99,6 @@ def magnitude_sum(part: Tensor) -> Tensor:
 def sum_dtype(device: torch.device) -> torch.dtype:
     """float64 where the device has it."""
     return torch.float32 if device.type == "mps" else torch.float64
-
-
-# ------------------------------------------------------------------------------------------- checks
 
 
 def _gradients(argument: str, value: Any) -> list[Tensor]:

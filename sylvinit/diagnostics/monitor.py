@@ -8,12 +8,15 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from sylvinit.checks import check_count
-from sylvinit.diagnostics.probes import FeatureProbe, LayerProbe, find_layers, packed
+from sylvinit.checks import check_count, check_flag
+from sylvinit.diagnostics.gradients import sum_dtype
+from sylvinit.diagnostics.probes import FeatureProbe, LayerProbe, find_layers
 from sylvinit.diagnostics.record import Record
-from sylvinit.diagnostics.updates import GradientStatistics, UpdateWatch
+from sylvinit.diagnostics.updates import Statistics, UpdateWatch
 from sylvinit.errors import ModelError, OptionError, OptionTypeError, SylvinitWarning
 from sylvinit.model.modules import check_module
 
@@ -33,37 +36,34 @@ def monitor(
 
     The loop may be anywhere, also inside a trainer: an update is seen when an optimizer that holds
     at least one parameter of the model begins its step, so gradients are those it uses, after
-    accumulation, unscaling and clipping. (A step that is given a closure is seen at its end, since
-    it computes the gradients itself.) Optimizers of other models are ignored. If several optimizers
-    share the parameters, each step of each is an update, of its own parameters, compared with its
-    own last one. Loops without a torch optimizer call ``record.update()``.
+    accumulation, unscaling and clipping. (A step with a closure is seen at its end, since it
+    computes the gradients itself.) If several optimizers share the parameters, each step of each is
+    an update, of its own parameters, compared with its own last one. Loops without a torch
+    optimizer call ``record.update()``.
 
     Recorded of an update, see :meth:`Record.history`:
 
-    - ``sign_changes`` between its gradient and that of the update before, the paper's measure of
-      zig-zagging (:func:`gradient_sign_changes`). NaN at the first update. A parameter without a
-      gradient at one of the two is left out.
+    - ``sign_changes`` between its gradient and that of the update before
+      (:func:`gradient_sign_changes`). NaN at the first update. A parameter without a gradient at
+      one of the two is left out.
     - ``gradient_magnitude``, the mean magnitude of the entries (:func:`gradient_magnitude`).
     - for each layer, a module that contains no other module and has a weight of two or more axes:
       ``activation_variance`` of its output and ``gradient_variance`` of the gradient with respect
       to this output, both of all entries about their mean; and ``dead``, the number of units
       (channels of a convolution, else the last axis) whose gradient is exactly zero at every sample
       and position. They pool all forwards with gradients since the update before, and all their
-      backward passes, so microbatches give the same as one batch; forwards under ``no_grad``, as
-      in evaluation, do not count. The scale of gradients is that of the loss ``backward`` was
-      called on, a loss scale included; a step that a GradScaler skips is no update, and what its
-      backward left, infinities too, is pooled with the next. Forwards that checkpointing repeats
-      count once. If an update follows another one without a forward, as with two optimizers, both
-      show the same.
-    - ``effective_rank`` of what the module ``features`` is fed (:func:`effective_rank`, centred),
-      in the last forward with gradients before the update. It waits for the device, nothing else
-      does.
+      backward passes, so microbatches give the same as one batch; forwards under ``no_grad`` do
+      not count, and those that checkpointing repeats count once. Gradients have the scale of the
+      loss ``backward`` was called on, a loss scale included; a step that a GradScaler skips is no
+      update, and what its backward left is pooled with the next. An update that follows another one
+      without a forward, as with two optimizers, shows the same.
+    - ``effective_rank`` of what the module ``features`` is fed (:func:`effective_rank`, centered),
+      in the last forward with gradients before the update. Only this waits for the device.
 
     The model, its gradients, modes, buffers and the state of random numbers stay as they are; no
     hook is left behind, whatever ends the block. Parameters and modules that are added within the
     block are not seen, nor are compiled modules, those in TorchScript, and modules whose output is
-    not one tensor.
-    Monitors can be nested.
+    not one tensor. Monitors can be nested.
 
     Args:
         model: any module with parameters. Wrappers (torch.compile, DataParallel) are looked
@@ -89,8 +89,7 @@ def monitor(
     Correlated Data", section 6.
     """
     model = check_module(model)
-    if not isinstance(activations, bool):
-        raise OptionTypeError(f"activations must be True or False, got {activations!r}")
+    check_flag("activations", activations)
     every = check_count("every", every)
     parameters = list(model.parameters())
     if not parameters:
@@ -99,17 +98,17 @@ def monitor(
         )
     if any(nn.parameter.is_lazy(parameter) for parameter in parameters):
         raise ModelError(
-            "model: expected initialised parameters, got lazy ones; run one batch through it before"
+            "model: expected initialized parameters, got lazy ones; run one batch through it before"
         )
-    feature_module = None if features is None else _module(model, features)
-    return _watching(_Session(model, every, activations, features, feature_module))
+    return _watching(_Session(model, every, activations, features))
 
 
 @contextmanager
 def _watching(session: _Session) -> Iterator[Record]:
     with ExitStack() as stack:
         stack.callback(session.close)
-        session.attach(stack)
+        for handle in session.attach():
+            stack.callback(handle.remove)
         yield session.record
     session.warn()
 
@@ -118,79 +117,68 @@ class _Session:
     """One ``with`` block: what happens at a forward, at an update, and at the end."""
 
     def __init__(
-        self,
-        model: nn.Module,
-        every: int,
-        activations: bool,
-        features: str | None,
-        feature_module: nn.Module | None,
+        self, model: nn.Module, every: int, activations: bool, features: str | None
     ) -> None:
-        self._layers = find_layers(model) if activations else {}
-        self._features = features
-        self._feature_module = feature_module
+        layers = find_layers(model) if activations else {}
+        self._layers = {name: LayerProbe(m, self._begin_forward) for name, m in layers.items()}
+        self._features = None
+        if features is not None:
+            self._features = FeatureProbe(features, _module(model, features), self._begin_forward)
         self._device = next(model.parameters()).device
+        self._watch = UpdateWatch(model.parameters(), every, self._on_update)
         self._active = True
         self._fresh = True  # no forward since the last update
         self._forwards = False
-        self._watch = UpdateWatch(model.parameters(), every, self._on_update)
         self._due = True
-        self._probes = {
-            name: LayerProbe(module, self._begin_forward, lambda: self._active)
-            for name, module in self._layers.items()
-        }
-        self._feature_probe = FeatureProbe(self._begin_forward)
-        self.record = Record(list(self._layers), every, features)
+        self.record = Record(list(layers), every, features, self._watch.update)
 
-    def attach(self, stack: ExitStack) -> None:
-        """Set all hooks; the stack removes them."""
-        for handle in self._watch.attach():
-            stack.callback(handle.remove)
-        for name, module in self._layers.items():
-            stack.callback(self._probes[name].attach(module).remove)
-        if self._feature_module is not None:
-            stack.callback(self._feature_probe.attach(self._feature_module).remove)
-        self.record.open(self._watch.update)
+    def attach(self) -> Iterator[RemovableHandle]:
+        yield from self._watch.attach()
+        for probe in self._layers.values():
+            yield probe.attach()
+        if self._features is not None:
+            yield self._features.attach()
 
     def close(self) -> None:
-        """Forget the model and everything on its device."""
+        # Forget the model and everything on its device.
         self._active = False
+        for probe in self._layers.values():
+            probe.active = False
         self._watch.close()
         self._clear()
         self.record.close()
 
     def warn(self) -> None:
-        """Say what could not be recorded."""
         record, missing = self.record, []
         if record.updates == 0 and self._forwards:
             missing.append(
                 "no update was seen, because no torch optimizer that holds a parameter of the "
                 "model made a step: call record.update() before the parameters change"
             )
-        if record.updates and self._probes and not any(p.seen for p in self._probes.values()):
+        if record.updates and self._layers and not any(p.seen for p in self._layers.values()):
             missing.append(
                 "no activation was seen, because no layer ran with gradients outside compiled "
                 "code: run the model that torch.compile was given, or pass activations=False"
             )
-        if record.updates and self._feature_module is not None and not self._feature_probe.seen:
+        features = self._features
+        if record.updates and features is not None and not features.seen:
             missing.append(
-                f"no features were seen, because {self._features!r} was not given a floating "
+                f"no features were seen, because {features.name!r} was not given a floating "
                 "tensor in a forward with gradients outside compiled code: name another module"
             )
         for text in missing:
             # The frames between: _watching, contextlib.
             warnings.warn(f"monitor: {text}", SylvinitWarning, stacklevel=4)
 
-    def _on_update(self, statistics: GradientStatistics | None) -> None:
+    def _on_update(self, statistics: Statistics | None) -> None:
         if statistics is not None:
-            values = [statistics.sign_changes, statistics.magnitude]
-            if self._feature_module is not None:
-                values.append(self._feature_probe.statistic())
-            units: dict[str, int] = {}
-            for name, probe in self._probes.items():
+            values: list[Tensor | None] = [*statistics]
+            if self._features is not None:
+                values.append(self._features.statistic())
+            for probe in self._layers.values():
                 values.extend(probe.statistics())
-                if probe.units is not None:
-                    units[name] = probe.units
-            self.record.add(packed(values, self._device), units)
+            units = {n: probe.units for n, probe in self._layers.items() if probe.units is not None}
+            self.record.add(_packed(values, self._device), units)
         self.record.updates += 1
         self._fresh, self._due = True, self._watch.due
 
@@ -205,9 +193,17 @@ class _Session:
         return self._due
 
     def _clear(self) -> None:
-        for probe in self._probes.values():
+        for probe in self._layers.values():
             probe.clear()
-        self._feature_probe.clear()
+        if self._features is not None:
+            self._features.clear()
+
+
+def _packed(values: list[Tensor | None], device: torch.device) -> Tensor:
+    """0-d tensors as one 1-d tensor on a device, NaN for None."""
+    dtype = sum_dtype(device)
+    missing = torch.full((), torch.nan, dtype=dtype, device=device)
+    return torch.stack([missing if v is None else v.to(device, dtype) for v in values])
 
 
 def _module(model: nn.Module, name: Any) -> nn.Module:
@@ -217,8 +213,5 @@ def _module(model: nn.Module, name: Any) -> nn.Module:
     if name in modules:
         return modules[name]
     near = difflib.get_close_matches(name, modules, n=3, cutoff=0.4)
-    names = near or [known for known in modules if known][:8]
-    raise OptionError(
-        f"features: the model has no module {name!r}; "
-        + (f"near names are {names}" if near else f"names are {names}")
-    )
+    hint = f"near names are {near}" if near else f"names are {[n for n in modules if n][:8]}"
+    raise OptionError(f"features: the model has no module {name!r}; {hint}")

@@ -12,7 +12,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sylvinit.diagnostics.drawing import require_matplotlib, save
-from sylvinit.diagnostics.record import Record
+from sylvinit.diagnostics.record import LAYER_COLUMNS, OTHER_COLUMNS, Record
 from sylvinit.errors import DataError, OptionError, OptionTypeError
 
 if TYPE_CHECKING:
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 Records = Record | Mapping[str, "Record | Sequence[Record]"]
 
-# Told apart with any colour vision, together with the style of the line.
-_COLOURS = ("#5f5f5f", "#d1495b", "#2f7fb8", "#e69f00", "#009e73", "#7b4fa3", "#56b4e9", "#8c5a2b")
+# Told apart with any color vision, together with the style of the line.
+_COLORS = ("#5f5f5f", "#d1495b", "#2f7fb8", "#e69f00", "#009e73", "#7b4fa3", "#56b4e9", "#8c5a2b")
 _LINES = ("-", "--", "-.", ":")
 _MARKED_POINTS = 40  # more of them would cover the line
 
@@ -72,12 +72,14 @@ def draw_record(records: Records, path: str | PathLike[str]) -> None:
         raise DataError(
             "records: expected updates or epochs, got none; draw a record after training under it"
         )
-    names = _column_names(everything, by_epoch)
+    rows = [row for r in everything for row in (r.epochs if by_epoch else [r.history()])]
+    given = dict.fromkeys(name for row in rows for name in row if name not in OTHER_COLUMNS)
+    names = [n for n in _COLUMNS if n in given] + [n for n in given if n not in _COLUMNS]
     columns = min(len(names), 3)
-    rows = math.ceil(len(names) / columns)
+    height = math.ceil(len(names) / columns)
     layout = ConstrainedLayoutEngine(w_pad=0.1)  # between a panel and the label of the next one
-    figure = Figure(figsize=(4.6 * columns, 3.6 * rows), dpi=120, layout=layout)
-    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    figure = Figure(figsize=(4.6 * columns, 3.6 * height), dpi=120, layout=layout)
+    panels = figure.subplots(height, columns, squeeze=False).ravel()
     for panel in panels[len(names) :]:
         panel.set_visible(False)
     for panel, name in zip(panels, names, strict=False):
@@ -87,10 +89,11 @@ def draw_record(records: Records, path: str | PathLike[str]) -> None:
         _label(panel, name, "epoch" if by_epoch else "update")
     handles, labels = panels[0].get_legend_handles_labels()
     if any(labels):
-        note = _seed_note(groups)
-        figure.legend(
-            handles, labels, loc="outside lower center", ncols=4, frameon=False, title=note
-        )
+        sizes = [len(group) for group in groups.values()]
+        count = " to ".join(str(size) for size in sorted({min(sizes), max(sizes)}))
+        note = None if count == "1" else f"mean of {count} runs, area: one standard deviation"
+        place = "outside lower center"
+        figure.legend(handles, labels, loc=place, ncols=4, frameon=False, title=note)
     save(figure, path)
 
 
@@ -99,14 +102,12 @@ def draw_layers(record: Record, path: str | PathLike[str]) -> None:
 
     Args:
         record: with activations, of at least one update.
-        path: of the file, whose suffix gives the format (PNG without one); replaced if it exists.
+        path: as for :func:`draw_record`.
 
     Raises:
         OptionTypeError: ``record`` is not a record.
-        OptionError: matplotlib does not know the format.
         DataError: no layer has been recorded.
-        MissingMatplotlibError: matplotlib cannot be imported.
-        OSError: the file cannot be written.
+        OptionError, MissingMatplotlibError, OSError: as :func:`draw_record`.
     """
     if not isinstance(record, Record):
         raise OptionTypeError(f"record must be a Record, got {type(record).__name__}")
@@ -123,19 +124,21 @@ def draw_layers(record: Record, path: str | PathLike[str]) -> None:
     figure = Figure(figsize=(11.5, 1.9 + 0.26 * len(layers)), dpi=120, layout="constrained")
     panels = figure.subplots(1, 3, sharey=True)
     updates = history["update"]
-    percent = {
-        name: [100 * dead / units[name] if name in units else math.nan for dead in columns["dead"]]
-        for name, columns in layers.items()
-    }
-    _draw_ends(panels[0], [c["activation_variance"] for c in layers.values()], updates, log=True)
-    _draw_ends(panels[1], [c["gradient_variance"] for c in layers.values()], updates, log=True)
-    _draw_ends(panels[2], list(percent.values()), updates, log=False)
-    panels[0].set_title("Activations", loc="left")
-    panels[0].set_xlabel("variance of the output")
-    panels[1].set_title("Gradients", loc="left")
-    panels[1].set_xlabel("variance of the gradient of the output")
-    panels[2].set_title("Dead units", loc="left")
-    panels[2].set_xlabel("units without any gradient (%)")
+    activations, gradients, dead = (
+        [columns[name] for columns in layers.values()] for name in LAYER_COLUMNS
+    )
+    percent = [
+        [100 * count / units.get(name, math.nan) for count in counts]
+        for name, counts in zip(layers, dead, strict=True)
+    ]
+    for panel, title, label, values in (
+        (panels[0], "Activations", "variance of the output", activations),
+        (panels[1], "Gradients", "variance of the gradient of the output", gradients),
+        (panels[2], "Dead units", "units without any gradient (%)", percent),
+    ):
+        _draw_ends(panel, values, updates, log=values is not percent)
+        panel.set_title(title, loc="left")
+        panel.set_xlabel(label)
     panels[2].set_xlim(-4, 104)
     panels[0].set_ylabel("layer")
     panels[0].set_yticks(range(len(layers)), [name or "(model)" for name in layers])
@@ -143,9 +146,6 @@ def draw_layers(record: Record, path: str | PathLike[str]) -> None:
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
     save(figure, path)
-
-
-# ------------------------------------------------------------------------------------------ records
 
 
 def _groups(records: Any) -> dict[str, list[Record]]:
@@ -170,16 +170,6 @@ def _groups(records: Any) -> dict[str, list[Record]]:
     return groups
 
 
-def _column_names(records: list[Record], by_epoch: bool) -> list[str]:
-    """Columns to be drawn: those of every record first, then the caller's own."""
-    if by_epoch:
-        given = [name for record in records for row in record.epochs for name in row]
-    else:
-        given = [name for record in records for name in record.history()]
-    others = [name for name in given if name not in ("epoch", "updates", "update", "layers")]
-    return list(dict.fromkeys([name for name in _COLUMNS if name in others] + others))
-
-
 def _points(record: Record, name: str, by_epoch: bool) -> dict[float, float]:
     if by_epoch:
         return {row["epoch"]: row.get(name, math.nan) for row in record.epochs}
@@ -196,45 +186,22 @@ def _curve(runs: list[dict[float, float]]) -> Curve:
         square = math.fsum((value - mean) ** 2 for value in values)
         curve.x.append(x)
         curve.mean.append(mean)
-        curve.deviation.append(
-            math.sqrt(square / (len(values) - 1)) if len(values) > 1 else math.nan
-        )
+        several = len(values) > 1
+        curve.deviation.append(math.sqrt(square / (len(values) - 1)) if several else math.nan)
     return curve
 
 
-def _seed_note(groups: dict[str, list[Record]]) -> str | None:
-    sizes = {len(group) for group in groups.values()}
-    if sizes == {1}:
-        return None
-    count = f"{min(sizes)}" if len(sizes) == 1 else f"{min(sizes)} to {max(sizes)}"
-    return f"mean of {count} runs, area: one standard deviation"
-
-
-# ------------------------------------------------------------------------------------------ drawing
-
-
 def _draw_curve(axes: Axes, curve: Curve, factor: float, label: str, index: int) -> None:
-    colour = _COLOURS[index % len(_COLOURS)]
+    color = _COLORS[index % len(_COLORS)]
     mean = [factor * value for value in curve.mean]
-    axes.plot(
-        curve.x,
-        mean,
-        color=colour,
-        label=label,
-        lw=1.8,
-        ls=_LINES[index % len(_LINES)],
-        marker="o" if len(curve.x) <= _MARKED_POINTS else None,
-        ms=3.5,
-    )
+    style, marker = _LINES[index % len(_LINES)], "o" if len(curve.x) <= _MARKED_POINTS else None
+    axes.plot(curve.x, mean, style, color=color, label=label, lw=1.8, marker=marker, ms=3.5)
     if any(math.isfinite(value) for value in curve.deviation):
-        axes.fill_between(
-            curve.x,
-            [value - factor * d for value, d in zip(mean, curve.deviation, strict=True)],
-            [value + factor * d for value, d in zip(mean, curve.deviation, strict=True)],
-            color=colour,
-            alpha=0.18,
-            lw=0,
+        low, high = (
+            [value + sign * factor * d for value, d in zip(mean, curve.deviation, strict=True)]
+            for sign in (-1, 1)
         )
+        axes.fill_between(curve.x, low, high, color=color, alpha=0.18, lw=0)
 
 
 def _label(axes: Axes, name: str, x_label: str) -> None:
@@ -262,27 +229,17 @@ def _draw_ends(axes: Axes, layers: list[list[float]], updates: list[int], log: b
         if not log or (first > 0 and last > 0):
             axes.plot([first, last], [row, row], color="#bbbbbb", lw=1.2, zorder=1)
     for which, name in enumerate(("first", "last")):
-        colour = _COLOURS[which]
-        points = [(end[which], row) for row, end in enumerate(ends) if not log or end[which] > 0]
-        axes.plot(
-            [x for x, _ in points],
-            [y for _, y in points],
-            "o",
-            color=colour,
-            markerfacecolor=colour if which else "white",
-            ms=(6.5, 5)[which],  # both are seen where they coincide
-            label=f"{name} recorded update ({updates[-which]})",
-            zorder=2 + which,
-        )
+        color = _COLORS[which]
+        rows = [row for row, end in enumerate(ends) if not log or end[which] > 0]
+        label = f"{name} recorded update ({updates[-which]})"
+        points = [ends[row][which] for row in rows]
+        (line,) = axes.plot(points, rows, "o", color=color, label=label, zorder=2 + which)
+        # Both are seen where they coincide.
+        line.set(markersize=(6.5, 5)[which], markerfacecolor=color if which else "white")
         for row, end in enumerate(ends):
             if log and end[which] == 0:  # has no place on the axis
-                axes.annotate(
-                    "0",
-                    (0.02 + 0.05 * which, row),
-                    xycoords=axes.get_yaxis_transform(),
-                    color=colour,
-                    va="center",
-                )
+                x, transform = 0.02 + 0.05 * which, axes.get_yaxis_transform()
+                axes.annotate("0", (x, row), xycoords=transform, color=color, va="center")
     _plain(axes)
 
 

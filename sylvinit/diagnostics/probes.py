@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from functools import partial
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.nn.utils import parametrize
 from torch.utils.hooks import RemovableHandle
 
 from sylvinit.diagnostics.gradients import sum_dtype
-from sylvinit.diagnostics.hooks import Hook, in_backward, readable, training_forward
-from sylvinit.diagnostics.pooling import Pool
 from sylvinit.diagnostics.rank import entropy_rank
 
-_NORMS = (nn.LayerNorm, nn.RMSNorm)  # the normalisations whose weight may have two axes
+_NORMS = (nn.LayerNorm, nn.RMSNorm)  # the normalizations whose weight may have two axes
 _CONVOLUTIONS = (nn.modules.conv._ConvNd,)
 
 
 def find_layers(model: nn.Module) -> dict[str, nn.Module]:
     """The modules that own a weight of two or more axes and contain no other module.
 
-    Convolutions, linear layers and embeddings, with weight normalisation and the like, too; not
-    normalisations and not ``nn.MultiheadAttention``, which contains a module it never calls.
+    Convolutions, linear layers and embeddings, with weight normalization and the like, too; not
+    normalizations and not ``nn.MultiheadAttention``, which contains a module it never calls.
     """
     return {
         name: module
@@ -47,52 +47,46 @@ class LayerProbe:
     Args:
         module: the layer.
         begin_forward: called at every forward with gradients; whether that one is recorded.
-        is_active: whether a gradient that arrives is still of interest.
 
     Attributes:
+        active: whether a gradient that arrives is still of interest.
         seen: whether any forward has been recorded.
         units: channels of the output; None before the first gradient.
     """
 
-    def __init__(
-        self,
-        module: nn.Module,
-        begin_forward: Callable[[], bool],
-        is_active: Callable[[], bool],
-    ) -> None:
+    def __init__(self, module: nn.Module, begin_forward: Callable[[], bool]) -> None:
         kernel = module.kernel_size if isinstance(module, _CONVOLUTIONS) else ()
+        self.active = True
         self.seen = False
+        self._module = module
         self.units: int | None = None
         self._axis = -1 - len(kernel)  # of the channels, with or without a batch axis
         self._begin_forward = begin_forward
-        self._is_active = is_active
         self._leaves: list[RemovableHandle] = []
-        self._activations, self._gradients = Pool(), Pool()
         self.clear()
 
     def clear(self) -> None:
         """Begin another update."""
-        self._activations.clear()
-        self._gradients.clear()
+        self._activations, self._gradients = PooledVariance(), PooledVariance()
         self._alive: Tensor | None = None
         self._ran = False
         for handle in self._leaves:
             handle.remove()
         self._leaves = []
 
-    def attach(self, module: nn.Module) -> RemovableHandle:
+    def attach(self) -> RemovableHandle:
         """Watch the forwards of the layer."""
-        return module.register_forward_hook(Hook(self._forward))
+        return self._module.register_forward_hook(_Hook(self._forward))
 
     def statistics(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Variance of the outputs, that of their gradients, and dead units; 0-d."""
         dead = None if self._alive is None else self._alive.numel() - self._alive.sum()
-        return self._activations.variance(), self._gradients.variance(), dead
+        return self._activations.value, self._gradients.value, dead
 
     def _forward(self, module: nn.Module, args: Any, output: Any) -> None:
-        if not (training_forward() and readable(output) and self._begin_forward()):
+        if not (_is_training_forward() and _is_readable(output) and self._begin_forward()):
             return
-        recomputation = in_backward()
+        recomputation = torch._C._current_graph_task_id() != -1  # within a backward pass
         if recomputation and self._ran:
             # Checkpointing computes again what was seen before. Its reentrant variant is different:
             # there the first forward has no gradients, and this is the one to be recorded.
@@ -109,7 +103,7 @@ class LayerProbe:
                 self._leaves.append(handle)
 
     def _backward(self, grad: Tensor) -> None:
-        if not (self._is_active() and readable(grad)):
+        if not (self.active and _is_readable(grad)):
             return
         with torch.no_grad():
             grad = grad.detach()
@@ -127,7 +121,9 @@ class LayerProbe:
 class FeatureProbe:
     """The effective rank of what a module is fed, in the last forward before an update."""
 
-    def __init__(self, begin_forward: Callable[[], bool]) -> None:
+    def __init__(self, name: str, module: nn.Module, begin_forward: Callable[[], bool]) -> None:
+        self.name = name
+        self._module = module
         self._begin_forward = begin_forward
         self.seen = False
         self.clear()
@@ -136,9 +132,9 @@ class FeatureProbe:
         """Begin another update."""
         self._features: Tensor | None = None
 
-    def attach(self, module: nn.Module) -> RemovableHandle:
+    def attach(self) -> RemovableHandle:
         """Watch the input of the module."""
-        return module.register_forward_pre_hook(Hook(self._forward), with_kwargs=True)
+        return self._module.register_forward_pre_hook(_Hook(self._forward), with_kwargs=True)
 
     def statistic(self) -> Tensor | None:
         """The effective rank, 0-d; NaN of features that are not finite."""
@@ -150,16 +146,99 @@ class FeatureProbe:
 
     def _forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-        if not (training_forward() and given and readable(given[0]) and self._begin_forward()):
+        if _is_training_forward() and given and _is_readable(given[0]) and self._begin_forward():
+            features = given[0].detach()
+            # A copy, since what comes after may change its input in place.
+            self._features = features.reshape(len(features) if features.ndim else 1, -1).clone()
+            self.seen = True
+
+
+class PooledVariance:
+    """The variance of the entries of several tensors about their common mean, 0-d in ``value``.
+
+    Count, mean and variance are merged tensor by tensor (Chan, Golub and LeVeque 1983), without
+    the cancellation of a difference of two sums of squares. Nothing waits for the device.
+    """
+
+    def __init__(self) -> None:
+        self.value: Tensor | None = None
+        self._count = 0
+        self._mean: Tensor | None = None
+
+    def add(self, x: Tensor) -> None:
+        """Add the entries of a floating tensor, of which there is at least one."""
+        mean, variance = _mean_variance(x)
+        count, self._count = self._count, self._count + x.numel()
+        if self._mean is None or self.value is None:
+            self._mean, self.value = mean, variance
             return
-        features = given[0].detach()
-        # A copy, since what comes after may change its input in place.
-        self._features = features.reshape(len(features) if features.ndim else 1, -1).clone()
-        self.seen = True
+        mean, variance = mean.to(self._mean.device), variance.to(self._mean.device)
+        share = x.numel() / self._count
+        between = (mean - self._mean).square() * (share * count / self._count)
+        self._mean = torch.lerp(self._mean, mean, share)
+        self.value = torch.lerp(self.value, variance, share) + between
 
 
-def packed(values: list[Tensor | None], device: torch.device) -> Tensor:
-    """0-d tensors as one 1-d tensor on a device, NaN for None."""
-    dtype = sum_dtype(device)
-    missing = torch.full((), torch.nan, dtype=dtype, device=device)
-    return torch.stack([missing if v is None else v.to(device, dtype) for v in values])
+def _mean_variance(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of one tensor, computed in float32 or better, kept in float64."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    if x.device.type == "cpu":
+        # Two passes, vectorized; torch.var_mean goes entry by entry here, 3 to 4 times as slow.
+        # The mean of a view that is not dense is a plain sum: the second pass has it right.
+        rough = x.mean()
+        deviation = x - rough
+        off = deviation.mean().double()
+        mean = rough + off
+        variance = (deviation.square_().mean() - off.square()).clamp(min=0)
+    else:
+        variance, mean = torch.var_mean(x, correction=0)
+    dtype = sum_dtype(x.device)
+    return mean.to(dtype), variance.to(dtype)
+
+
+class _Hook:
+    """A hook that stays behind when its module is copied or pickled.
+
+    A copy of the model, say a moving average of its weights, is another model; and a closure would
+    keep the module from being pickled.
+    """
+
+    def __init__(self, function: Callable[..., None]) -> None:
+        self._function = function
+
+    def __call__(self, *args: Any) -> None:
+        if not torch.compiler.is_compiling():  # compiled code is as it would be without the hook
+            self._function(*args)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial, (_do_nothing,)
+
+
+def _do_nothing(*args: Any) -> None: ...
+
+
+def _is_training_forward() -> bool:
+    """Whether the forward that runs is one that a gradient can be taken of.
+
+    Not so without gradients (evaluation), and where torch traces or captures the program:
+    statistics would become a part of what it makes of it.
+    """
+    return (
+        torch.is_grad_enabled()
+        and not torch.jit.is_tracing()
+        and not (torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing())
+    )
+
+
+def _is_readable(value: Any) -> TypeGuard[Tensor]:
+    """Whether a value is a tensor with statistics of its own: floating, dense and not empty.
+
+    The tensors of torch.func (vmap, grad) exist only inside their transform.
+    """
+    return (
+        isinstance(value, Tensor)
+        and value.is_floating_point()
+        and value.layout == torch.strided
+        and value.numel() > 0
+        and not is_functorch_wrapped_tensor(value)
+    )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -11,9 +9,9 @@ from sylvinit.errors import DataError, OptionTypeError
 
 
 def effective_rank(features: Tensor, *, center: bool = True) -> float:
-    r"""The effective rank: the exponential of the entropy of the normalised singular values.
+    r"""The effective rank: the exponential of the entropy of the normalized singular values.
 
-    With the singular values \sigma_k of the (centred) features and p_k = \sigma_k / \sum \sigma_l,
+    With the singular values \sigma_k of the (centered) features and p_k = \sigma_k / \sum \sigma_l,
 
         erank = exp(-\sum_k p_k log p_k),
 
@@ -24,7 +22,7 @@ def effective_rank(features: Tensor, *, center: bool = True) -> float:
         center: subtract the mean over the n samples first.
 
     Returns:
-        A number in [1, min(n, d)]; 0.0 if all (centred) features are zero up to their rounding
+        A number in [1, min(n, d)]; 0.0 if all (centered) features are zero up to their rounding
         errors, as those of a single sample are with ``center=True``.
 
     Raises:
@@ -34,7 +32,18 @@ def effective_rank(features: Tensor, *, center: bool = True) -> float:
     Source: Roy and Vetterli, "The effective rank: A measure of effective dimensionality",
     EUSIPCO 2007, definition 1.
     """
-    rows = _rows(features)
+    if not isinstance(features, Tensor):
+        raise OptionTypeError(f"features must be a tensor, got {type(features).__name__}")
+    if not features.is_floating_point():
+        raise DataError(
+            f"features: expected a floating dtype, got {features.dtype}; convert with .float()"
+        )
+    if features.ndim == 0 or features.numel() == 0:
+        raise DataError(
+            f"features: expected (n, ...) with at least one sample and one feature, got the shape "
+            f"{tuple(features.shape)}"
+        )
+    rows = features.detach().reshape(len(features), -1)
     if not bool(rows.isfinite().all()):
         raise DataError(
             "features: expected finite values, got NaN or Inf; look at what computes them"
@@ -57,18 +66,3 @@ def entropy_rank(rows: Tensor, center: bool = True) -> Tensor:
     total = values.sum()
     shares = values / torch.where(total > 0, total, 1.0)
     return torch.where(total > 0, torch.special.entr(shares).sum().exp(), 0.0)
-
-
-def _rows(features: Any) -> Tensor:
-    if not isinstance(features, Tensor):
-        raise OptionTypeError(f"features must be a tensor, got {type(features).__name__}")
-    if not features.is_floating_point():
-        raise DataError(
-            f"features: expected a floating dtype, got {features.dtype}; convert with .float()"
-        )
-    if features.ndim == 0 or features.numel() == 0:
-        raise DataError(
-            f"features: expected (n, ...) with at least one sample and one feature, got the shape "
-            f"{tuple(features.shape)}"
-        )
-    return features.detach().reshape(len(features), -1)

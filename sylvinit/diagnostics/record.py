@@ -13,12 +13,10 @@ from torch import Tensor
 from sylvinit.errors import ModelError, OptionError, OptionTypeError
 
 Row = dict[str, Any]
-LAYER_COLUMNS = ("activation_variance", "gradient_variance", "dead")
+LAYER_COLUMNS: tuple[str, ...] = ("activation_variance", "gradient_variance", "dead")
 
-_RESERVED = {
-    *("epoch", "updates", "update", "layers"),
-    *("sign_changes", "gradient_magnitude", "effective_rank"),
-}
+COLUMNS = ("sign_changes", "gradient_magnitude", "effective_rank")
+OTHER_COLUMNS = ("epoch", "updates", "update", "layers")  # of rows and histories
 _KEPT_ON_DEVICE = 512  # rows, before they are read: rare enough that nobody waits for it
 _SHOWN_EPOCHS = 10
 
@@ -34,22 +32,20 @@ class Record:
         epochs: the rows returned by :meth:`end_epoch`.
     """
 
-    def __init__(self, layers: list[str], every: int, features: str | None) -> None:
+    def __init__(
+        self, layers: list[str], every: int, features: str | None, update: Callable[[], None]
+    ) -> None:
         self.every = every
         self.updates = 0
         self.epochs: list[Row] = []
         self._names = layers
-        self._columns = ["sign_changes", "gradient_magnitude"]
-        if features is not None:
-            self._columns.append("effective_rank")
+        self._columns = COLUMNS if features is not None else COLUMNS[:2]
         self._units: dict[str, int] = {}  # of the layers that got a gradient
         self._numbers: list[int] = []
         self._rows: list[list[float]] = []
         self._on_device: list[Tensor] = []
         self._epoch_begin = 0
-        self._update: Callable[[], None] | None = None
-
-    # -------------------------------------------------------------------------------- by the caller
+        self._update: Callable[[], None] | None = update
 
     def update(self) -> None:
         """Tell that the parameters are about to be updated, their ``grad`` being what is used.
@@ -88,7 +84,7 @@ class Record:
         for index, column in enumerate(self._columns):
             row[column] = _mean([values[index] for values in rows])
         for name, value in values.items():
-            if name in _RESERVED:
+            if name in COLUMNS + OTHER_COLUMNS:
                 raise OptionError(
                     f"end_epoch: {name!r} is a column of the record; give the value another name"
                 )
@@ -96,8 +92,6 @@ class Record:
         self._epoch_begin += len(rows)
         self.epochs.append(row)
         return row
-
-    # -------------------------------------------------------------------------------------- reading
 
     def history(self) -> dict[str, Any]:
         """Columns with an entry for each recorded update.
@@ -111,20 +105,15 @@ class Record:
             "dead". What could not be computed is NaN.
         """
         rows = self._read()
-        history: dict[str, Any] = {"update": list(self._numbers)}
-        for index, column in enumerate(self._columns):
-            history[column] = [row[index] for row in rows]
+        shared, own = len(self._columns), len(LAYER_COLUMNS)
+        columns = [[row[i] for row in rows] for i in range(shared + own * len(self._names))]
         layers: dict[str, dict[str, list[float]]] = {}
-        for index, name in enumerate(self._names):
-            begin = len(self._columns) + index * len(LAYER_COLUMNS)
-            columns = {
-                column: [row[begin + offset] for row in rows]
-                for offset, column in enumerate(LAYER_COLUMNS)
-            }
-            if any(not math.isnan(v) for v in columns["activation_variance"]):
-                layers[name] = columns
-        history["layers"] = layers
-        return history
+        for begin, name in zip(range(shared, len(columns), own), self._names, strict=True):
+            layer = dict(zip(LAYER_COLUMNS, columns[begin : begin + own], strict=True))
+            if not all(map(math.isnan, layer["activation_variance"])):
+                layers[name] = layer
+        known = dict(zip(self._columns, columns, strict=False))
+        return {"update": list(self._numbers), **known, "layers": layers}
 
     def units(self) -> dict[str, int]:
         """How many units (channels) a layer has, of which "dead" are dead."""
@@ -132,15 +121,9 @@ class Record:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, dicts, strings and numbers; None for NaN and infinity."""
-        return _plain(
-            {
-                "every": self.every,
-                "updates": self.updates,
-                "history": self.history(),
-                "units": self.units(),
-                "epochs": self.epochs,
-            }
-        )
+        counts = {"every": self.every, "updates": self.updates}
+        history = {"history": self.history(), "units": self.units(), "epochs": self.epochs}
+        return _plain({**counts, **history})
 
     def to_json(self, indent: int | None = 2) -> str:
         """The same as JSON."""
@@ -163,25 +146,16 @@ class Record:
                 for row in cells
             ]
             lines.insert(1, "-" * len(lines[0]))
-        last = [
-            f"{column.replace('_', ' ')} {_shown(history[column][-1]) or '-'}"
-            for column in self._columns
-        ]
+        last = _words({column: history[column][-1] for column in self._columns})
         number = history["update"][-1]
-        lines.append(f"above and here: update {number} (the first is 0): {', '.join(last)}")
+        lines.append(f"above and here: update {number} (the first is 0): {last}")
         for row in self.epochs[-_SHOWN_EPOCHS:]:
-            means = ", ".join(
-                f"{key.replace('_', ' ')} {_shown(value) or '-'}"
-                for key, value in row.items()
-                if key not in ("epoch", "updates")
-            )
+            means = _words({key: row[key] for key in row if key not in OTHER_COLUMNS})
             lines.append(f"epoch {row['epoch']}, means of {row['updates']} updates: {means}")
         return "\n".join(lines)
 
     def __repr__(self) -> str:
         return f"Record({self.updates} updates, {len(self.epochs)} epochs)"
-
-    # ------------------------------------------------------------------------------- by the monitor
 
     def add(self, row: Tensor, units: Mapping[str, int]) -> None:
         """Add the statistics of the present update, a row of numbers on any device."""
@@ -190,10 +164,6 @@ class Record:
         self._units.update(units)
         if len(self._on_device) >= _KEPT_ON_DEVICE:
             self._read()
-
-    def open(self, update: Callable[[], None]) -> None:
-        """Let :meth:`update` call a function."""
-        self._update = update
 
     def close(self) -> None:
         """Read what is left on the device; :meth:`update` is an error from now on."""
@@ -226,6 +196,10 @@ def _number(name: str, value: Any) -> float:
 
 def _shown(value: float) -> str:
     return "" if math.isnan(value) else f"{value:.4g}"
+
+
+def _words(values: dict[str, float]) -> str:
+    return ", ".join(f"{k.replace('_', ' ')} {_shown(v) or '-'}" for k, v in values.items())
 
 
 def _plain(value: Any) -> Any:

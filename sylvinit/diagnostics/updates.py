@@ -27,18 +27,9 @@ from sylvinit.diagnostics.gradients import (
 )
 from sylvinit.errors import ModelError
 
-
-@dataclass
-class GradientStatistics:
-    """Of the gradients of one update, 0-d tensors; None where there is nothing to compute from."""
-
-    sign_changes: Tensor | None = None
-    magnitude: Tensor | None = None
-
-    def divide_magnitude(self, scale: Tensor) -> None:
-        """Undo a scale of the loss, which signs do not depend on."""
-        if self.magnitude is not None:
-            self.magnitude = self.magnitude / scale.to(self.magnitude.device)
+# Share of sign changes and mean magnitude of the gradients of one update, 0-d; None where there is
+# nothing to compute from.
+Statistics = tuple[Tensor | None, Tensor | None]
 
 
 @dataclass
@@ -48,7 +39,7 @@ class _Memory:
     updates: int = 0
     signs: dict[int, Tensor] = field(default_factory=dict)  # by identity of the parameter
 
-    def update(self, parameters: list[nn.Parameter], every: int) -> GradientStatistics | None:
+    def update(self, parameters: list[nn.Parameter], every: int) -> Statistics | None:
         """Statistics if this update is one to be recorded; signs are kept for the next one."""
         number, before = self.updates, self.signs
         self.updates, self.signs = number + 1, {}
@@ -75,7 +66,7 @@ class _Memory:
                 compared += now.numel()
         if not recorded:
             return None
-        return GradientStatistics(_ratio(changes, 2 * compared), _ratio(sums, count))
+        return (_ratio(changes, 2 * compared), _ratio(sums, count))
 
 
 def _ratio(parts: list[Tensor], count: int) -> Tensor | None:
@@ -115,7 +106,7 @@ class UpdateWatch:
         self,
         parameters: Iterable[nn.Parameter],
         every: int,
-        on_update: Callable[[GradientStatistics | None], None],
+        on_update: Callable[[Statistics | None], None],
     ) -> None:
         self._parameters = {id(parameter): parameter for parameter in parameters}
         self._every = every
@@ -162,7 +153,8 @@ class UpdateWatch:
     ) -> None:
         if self._by_hand is not None or torch.compiler.is_compiling():
             return
-        parameters = self._own(optimizer)
+        held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        parameters = [self._parameters[id(p)] for p in held if id(p) in self._parameters]
         if not parameters:
             return
         if self._step is not None and not self._step.runs():
@@ -194,21 +186,15 @@ class UpdateWatch:
         if not step.counted:
             self._count(optimizer, step.parameters)
 
-    def _own(self, optimizer: Optimizer) -> list[nn.Parameter]:
-        """The parameters of the model that an optimizer holds."""
-        return [
-            self._parameters[id(parameter)]
-            for group in optimizer.param_groups
-            for parameter in group["params"]
-            if id(parameter) in self._parameters
-        ]
-
     def _count(self, optimizer: Optimizer, parameters: list[nn.Parameter]) -> None:
         memory = self._memories.setdefault(optimizer, _Memory())
         with torch.no_grad():
             statistics = memory.update(parameters, self._every)
             scale = getattr(optimizer, "grad_scale", None)
             if statistics is not None and isinstance(scale, Tensor):
-                # torch.amp.GradScaler leaves it to fused optimizers to divide by its scale.
-                statistics.divide_magnitude(scale)
+                # torch.amp.GradScaler leaves it to fused optimizers to divide by its scale, on
+                # which signs do not depend.
+                changes, magnitude = statistics
+                scaled = None if magnitude is None else magnitude / scale.to(magnitude.device)
+                statistics = (changes, scaled)
         self._on_update(statistics)

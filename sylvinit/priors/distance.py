@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sylvinit.errors import CorrelationError
-from sylvinit.priors.matrix import check_correlation, check_kernel, kernel_of
+from sylvinit.priors.matrix import Kernel, check_correlation, check_kernel, kernel_of
 
 Array = npt.NDArray[np.float64]
 
@@ -39,11 +39,7 @@ class DistanceProfile:
 def distance_classes(kernel: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Distances within a kernel, and which of them each pair of taps is at.
 
-    Args:
-        kernel: one number per axis.
-
-    Returns:
-        float64 (m + 1,), ascending from 0, and int64 (taps, taps) of indices into it.
+    float64 (m + 1,), ascending from 0, and int64 (taps, taps) of indices into it.
     """
     axes = torch.meshgrid(*(torch.arange(axis, device="cpu") for axis in kernel), indexing="ij")
     place = torch.stack([axis.flatten() for axis in axes], dim=1)
@@ -52,9 +48,7 @@ def distance_classes(kernel: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     return distinct.double().sqrt(), index
 
 
-def correlation_by_distance(
-    corr: Any, kernel_size: int | tuple[int, ...] | None = None
-) -> DistanceProfile:
+def correlation_by_distance(corr: Any, kernel_size: Kernel | None = None) -> DistanceProfile:
     """Average a correlation matrix over the pairs of taps at every distance (figure 1).
 
     Args:
@@ -65,7 +59,7 @@ def correlation_by_distance(
         CorrelationError: R is no correlation matrix, or not one of that kernel.
     """
     matrix = check_correlation(corr)
-    kernel = kernel_of(corr if isinstance(corr, Tensor) else matrix, kernel_size)
+    kernel = kernel_of(corr, kernel_size)
     distance, index = distance_classes(kernel)
     sums = matrix.new_zeros(len(distance))
     sums.index_add_(0, index.flatten(), matrix.flatten())
@@ -105,15 +99,13 @@ class DistanceModel:
         decayed = self.floor + self.scale * torch.exp(-distance.double() / self.length)
         return torch.where(distance == 0, 1.0, decayed)
 
-    def matrix(self, kernel_size: int | tuple[int, ...]) -> Tensor:
+    def matrix(self, kernel_size: Kernel) -> Tensor:
         """R for a kernel of that size, float64 (taps, taps)."""
         distance, index = distance_classes(check_kernel(kernel_size))
         return self(distance)[index]
 
 
-def fit_distance_model(
-    corr: Any, kernel_size: int | tuple[int, ...] | None = None
-) -> DistanceModel:
+def fit_distance_model(corr: Any, kernel_size: Kernel | None = None) -> DistanceModel:
     """The :class:`DistanceModel` nearest to a matrix in least squares over its pairs of taps.
 
     Args:
@@ -157,10 +149,7 @@ def _linear_part(
 
 
 def resample_correlation(
-    corr: Any,
-    kernel_size: int | tuple[int, ...],
-    *,
-    source_kernel: int | tuple[int, ...] | None = None,
+    corr: Any, kernel_size: Kernel, *, source_kernel: Kernel | None = None
 ) -> Tensor:
     """A matrix for another kernel, from the distance model of this one.
 
@@ -180,7 +169,7 @@ def resample_correlation(
     """
     matrix = check_correlation(corr)
     wanted = check_kernel(kernel_size)
-    given = kernel_of(corr if isinstance(corr, Tensor) else matrix, source_kernel)
+    given = kernel_of(corr, source_kernel)
     if wanted == given:
         return matrix
     if math.prod(wanted) == 1:

@@ -11,6 +11,7 @@ import math
 from importlib import resources
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,6 +59,11 @@ def load(name: str | PathLike[str]) -> FilterCorrelation:
         raise DataError(f"corr: cannot read {text}: {error}") from error
 
 
+def loaded(corr: Any) -> Any:
+    """The matrix that a name or a path stands for; anything else as it is."""
+    return load(corr) if isinstance(corr, (str, PathLike)) else corr
+
+
 def save(corr: Tensor, path: str | PathLike[str], *, source: str | None = None) -> None:
     """Write a matrix as text, with five decimals and its provenance.
 
@@ -75,8 +81,7 @@ def save(corr: Tensor, path: str | PathLike[str], *, source: str | None = None) 
         raise OptionError(f"path: expected a file ending in {_SUFFIX}, got {path}")
     said = source if source is not None else getattr(corr, "source", "")
     out = io.StringIO()
-    kernel = kernel_of(corr if isinstance(corr, Tensor) else matrix)
-    out.write(f"# kernel: {shown(kernel)}\n")
+    out.write(f"# kernel: {shown(kernel_of(corr))}\n")
     out.write(f"# filters: {getattr(corr, 'filters', 0)}\n# units: {getattr(corr, 'units', 0)}\n")
     out.write(f"# layers: {', '.join(getattr(corr, 'layers', ()))}\n")
     out.write(f"# source: {' '.join(said.split())}\n")

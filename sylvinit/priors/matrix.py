@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import numbers
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ from sylvinit.errors import CorrelationError, OptionError, OptionTypeError
 # eigenvalue may be negative by as much times the number of taps, which is what rounding every entry
 # can do to it.
 ROUNDING = 1e-4
+
+
+Kernel = int | tuple[int, ...]  # a number for every spatial axis; k alone stands for k x k
 
 
 class FilterCorrelation(Tensor):
@@ -65,53 +68,56 @@ class FilterCorrelation(Tensor):
     ) -> FilterCorrelation:
         """The matrix with its provenance."""
         made = matrix.detach().clone().as_subclass(FilterCorrelation)
-        made.kernel_size = kernel_size
-        made.filters = filters
-        made.units = units
-        made.standard_error = standard_error
-        made.distance_error = distance_error
-        made.layers = layers
-        made.source = source
+        vars(made).update(
+            kernel_size=kernel_size,
+            filters=filters,
+            units=units,
+            standard_error=standard_error,
+            distance_error=distance_error,
+            layers=layers,
+            source=source,
+        )
         return made
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FilterCorrelation:
         # Tensor's own refuses classes whose operations give plain tensors.
-        if id(self) not in memo:
-            made = self.detach().clone().as_subclass(FilterCorrelation)
-            memo[id(self)] = made
-            for name, value in vars(self).items():
-                setattr(made, name, copy.deepcopy(value, memo))
-        return memo[id(self)]
+        made = memo[id(self)] = self.detach().clone().as_subclass(FilterCorrelation)
+        vars(made).update(copy.deepcopy(vars(self), memo))
+        return made
 
     def __repr__(self, *, tensor_contents: object = None) -> str:
-        of = self.source
+        of = self.source or "of unknown source"
         if self.units:
             of = f"{self.filters} filters of {'x'.join(map(str, self.kernel_size or ()))}"
+        mean = mean_off_diagonal(self)
         numbers = np.array2string(self.detach().cpu().numpy(), precision=3)
-        if self.ndim != 2:
-            return f"FilterCorrelation({numbers})"
-        return (
-            f"FilterCorrelation({of or 'of unknown source'}, mean off the diagonal "
-            f"{mean_off_diagonal(self):.3f},\n{numbers})"
-        )
+        return f"FilterCorrelation({of}, mean off the diagonal {mean:.3f},\n{numbers})"
 
 
 # torch.load with weights_only, its default, reads no class it was not told of.
 torch.serialization.add_safe_globals([FilterCorrelation])
 
 
-def kernel_of(corr: Tensor, kernel_size: int | tuple[int, ...] | None = None) -> tuple[int, ...]:
-    """The kernel that a matrix belongs to: as given, as it says itself, or the square one.
+def kernel_of(
+    corr: Any, kernel_size: Kernel | None = None, *, wanted: tuple[int, ...] | None = None
+) -> tuple[int, ...]:
+    """The kernel that a checked matrix belongs to: as given, as it says itself, or the square one.
+
+    ``wanted`` is the kernel of the layer that it is for: if that is not two-dimensional, or there
+    is no square kernel with as many taps, it is also the kernel of a plain matrix of its size.
 
     Raises:
         CorrelationError: the matrix does not fit the kernel, or nothing says which kernel it is.
     """
     if kernel_size is None:
         kernel_size = getattr(corr, "kernel_size", None)
-    taps = int(corr.shape[0])
+    taps = len(corr)
     if kernel_size is None:
         side = math.isqrt(taps)
-        if side * side != taps:
+        square = side * side == taps
+        if wanted and math.prod(wanted) == taps and not (square and len(wanted) == 2):
+            return wanted
+        if not square:
             raise CorrelationError(
                 f"corr: a matrix of {taps} taps belongs to no square kernel; name its kernel, as "
                 f"kernel_size=({taps},) or with FilterCorrelation.of(matrix, ({taps},))"
@@ -126,27 +132,8 @@ def kernel_of(corr: Tensor, kernel_size: int | tuple[int, ...] | None = None) ->
     return kernel
 
 
-def kernel_for(corr: Any, kernel: tuple[int, ...]) -> tuple[int, ...]:
-    """The kernel of a matrix that is wanted for ``kernel``.
-
-    As :func:`kernel_of`; but where ``kernel`` is not two-dimensional, or there is no square kernel
-    with as many taps, a plain matrix of as many taps as it has is its own.
-    """
-    matrix = check_correlation(corr)
-    taps = matrix.shape[0]
-    square = len(kernel) == 2 and math.isqrt(taps) ** 2 == taps
-    if getattr(corr, "kernel_size", None) is not None or square or math.prod(kernel) != taps:
-        return kernel_of(corr if isinstance(corr, Tensor) else matrix)
-    return kernel
-
-
 def check_kernel(kernel_size: Any) -> tuple[int, ...]:
-    """The kernel size, one number per axis; a single number k stands for k x k.
-
-    Raises:
-        OptionError: not one to three positive numbers.
-        OptionTypeError: not whole numbers.
-    """
+    """The kernel size, one number per axis; a single number k stands for k x k."""
     axes = (kernel_size,) * 2 if isinstance(kernel_size, numbers.Integral) else kernel_size
     if not isinstance(axes, (tuple, list)) or any(
         isinstance(axis, bool) or not isinstance(axis, numbers.Integral) for axis in axes
@@ -196,44 +183,40 @@ def check_correlation(corr: Any, taps: int | None = None, argument: str = "corr"
         ) from error
     if matrix.is_complex():
         raise OptionTypeError(f"{argument} must be a matrix of real numbers, got {matrix.dtype}")
+
+    def refuse(text: str) -> NoReturn:
+        raise CorrelationError(f"{argument} {text}")
+
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.shape[0] == 0:
-        raise CorrelationError(
-            f"{argument} must be a square matrix with a row for each tap, got shape "
-            f"{tuple(matrix.shape)}"
-        )
-    if taps is not None and matrix.shape[0] != taps:
-        raise CorrelationError(
-            f"{argument} must be {taps} x {taps} for {taps} taps, got {matrix.shape[0]} x "
-            f"{matrix.shape[0]}; sylvinit.correlated.resample_correlation makes one for another "
-            "kernel"
+        shape = tuple(matrix.shape)
+        refuse(f"must be a square matrix with a row for each tap, got shape {shape}")
+    if taps is not None and len(matrix) != taps:
+        refuse(
+            f"must be {taps} x {taps} for {taps} taps, got {len(matrix)} x {len(matrix)}; "
+            "sylvinit.correlated.resample_correlation makes one for another kernel"
         )
     matrix = matrix.detach().as_subclass(Tensor).to(torch.float64)
     if not bool(matrix.isfinite().all()):
-        raise CorrelationError(f"{argument} holds NaN or Inf")
+        refuse("holds NaN or Inf")
     gap = float((matrix - matrix.mT).abs().max())
     if gap > ROUNDING:
-        raise CorrelationError(
-            f"{argument} must be symmetric, but entries that should agree differ by {gap:.3g}"
-        )
+        refuse(f"must be symmetric, but entries that should agree differ by {gap:.3g}")
     matrix = (matrix + matrix.mT) / 2
-    diagonal = matrix.diagonal()
-    if float((diagonal - 1).abs().max()) > ROUNDING:
-        raise CorrelationError(
-            f"{argument} must be a correlation matrix with ones on the diagonal, got "
-            f"{float(diagonal.min()):.3g} to {float(diagonal.max()):.3g}; divide a covariance by "
-            "the standard deviations of its row and column"
+    low, high = (float(value) for value in matrix.diagonal().aminmax())
+    if max(1 - low, high - 1) > ROUNDING:
+        refuse(
+            f"must be a correlation matrix with ones on the diagonal, got {low:.3g} to {high:.3g}; "
+            "divide a covariance by the standard deviations of its row and column"
         )
     largest = float(matrix.abs().max())
     if largest > 1 + ROUNDING:
-        raise CorrelationError(
-            f"{argument} must be a correlation matrix with entries in [-1, 1], got {largest:.3g}"
-        )
+        refuse(f"must be a correlation matrix with entries in [-1, 1], got {largest:.3g}")
     matrix = matrix.clamp(-1, 1).fill_diagonal_(1)
     least = float(torch.linalg.eigvalsh(matrix)[0])
-    if least < -ROUNDING * matrix.shape[0]:
-        raise CorrelationError(
-            f"{argument} is no correlation matrix: its smallest eigenvalue is {least:.3g}, and no "
-            "random variables have negative variance in any direction"
+    if least < -ROUNDING * len(matrix):
+        refuse(
+            f"is no correlation matrix: its smallest eigenvalue is {least:.3g}, and no random "
+            "variables have negative variance in any direction"
         )
     return matrix
 

@@ -65,15 +65,17 @@ def scaled_correlation(corr: Any, strength: float) -> tuple[Tensor, list[str]]:
     return scaled, caveats
 
 
-def repaired_correlation(corr: Any, strength: float) -> tuple[Tensor, list[str]]:
-    """The same without regard to the sum of the entries, for filters that eq. 17 does not scale."""
-    matrix = check_correlation(corr)
-    scaled = (matrix * check_number("strength", strength)).fill_diagonal_(1)
+def repaired_correlation(matrix: Tensor, strength: float) -> tuple[Tensor, list[str]]:
+    """The same of a checked matrix, whatever its sum, for filters that eq. 17 does not scale."""
+    scaled = (matrix * strength).fill_diagonal_(1)
     values, vectors = torch.linalg.eigh(scaled)
     too_large = float(scaled.abs().max()) > 1 + ROUNDING
     if not too_large and float(values[0]) >= -ROUNDING * scaled.shape[0]:
         return scaled, []
-    return _clipped(values, vectors), [
+    clipped = (vectors * values.clamp(min=0)) @ vectors.mT
+    scale = clipped.diagonal().rsqrt()
+    clipped = clipped * scale[:, None] * scale[None, :]
+    return ((clipped + clipped.mT) / 2).clamp(-1, 1).fill_diagonal_(1), [
         f"corr is not positive definite at strength {strength:g} (smallest eigenvalue "
         f"{float(values[0]):.3g}); negative eigenvalues were set to zero and the unit diagonal "
         "restored"
@@ -94,21 +96,10 @@ def _check_sum(matrix: Tensor, strength: float) -> None:
     )
 
 
-def _clipped(values: Tensor, vectors: Tensor) -> Tensor:
-    """The correlation matrix with the negative eigenvalues left out."""
-    matrix = (vectors * values.clamp(min=0)) @ vectors.mT
-    scale = matrix.diagonal().rsqrt()
-    matrix = matrix * scale[:, None] * scale[None, :]
-    return ((matrix + matrix.mT) / 2).clamp(-1, 1).fill_diagonal_(1)
-
-
 def factor(matrix: Tensor) -> Tensor:
-    """C with C C^T = R: the Cholesky factor, or V sqrt(values) where R is singular.
+    """C with C C^T = R: the Cholesky factor, or V sqrt(values) where R is singular up to rounding.
 
     "Correlated Initialization for Correlated Data", algorithm 1, step 1.
-
-    Args:
-        matrix: float64 (taps, taps), positive semidefinite up to rounding.
     """
     lower, info = torch.linalg.cholesky_ex(matrix)
     if int(info) == 0:

@@ -8,7 +8,7 @@ import torch
 
 from sylvinit.moments.statistics import LayerStatistics
 from sylvinit.solve.equation import LayerSolution
-from sylvinit.solve.gaussian_classes import RIDGES, GaussianClassifier, fit_gaussian
+from sylvinit.solve.gaussian_classes import RIDGES, fit_gaussian
 from sylvinit.solve.logistic_steps import refine_logistic
 
 
@@ -29,7 +29,7 @@ def solve_classifier(
     """
     counts, rows, labels = stats.class_counts, stats.reservoir, stats.reservoir_labels
     if counts is None or rows is None or labels is None:
-        raise ValueError("a classifier needs labelled rows")
+        raise ValueError("a classifier needs labeled rows")
     present = (counts > 0).nonzero().flatten()
     # In the numbering of the classes that are there, so that absent ones take no part.
     number = torch.full((len(counts),), -1, dtype=torch.int64, device=labels.device)
@@ -55,8 +55,12 @@ def solve_classifier(
         *stats.notes,
         f"Gaussian classes, ridge {gaussian.ridge:.2g} by leave-one-out, {steps} logistic steps; "
         "lam has no part in it",
-        *_remarks_on_ridge(gaussian),
     ]
+    if math.isinf(gaussian.loss):
+        notes.append("no class has two rows to leave one out of: the largest ridge is taken")
+    elif gaussian.ridge in (RIDGES[0], RIDGES[-1]):
+        end = "smallest" if gaussian.ridge == RIDGES[0] else "largest"
+        notes.append(f"the ridge is the {end} of those tried: the best may lie beyond")
     if len(x) < stats.n:
         notes.append(f"fitted to a random sample of {len(x)} of {stats.n} rows")
     return LayerSolution(
@@ -64,20 +68,9 @@ def solve_classifier(
         bias=bias[None],
         rank=stats.rank(),
         residual=math.nan,
-        separation=math.nan,
         dropped=0,
         filled_components=0,
         mixed=torch.zeros((1, k), dtype=torch.bool, device=x.device),
         empty=~stats.covariance.flatten(1).any(dim=1),
         notes=notes,
     )
-
-
-def _remarks_on_ridge(found: GaussianClassifier) -> list[str]:
-    """That the chosen ridge is not known to be the best, where it is at an end of those tried."""
-    if math.isinf(found.loss):
-        return ["no class has two rows to leave one out of: the largest ridge is taken"]
-    if found.ridge in (RIDGES[0], RIDGES[-1]):
-        end = "smallest" if found.ridge == RIDGES[0] else "largest"
-        return [f"the ridge is the {end} of those tried: the best may lie beyond"]
-    return []

@@ -1,6 +1,6 @@
 """From a layer's input statistics and a latent code to its weight and bias.
 
-W (k x d) minimises |X - W^T S|^2 + lam |W X - S|^2, hence solves
+W (k x d) minimizes |X - W^T S|^2 + lam |W X - S|^2, hence solves
 
     A W + W B = Q,   A = E[s s^T],   B = lam E[x x^T],   Q = (1 + lam) E[s x^T]
 
@@ -15,51 +15,31 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from sylvinit.backends.eigen import (
-    RankOne,
-    Solution,
-    Thresholds,
-    solve_positive,
-    solve_rank_one,
-)
+from sylvinit.backends.eigen import Thresholds
 from sylvinit.codes.code import Code, Latent, is_mirrored
 from sylvinit.codes.rest import append_components
 from sylvinit.errors import SolverError
 from sylvinit.moments.statistics import LayerStatistics
 from sylvinit.solve.filling import choose_entries, fill_with_mixtures
-
-# Bound on the relative residual of a float64 solve; the worst seen in the tests is 3e-15.
-RESIDUAL_BOUND = 1e-12
+from sylvinit.sylvester.rounding import RESIDUAL_BOUND
+from sylvinit.sylvester.semidefinite import RankOne, Solution, solve_positive, solve_rank_one
 
 
 @dataclass
 class LayerSolution:
-    """What was computed for one layer.
+    """What was computed for one layer."""
 
-    Attributes:
-        weight: float64 (groups, k, d_in), in the coordinates of the layer's input.
-        bias: float64 (groups, k).
-        rank: numerical rank of the input covariance (the largest over groups).
-        residual: relative residual of the equation, see :func:`backends.spectral.solve_positive`.
-        separation: smallest divisor a_i + b_j relative to a_max + b_max.
-        dropped: pairs (i, j) that the zero rule set to 0.
-        filled_components: entries filled with principal components of what the code leaves.
-        mixed: bool (groups, k), rows filled with orthogonal mixtures of solved rows.
-        empty: bool (groups,), groups whose input never varies: nothing was computed for them.
-        notes: what a reader of the report should know.
-    """
-
-    weight: Tensor
-    bias: Tensor
-    rank: int
-    residual: float
-    separation: float
-    dropped: int
-    filled_components: int
-    mixed: Tensor
-    empty: Tensor
-    notes: list[str] = field(default_factory=list)
+    weight: Tensor  # float64 (groups, k, d_in), in the coordinates of the layer's input
+    bias: Tensor  # float64 (groups, k)
+    rank: int  # of the input covariance, the largest over groups
+    residual: float  # relative, of the equation; see solve_positive
+    dropped: int  # pairs (i, j) that the zero rule set to 0
+    filled_components: int  # rows for principal components of what the code leaves
+    mixed: Tensor  # bool (groups, k), rows that are orthogonal mixtures of solved rows
+    empty: Tensor  # bool (groups,), input that never varies: nothing was computed
+    notes: list[str] = field(default_factory=list)  # for a reader of the report
 
 
 def solve_layer(
@@ -104,8 +84,8 @@ def solve_layer(
     else:
         solution, bias = _solve(stats, latent, lam, constant, copies)
         missing = k - latent.rows
-        weight = torch.nn.functional.pad(stats.in_input_coordinates(solution.w), (0, 0, 0, missing))
-        bias = torch.nn.functional.pad(bias, (0, missing))
+        weight = pad(stats.in_input_coordinates(solution.w), (0, 0, 0, missing))
+        bias = pad(bias, (0, missing))
         mixed = torch.zeros(weight.shape[:2], dtype=torch.bool, device=weight.device)
         empty = torch.zeros(stats.groups, dtype=torch.bool, device=weight.device)
         components, taken_up = 0, False
@@ -125,18 +105,8 @@ def solve_layer(
         notes.append(f"shares its input: takes components from {skip + 1} on")
     if solution.dropped:
         notes.append(f"{solution.dropped} near-singular pairs set to their minimum-norm solution")
-    return LayerSolution(
-        weight=weight,
-        bias=bias,
-        rank=stats.rank(),
-        residual=solution.residual,
-        separation=solution.separation,
-        dropped=solution.dropped,
-        filled_components=components,
-        mixed=mixed,
-        empty=empty,
-        notes=notes,
-    )
+    rank, residual, dropped = stats.rank(), solution.residual, solution.dropped
+    return LayerSolution(weight, bias, rank, residual, dropped, components, mixed, empty, notes)
 
 
 def _mirrored(x: Tensor) -> Tensor:
@@ -145,54 +115,37 @@ def _mirrored(x: Tensor) -> Tensor:
 
 
 def _solve(
-    stats: LayerStatistics,
-    latent: Latent,
-    lam: float,
-    constant: bool,
-    copies: int,
+    stats: LayerStatistics, latent: Latent, lam: float, constant: bool, copies: int
 ) -> tuple[Solution, Tensor]:
     """W and the bias in the coordinates of ``stats``; rows of entries that are zero are zero.
 
     ``copies`` entries stand for each: the decoder adds up as many equal terms.
     """
     values, vectors = stats.spectrum()
-    mean, moment, cross = stats.mean, stats.second_moment(), latent.cross
-    if constant:
-        one = mean.new_ones((stats.groups, 1))
-        moment = torch.cat(
-            (
-                torch.cat((moment, mean[:, :, None]), dim=2),
-                torch.cat((mean, one), dim=1)[:, None, :],
-            ),
-            dim=1,
-        )
-        cross = torch.cat((cross, latent.mean[:, :, None]), dim=2)
-        mean, values = torch.cat((mean, one), dim=1), torch.cat((values, 0 * one), dim=1)
-        vectors = torch.nn.functional.pad(vectors, (0, 1, 0, 1))
+    mean, covariance, cross = stats.mean, stats.covariance, latent.cross
+    if constant:  # 1, which never varies
+        mean, values = pad(mean, (0, 1), value=1.0), pad(values, (0, 1))
+        covariance, vectors = pad(covariance, (0, 1, 0, 1)), pad(vectors, (0, 1, 0, 1))
         vectors[:, -1, -1] = 1
+        cross = torch.cat((cross, latent.mean[:, :, None]), dim=2)
+    moment = covariance + mean[:, :, None] * mean[:, None, :]
     # A code's product S S^T need not be symmetric to the bit, and eigensolvers read one triangle.
     second = (latent.second_moment + latent.second_moment.mT) / 2
     a, b, q = copies * _without_empty_rows(second), lam * moment, (1 + lam) * cross
-    backend = stats.backend
     thresholds = _thresholds(stats, latent, lam)
     rank_one = RankOne(lam * values, vectors, lam**0.5 * mean)
-    solution = solve_rank_one(a, b, q, thresholds, rank_one, backend.eigh, stats.notes)
+    solution = solve_rank_one(a, b, q, thresholds, rank_one, stats.backend, stats.notes)
     if solution is None or not solution.residual <= RESIDUAL_BOUND:
-        solution = solve_positive(a, b, q, thresholds, backend, stats.notes)
+        solution = solve_positive(a, b, q, thresholds, stats.backend, stats.notes)
     if not solution.residual <= RESIDUAL_BOUND:
         raise SolverError(
             f"the equation's relative residual is {solution.residual:.1e}, above "
             f"{RESIDUAL_BOUND:.0e}; the layer's input moments are too ill-scaled to solve for: "
-            "normalise the data"
+            "normalize the data"
         )
     if constant:
-        bias = solution.w[:, :, -1]
-        solution = Solution(
-            solution.w[:, :, :-1], solution.residual, solution.separation, solution.dropped
-        )
-    else:
-        bias = latent.mean - (solution.w @ mean[:, :, None])[:, :, 0]
-    return solution, bias
+        return solution._replace(w=solution.w[:, :, :-1]), solution.w[:, :, -1]
+    return solution, latent.mean - (solution.w @ mean[:, :, None])[:, :, 0]
 
 
 def _without_empty_rows(a: Tensor) -> Tensor:

@@ -13,20 +13,15 @@ from sylvinit.codes.code import Latent
 
 @dataclass(frozen=True)
 class Choice:
-    """The code entries that a layer is solved for.
+    """The code entries that a layer is solved for, packed to the front of every group.
 
-    Attributes:
-        latent: those entries, packed to the front of every group; entries of a group that has fewer
-            are zero.
-        solved: bool (groups, rows), which rows are entries at all.
-        fresh: bool (groups, rows), which of them no sibling has taken.
-        index: int64 (groups, rows), where they stood in the code.
+    Entries of a group that has fewer are zero. Masks and indices are (groups, rows).
     """
 
     latent: Latent
-    solved: Tensor
-    fresh: Tensor
-    index: Tensor
+    solved: Tensor  # bool, which rows are entries at all
+    fresh: Tensor  # bool, which of them no sibling has taken
+    index: Tensor  # int64, where they stood in the code
 
 
 def choose_entries(latent: Latent, k: int, skip: int) -> Choice:
@@ -57,10 +52,8 @@ def fill_with_mixtures(
     are as good a solution as the rows they are made of. The last block is cut off where k ends.
 
     Args:
-        weight: (groups, rows, d_in), zero where not ``solved``.
-        bias: (groups, rows).
-        solved: bool (groups, rows).
-        fresh: bool (groups, rows), solved rows that are to be used as they are.
+        weight, bias: (groups, rows, d_in) and (groups, rows), zero where not ``solved``.
+        solved, fresh: as in :class:`Choice`; fresh rows are used as they are.
         k: outputs per group.
         seed: of the orthogonal matrices.
 

@@ -22,7 +22,6 @@ and ridge r, in the basis where S is diagonal. (Friedman, "Regularized discrimin
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -32,22 +31,16 @@ from torch import Tensor
 RIDGES = tuple(10.0 ** (0.5 * step) for step in range(-7, 4))
 
 
-@dataclass(frozen=True)
-class GaussianClassifier:
-    """Scores ``x @ weight.T + bias``.
+class GaussianClassifier(NamedTuple):
+    """Scores ``x @ weight.T + bias``, of mean zero over the classes that have rows.
 
-    Attributes:
-        weight: float64 (classes, d), of mean zero over the classes; rows of classes that no row
-            belongs to are zero.
-        bias: float64 (classes,), of mean zero over the others, and very low for such classes.
-        ridge: the chosen r.
-        loss: leave-one-out cross-entropy at r, in nats a row.
+    Classes without rows have the weight zero and a very low bias.
     """
 
-    weight: Tensor
-    bias: Tensor
-    ridge: float
-    loss: float
+    weight: Tensor  # float64 (classes, d)
+    bias: Tensor  # float64 (classes,)
+    ridge: float  # the chosen r
+    loss: float  # leave-one-out cross-entropy at r, in nats a row
 
 
 # Most rows that are left out, one at a time, to choose the ridge: enough to tell half decades
@@ -102,11 +95,11 @@ def fit_gaussian(
             rise=own / (own - 1),
             downdate=own / (own - 1) / freedom,
         )
-        about_centre = means - means.mean(dim=0)  # scores depend on differences alone
+        about_center = means - means.mean(dim=0)  # scores depend on differences alone
         at_once = max(_MOST_SCORES // (len(chosen) * classes), 1)
         losses = torch.cat(
             [
-                rows.losses(part, values + part[:, None] * level, about_centre, log_share)
+                rows.losses(part, values + part[:, None] * level, about_center, log_share)
                 for part in x.new_tensor(ridges).split(at_once)
             ]
         )
@@ -120,19 +113,12 @@ def fit_gaussian(
 
 
 class _LeftOut(NamedTuple):
-    """The m rows that are left out one at a time, in the basis where S is diagonal.
+    """The m rows that are left out one at a time, in the basis where S is diagonal."""
 
-    Attributes:
-        residual: about their class means, (m, d).
-        labels: (m,).
-        rise: n_c / (n_c - 1), (m,).
-        downdate: beta, (m,).
-    """
-
-    residual: Tensor
-    labels: Tensor
-    rise: Tensor
-    downdate: Tensor
+    residual: Tensor  # about their class means, (m, d)
+    labels: Tensor  # (m,)
+    rise: Tensor  # n_c / (n_c - 1), (m,)
+    downdate: Tensor  # beta, (m,)
 
     def losses(self, ridges: Tensor, k: Tensor, means: Tensor, log_share: Tensor) -> Tensor:
         """Mean cross-entropy for each of R ridges (R,), with the diagonals of K, (R, d).

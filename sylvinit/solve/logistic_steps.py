@@ -1,9 +1,9 @@
-"""Multinomial logistic regression near a given classifier, by majorise-minimise.
+"""Multinomial logistic regression near a given classifier, by majorize-minimize.
 
 The coordinates z of a row are those in the eigenvectors of the rows' covariance, about their mean,
 divided by (spread + 0.1 mean)^(1/2), with spread the eigenvalue and mean that of all eigenvalues:
 uncorrelated, of variance spread / (spread + 0.1 mean). A constant 1 is appended. V = (v_1 .. v_C)
-minimises
+minimizes
 
     - sum_i log softmax(V z_i)_{y_i} + (tau / 2) |V - V_0|^2.
 
@@ -45,8 +45,7 @@ def refine_logistic(
     Args:
         x: float64 (n, d).
         labels: int64 (n,), less than classes.
-        weight: float64 (classes, d), V_0 with ``bias``.
-        bias: float64 (classes,).
+        weight, bias: float64 (classes, d) and (classes,), V_0.
         strength: tau / d, in rows: how much the given classifier counts. (A weight of more
             entries fits more of what is accident in the same rows.)
         steps: how many.
@@ -61,18 +60,18 @@ def refine_logistic(
     """
     n = x.shape[0]
     mean = x.mean(dim=0)
-    centred = x - mean
-    values, basis = spectrum or torch.linalg.eigh(centred.mT @ centred / n)
+    centered = x - mean
+    values, basis = spectrum or torch.linalg.eigh(centered.mT @ centered / n)
     spread = values.clamp(min=0)
     values = spread + _RIDGE * spread.mean()
     if values[-1] <= 0:  # rows that never vary
         return weight, bias
     root = values.sqrt()
-    z = torch.cat((centred @ (basis / root), x.new_ones((n, 1))), dim=1).to(precision)
+    z = torch.cat((centered @ (basis / root), x.new_ones((n, 1))), dim=1).to(precision)
     z_columns = z.mT.contiguous()  # products with it are faster than with a view
     start = torch.cat((weight @ (basis * root), (bias + weight @ mean)[:, None]), dim=1)
     target = torch.nn.functional.one_hot(labels, weight.shape[0]).mT.to(z)
-    # Z^T Z is diagonal: the rows are in the eigenvectors' coordinates, and centred.
+    # Z^T Z is diagonal: the rows are in the eigenvectors' coordinates, and centered.
     tau = strength * x.shape[1]
     inverse = 1 / (tau + n / 2 * torch.cat((spread / values, values.new_ones(1))))
     kept, rest = 1 - tau * inverse, tau * inverse * start

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,21 +10,13 @@ from torch import Tensor
 from sylvinit.moments.statistics import LayerStatistics
 
 
-@dataclass(frozen=True)
-class ScaledRows:
-    """Rows whose outputs have zero mean and, but for some, unit variance.
+class ScaledRows(NamedTuple):
+    """Rows whose outputs have zero mean and, but for some that are as they were, unit variance."""
 
-    Attributes:
-        weight: float64 (groups, k, d_in).
-        bias: float64 (groups, k), -W mu of the weight as the layer holds it.
-        rounding: rows that are as they were, since their output may be rounding alone.
-        too_large: rows that are as they were, since the layer cannot hold them scaled.
-    """
-
-    weight: Tensor
-    bias: Tensor
-    rounding: int
-    too_large: int
+    weight: Tensor  # float64 (groups, k, d_in)
+    bias: Tensor  # float64 (groups, k), -W mu of the weight as the layer holds it
+    rounding: int  # rows whose output may be rounding alone
+    too_large: int  # rows that the layer cannot hold scaled
 
 
 def output_std(weight: Tensor, stats: LayerStatistics) -> Tensor:
@@ -36,10 +28,10 @@ def output_std(weight: Tensor, stats: LayerStatistics) -> Tensor:
 def scale_rows(
     weight: Tensor, stats: LayerStatistics, inputs: torch.dtype, held: torch.dtype
 ) -> ScaledRows:
-    """Divide rows by the standard deviations of their outputs, and centre the outputs.
+    """Divide rows by the standard deviations of their outputs, and center the outputs.
 
-    The bias is not E[s] / std - W mu: codes that are not centred (k-means) have means far above
-    their deviations, and without normalisation these multiply from layer to layer.
+    The bias is not E[s] / std - W mu: codes that are not centered (k-means) have means far above
+    their deviations, and without normalization these multiply from layer to layer.
 
     A row whose output deviates by no more than eps |w| rms(x) is left as it is, where eps is that
     of the type that the inputs came in: it could be their rounding, made as large as everything

@@ -1,7 +1,12 @@
-"""Factor and solve on plain tensors: where values are looked at and routes are called.
+"""Factor and solve on plain tensors: where values are looked at and a route is taken.
 
 Inputs are float32, float64, complex64 or complex128 on one device; the work is done in float64 or
-complex128. Factors are opaque: basis and core of a, then of b, in the form of the route.
+complex128. Factors are opaque: basis and core of a, then of b, in the form of the route:
+
+- "tridiagonal", Hermitian matrices on the CPU: the smaller one diagonalized, the larger one to
+  tridiagonal form, by the compiled module.
+- "spectral", Hermitian matrices anywhere, and for many right sides: both diagonalized.
+- "schur", any matrices: Schur forms, on the host, by the compiled module or by SciPy.
 """
 
 from __future__ import annotations
@@ -13,9 +18,9 @@ import torch
 from torch import Tensor
 
 from sylvinit.errors import SolverError
-from sylvinit.sylvester import lapack, matrices, routes, schur, spectral
-from sylvinit.sylvester.outcome import Outcome, Status, judge
-from sylvinit.sylvester.threads import threads_for
+from sylvinit.sylvester import lapack, matrices, schur, spectral
+from sylvinit.sylvester.matrices import adjoint_of, widen
+from sylvinit.sylvester.outcome import Mode, judge
 
 
 class Factors(NamedTuple):
@@ -27,18 +32,11 @@ class Factors(NamedTuple):
     core_b: Tensor
 
 
-def widen(x: Tensor) -> Tensor:
-    """The same values, float64 or complex128, contiguous, detached."""
-    dtype = torch.complex128 if x.dtype.is_complex else torch.float64
-    return x.detach().to(dtype).resolve_conj().resolve_neg().contiguous()
-
-
-def adjoint_of(x: Tensor) -> Tensor:
-    """x^H with the conjugation and the order carried out in memory.
-
-    Inside operators torch may have lazy conjugation switched off, and then sums ignore it.
-    """
-    return x.mT.conj_physical().contiguous()
+def choose_form(structure: str, device: torch.device) -> str:
+    """The route; "auto" where values cannot be looked at takes Schur forms."""
+    if structure in ("gen", "auto"):
+        return "schur"
+    return "tridiagonal" if lapack.AVAILABLE and device.type == "cpu" else "spectral"
 
 
 def inspect(name: str, x: Tensor) -> tuple[float, float]:
@@ -60,11 +58,7 @@ def inspect(name: str, x: Tensor) -> tuple[float, float]:
 
 
 def structure_of(a: Tensor, b: Tensor, assume: str, eps: float) -> tuple[str, Tensor, Tensor]:
-    """What may be assumed of widened a and b, and both, exactly Hermitian if that was asked for.
-
-    Raises:
-        MatrixError: not finite, or not Hermitian where it was declared.
-    """
+    """What may be assumed of widened a and b, and both, exactly Hermitian if that was asked for."""
     size_a, gap_a = inspect("a", a)
     size_b, gap_b = inspect("b", b)
     if assume == "auto":
@@ -80,49 +74,55 @@ def structure_of(a: Tensor, b: Tensor, assume: str, eps: float) -> tuple[str, Te
 def factor(a: Tensor, b: Tensor, structure: str, form: str) -> Factors:
     """Decompose a (..., k, k) and b (..., d, d), each in its own batch.
 
-    Args:
-        a, b: any supported dtype.
-        structure: value of ``assume_a``.
-        form: name of a route. With "schur" and "auto", matrices that are Hermitian to the bit get
-            an eigendecomposition, which is a Schur form.
-
-    Raises:
-        MatrixError: of the values.
-        SolverError: an iteration did not converge.
+    With "schur" and "auto", matrices that are Hermitian to the bit get an eigendecomposition, which
+    is a Schur form.
     """
     eps = torch.finfo(a.dtype).eps
     seen, a, b = structure_of(widen(a), widen(b), structure, eps)
-    k, d = a.shape[-1], b.shape[-1]
-    if form == "schur":
-        return Factors(*_schur(a, seen), *_schur(b, seen))
     if form == "spectral":
         return Factors(*spectral.decompose_pair(a, b))
-    kinds = ("spectral", "tridiagonal") if k <= d else ("tridiagonal", "spectral")
-    return Factors(*_decompose("a", a, kinds[0]), *_decompose("b", b, kinds[1]))
+    if form == "schur":
+        return Factors(*_schur("a", a, seen), *_schur("b", b, seen))
+    kind_a, kind_b = _kinds(form, a.shape[-1], b.shape[-1])
+    return Factors(*lapack.decompose("a", a, kind_a), *lapack.decompose("b", b, kind_b))
 
 
-def core_dimensions(form: str, k: int, d: int) -> tuple[int, int]:
-    """How many dimensions the cores of one a and one b have."""
+def _kinds(form: str, k: int, d: int) -> tuple[str, str]:
+    """What a and b are each decomposed into."""
     if form == "tridiagonal":
-        return (1, 2) if k <= d else (2, 1)
-    return (1, 1) if form == "spectral" else (2, 2)
+        return ("spectral", form) if k <= d else (form, "spectral")
+    return form, form
+
+
+def core_dimensions(form: str, k: int, d: int) -> tuple[int, ...]:
+    """How many dimensions the cores of one a and one b have."""
+    return tuple(1 if kind == "spectral" else 2 for kind in _kinds(form, k, d))
 
 
 def factor_shapes(a: Tensor, b: Tensor, form: str) -> list[tuple[tuple[int, ...], torch.dtype]]:
     """Shapes and dtypes of :func:`factor`, without values."""
     wide = torch.complex128 if a.dtype.is_complex else torch.float64
-    k, d = a.shape[-1], b.shape[-1]
-    kinds = {
-        "schur": ("schur", "schur"),
-        "spectral": ("spectral", "spectral"),
-        "tridiagonal": ("spectral", "tridiagonal") if k <= d else ("tridiagonal", "spectral"),
-    }[form]
     shapes: list[tuple[tuple[int, ...], torch.dtype]] = []
-    for x, kind in zip((a, b), kinds, strict=True):
+    for x, kind in zip((a, b), _kinds(form, a.shape[-1], b.shape[-1]), strict=True):
         core = lapack.core_shape(kind, x.shape[-1], x.dtype)
         shapes.append((tuple(x.shape), wide))
         shapes.append(((*x.shape[:-2], *core), lapack.core_dtype(kind, wide)))
     return shapes
+
+
+def _schur(name: str, x: Tensor, structure: str) -> tuple[Tensor, Tensor]:
+    """On the host, and back."""
+    host = x.cpu()
+    if structure == "sym":
+        vectors, values = spectral.decompose(host)
+        basis, core = vectors, torch.diag_embed(values).to(host.dtype)
+        if lapack.AVAILABLE:  # which reads column-major and decomposes the transposed matrix
+            basis = adjoint_of(basis)
+    elif lapack.AVAILABLE:
+        basis, core = lapack.decompose(name, host, "schur")
+    else:
+        basis, core = schur.decompose(host)
+    return basis.to(x.device), core.to(x.device)
 
 
 def solve(
@@ -136,196 +136,63 @@ def solve(
     adjoint: bool,
     checked: bool,
 ) -> Tensor:
-    """X of A X + X B = Q, or of A^H X + X B^H = Q, in q's dtype, from the factors of a and b.
+    """X in q's dtype from factors with the same structure and form; all batches broadcast.
 
-    Args:
-        a, b, q: batch dimensions broadcast, those of the factors too.
-        factors: of :func:`factor` with the same structure and form.
-        structure: value of ``assume_a``.
-        form: name of the route.
-        adjoint: which equation.
-        checked: False for derivatives: nothing is said of q's values or of the spectra.
-
-    Raises:
-        SingularEquationError, MatrixError, SolverError: see :func:`sylvinit.solve_sylvester`.
+    For ``adjoint`` and ``checked`` see :class:`Mode`.
     """
-    batch, x, outcome = _solve(a, b, q, factors, structure, form, adjoint, checked)
-    judge(outcome, tuple(batch), torch.finfo(q.dtype).eps, checked)
-    return _narrow(x, q.dtype, checked)
+    mode = Mode(torch.finfo(q.dtype).eps, structure == "pos", adjoint, checked)
+    wide_a, wide_b, wide_q = widen(a), widen(b), widen(q)
+    if structure in ("sym", "pos"):  # what was factored; no change where it is exact
+        wide_a, wide_b = (wide_a + adjoint_of(wide_a)) / 2, (wide_b + adjoint_of(wide_b)) / 2
+    if checked:
+        inspect("q", wide_q)
+    core_a, core_b = core_dimensions(form, *q.shape[-2:])
+    batch = torch.broadcast_shapes(
+        *(x.shape[:-2] for x in (a, b, q, factors.basis_a, factors.basis_b)),
+        factors.core_a.shape[:-core_a],
+        factors.core_b.shape[:-core_b],
+    )
+    if math.prod(batch) * q.shape[-2] * q.shape[-1] == 0:
+        return q.new_zeros((*batch, *q.shape[-2:]))
+    if form == "spectral":
+        x, outcome = spectral.solve((wide_a, wide_b), factors, wide_q, mode)
+    else:
+        equation = (wide_a.cpu(), wide_b.cpu()), Factors(*(x.cpu() for x in factors)), wide_q.cpu()
+        if form == "schur" and not lapack.AVAILABLE:
+            x, outcome = schur.solve(*equation, mode)
+        else:
+            x, outcome = lapack.solve(*equation, form, mode)
+    judge(outcome, tuple(batch), mode.eps, checked)
+    return narrow(x.to(q.device), q.dtype, checked)
 
 
 def solve_once(a: Tensor, b: Tensor, q: Tensor, assume: str) -> Tensor:
-    """The whole solve, for plain tensors without derivatives.
-
-    Raises:
-        SingularEquationError, MatrixError, SolverError: see :func:`sylvinit.solve_sylvester`.
-    """
+    """The whole solve, for plain tensors without derivatives."""
     eps = torch.finfo(q.dtype).eps
     wide_a, wide_b, wide_q = widen(a), widen(b), widen(q)
     structure, wide_a, wide_b = structure_of(wide_a, wide_b, assume, eps)
-    form = routes.choose(structure, q.device)
+    form = choose_form(structure, q.device)
     batch = q.shape[:-2]
     if form != "tridiagonal" or not (a.shape[:-2] == b.shape[:-2] == batch) or q.numel() == 0:
         factors = factor(wide_a, wide_b, structure, form)
         return solve(wide_a, wide_b, q, factors, structure, form, adjoint=False, checked=True)
     inspect("q", wide_q)
-    k, d = q.shape[-2:]
-    if k > d:
+    swap = q.shape[-2] > q.shape[-1]
+    if swap:  # B X^H + X^H A = Q^H, the same equation
         wide_a, wide_b, wide_q = wide_b, wide_a, adjoint_of(wide_q)
-    x = torch.empty_like(wide_q)
-    threads = threads_for(math.prod(batch), k, d)
-    positive = structure == "pos"
-    outcome = lapack.solve_hermitian_direct(wide_a, wide_b, wide_q, x, eps, positive, threads)
-    if outcome is None:  # values were checked above
+    found = lapack.solve_hermitian_direct(wide_a, wide_b, wide_q, eps, structure == "pos")
+    if found is None:  # values were checked above
         raise SolverError("the matrices changed while they were being solved with")
-    if k > d:
-        x, outcome = adjoint_of(x), _swapped(outcome)
-    judge(outcome, tuple(batch), eps, True)
-    return _narrow(x, q.dtype, True)
-
-
-# ------------------------------------------------------------------------------------------- inside
-
-
-def _narrow(x: Tensor, dtype: torch.dtype, checked: bool) -> Tensor:
-    narrow = x.to(dtype)
-    if checked and narrow.dtype != x.dtype and not bool(narrow.isfinite().all()):
-        raise SolverError(f"the solution has entries too large for {dtype}; scale a, b and q")
-    return narrow
-
-
-def _decompose(name: str, x: Tensor, form: str) -> tuple[Tensor, Tensor]:
-    n = x.shape[-1]
-    if n > lapack.LARGEST:
-        raise SolverError(
-            f"{name} has size {n}, but LAPACK's 32-bit workspace ends at {lapack.LARGEST}; move "
-            "the tensors to a GPU, or use solve_sylvester_lowrank"
-        )
-    threads = threads_for(math.prod(x.shape[:-2]), n, n)
-    basis, core, failed = lapack.decompose(x, form, threads)
-    if failed >= 0:
-        raise SolverError(
-            f"the eigenvalue iteration for {name} did not converge (matrix {failed} of its batch); "
-            "scale the matrices to similar size"
-        )
-    return basis, core
-
-
-def _schur(x: Tensor, structure: str) -> tuple[Tensor, Tensor]:
-    """On the host, and back."""
-    host = x.cpu()
-    if structure == "sym":
-        vectors, values = spectral.decompose(host)
-        basis, core = vectors, torch.diag_embed(values).to(host.dtype)
-        if lapack.AVAILABLE:  # which reads column-major and decomposes the transposed matrix
-            basis = adjoint_of(basis)
-    elif lapack.AVAILABLE:
-        basis, core = _decompose("a or b", host, "schur")
-    else:
-        basis, core = schur.decompose(host)
-    return basis.to(x.device), core.to(x.device)
-
-
-def _solve(
-    a: Tensor,
-    b: Tensor,
-    q: Tensor,
-    factors: Factors,
-    structure: str,
-    form: str,
-    adjoint: bool,
-    checked: bool,
-) -> tuple[torch.Size, Tensor, Outcome]:
-    eps = torch.finfo(q.dtype).eps
-    a, b, q = widen(a), widen(b), widen(q)
-    if structure in ("sym", "pos"):  # what was factored; no change where it is exact
-        a, b = (a + adjoint_of(a)) / 2, (b + adjoint_of(b)) / 2
-    if checked:
-        inspect("q", q)
-    k, d = q.shape[-2:]
-    dims_a, dims_b = core_dimensions(form, k, d)
-    parts_a = ((a, 2), (factors.basis_a, 2), (factors.core_a, dims_a))
-    parts_b = ((b, 2), (factors.basis_b, 2), (factors.core_b, dims_b))
-    batch_a, batch_b = (
-        torch.broadcast_shapes(*(x.shape[: x.ndim - dims] for x, dims in parts))
-        for parts in (parts_a, parts_b)
-    )
-    batch = torch.broadcast_shapes(batch_a, batch_b, q.shape[:-2])
-    if math.prod(batch) * k * d == 0:
-        return batch, q.new_zeros((*batch, k, d)), Outcome.empty()
-    if form == "spectral":
-        x, outcome = spectral.solve(
-            (a, b), factors, q, eps=eps, positive=structure == "pos", examine=checked
-        )
-        return batch, x, outcome
-    home = q.device
-    flat_a = [_flat(x, dims, batch_a) for x, dims in parts_a]
-    flat_b = [_flat(x, dims, batch_b) for x, dims in parts_b]
-    picks = [_index(part, batch) for part in (batch_a, batch_b, q.shape[:-2])]
-    right = q.cpu().reshape(-1, k, d)
-    x = torch.empty((math.prod(batch), k, d), dtype=q.dtype, device="cpu")
-    all_factors = Factors(*flat_a[1:], *flat_b[1:])
-    if form == "schur" and not lapack.AVAILABLE:
-        outcome = schur.solve(
-            all_factors,
-            (picks[0], picks[1], picks[2]),
-            (flat_a[0], flat_b[0]),
-            right,
-            x,
-            eps=eps,
-            examine=checked,
-            adjoint=adjoint,
-        )
-        return batch, x.view(*batch, k, d).to(home), outcome
-    swap = form == "tridiagonal" and k > d
+    x, outcome = found
     if swap:
-        right = adjoint_of(right)
-        x = x.new_empty((len(x), d, k))
-        flat_a, flat_b = flat_b, flat_a
-        picks = [picks[1], picks[0], picks[2]]
-        all_factors = Factors(*all_factors[2:], *all_factors[:2])
-    outcome = lapack.solve(
-        (flat_a[0], flat_b[0]),
-        all_factors,
-        picks,
-        right,
-        x,
-        eps=eps,
-        threads=threads_for(len(x), k, d),
-        examine=checked,
-        positive=structure == "pos",
-        adjoint=adjoint,
-    )
-    if swap:
-        x, outcome = adjoint_of(x), _swapped(outcome)
-    return batch, x.reshape(*batch, k, d).to(home), outcome
+        x, outcome = adjoint_of(x), outcome.swapped()
+    judge(outcome, tuple(batch), eps)
+    return narrow(x, q.dtype, True)
 
 
-def _flat(x: Tensor, dims: int, batch: torch.Size) -> Tensor:
-    """(count, ...) on the CPU, where ``dims`` is the number of dimensions of one entry."""
-    shape = x.shape[x.ndim - dims :]
-    return x.cpu().expand(*batch, *shape).reshape(-1, *shape).contiguous()
-
-
-def _index(batch: torch.Size, whole: torch.Size) -> Tensor | None:
-    """Which entry of a batch each entry of the whole one takes; None: its own."""
-    if batch == whole:
-        return None
-    count = torch.arange(math.prod(batch), device="cpu").view(batch)
-    return count.expand(whole).flatten().contiguous()
-
-
-def _swapped(outcome: Outcome) -> Outcome:
-    """For B X^H + X^H A = Q^H, the same equation."""
-    return Outcome(
-        outcome.status,
-        outcome.problem,
-        outcome.residual,
-        outcome.separation,
-        outcome.b,
-        outcome.a,
-        outcome.dropped,
-    )
-
-
-__all__ = ["Factors", "Status", "factor", "factor_shapes", "solve", "solve_once", "widen"]
+def narrow(x: Tensor, dtype: torch.dtype, checked: bool, names: str = "a, b and q") -> Tensor:
+    """The solution in the caller's dtype, for which it must not be too large if it is checked."""
+    narrowed = x.to(dtype)
+    if checked and narrowed.dtype != x.dtype and not bool(narrowed.isfinite().all()):
+        raise SolverError(f"the solution has entries too large for {dtype}; scale {names}")
+    return narrowed

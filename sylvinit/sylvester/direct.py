@@ -8,8 +8,6 @@ wrong, goes the long way.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -17,7 +15,6 @@ from torch.nn import Parameter
 
 from sylvinit.sylvester import lapack
 from sylvinit.sylvester.outcome import judge
-from sylvinit.sylvester.threads import threads_for
 
 _EPS = {dtype: torch.finfo(dtype).eps for dtype in (torch.float64, torch.complex128)}
 
@@ -40,15 +37,9 @@ def is_plain(*tensors: Tensor) -> bool:
 
 
 def solve_directly(a: Tensor, b: Tensor, q: Tensor, structure: str) -> Tensor | None:
-    """X, or None where this is not the way.
+    """X, or None where this is not the way; the structure is "auto", "sym" or "pos".
 
-    Args:
-        a, b, q: anything; nothing has been checked but their being tensors of 2 dimensions or more.
-        structure: "auto", "sym" or "pos".
-
-    Raises:
-        SingularEquationError, SolverError: see :func:`sylvinit.solve_sylvester`.
-        MatrixError: a clearly negative eigenvalue with "pos".
+    Nothing has been checked but that a, b and q are tensors of two dimensions or more.
     """
     dtype, shape = q.dtype, q.shape
     k, d = shape[-2:]
@@ -72,11 +63,10 @@ def solve_directly(a: Tensor, b: Tensor, q: Tensor, structure: str) -> Tensor | 
         return None
     if any(x.is_conj() or x.is_neg() or x.layout is not torch.strided for x in (a, b, q)):
         return None
-    x = torch.empty(shape, dtype=dtype, device="cpu")
-    threads = threads_for(math.prod(batch), k, d) if batch else 1
     eps = _EPS[dtype]
-    outcome = lapack.solve_hermitian_direct(a, b, q, x, eps, structure == "pos", threads)
-    if outcome is None:
+    found = lapack.solve_hermitian_direct(a, b, q, eps, structure == "pos")
+    if found is None:
         return None
-    judge(outcome, tuple(batch), eps, True)
+    x, outcome = found
+    judge(outcome, tuple(batch), eps)
     return x

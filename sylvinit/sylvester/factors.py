@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sylvinit.errors import OptionError, OptionTypeError
-from sylvinit.sylvester import compute, operators
+from sylvinit.sylvester import operators
 from sylvinit.sylvester.compute import Factors
 from sylvinit.sylvester.matrices import (
     REAL,
@@ -18,7 +18,9 @@ from sylvinit.sylvester.matrices import (
     check_right_side,
     check_square,
     check_structure,
+    number_like,
 )
+from sylvinit.sylvester.schur import eigenvalues
 
 
 class SylvesterFactors:
@@ -47,10 +49,8 @@ class SylvesterFactors:
 
     def eigenvalues(self) -> tuple[Tensor, Tensor]:
         """Of A (..., k) and B (..., d); real where the matrices are Hermitian. No derivatives."""
-        found = []
-        for core in (self._factors.core_a, self._factors.core_b):
-            found.append(core if self._form == "spectral" else _of_triangular(core))
-        return found[0], found[1]
+        cores = self._factors.core_a, self._factors.core_b
+        return cores if self._form == "spectral" else (eigenvalues(cores[0]), eigenvalues(cores[1]))
 
     def separation(self, *, scale: float | Tensor = 1.0, shift: float | Tensor = 0.0) -> Tensor:
         """Distance from a singular equation, min |a_i + scale b_j + shift|: (...)."""
@@ -92,8 +92,7 @@ class SylvesterFactors:
         identity = torch.eye(d, dtype=self.b.dtype, device=self.b.device)
         b = scale[..., None, None] * self.b + shift[..., None, None] * identity
         basis_a, core_a, basis_b, core_b = self._factors
-        wide_scale = scale.detach().to(torch.float64)[..., None]
-        wide_shift = shift.detach().to(torch.float64)[..., None]
+        wide_scale, wide_shift = (x.detach().double()[..., None] for x in (scale, shift))
         if self._form == "spectral":
             core_b = wide_scale * core_b + wide_shift
         else:
@@ -102,12 +101,8 @@ class SylvesterFactors:
         return operators.solve_with(self.a, b, q, factors, self.structure, self._form)
 
     def _batch(self, scale: Tensor, shift: Tensor) -> torch.Size:
-        return broadcast(
-            a=tuple(self.a.shape[:-2]),
-            b=tuple(self.b.shape[:-2]),
-            scale=tuple(scale.shape),
-            shift=tuple(shift.shape),
-        )
+        batches = {"a": self.a.shape[:-2], "b": self.b.shape[:-2]}
+        return broadcast(**batches, scale=scale.shape, shift=shift.shape)
 
     def _number(self, name: str, value: float | Tensor) -> Tensor:
         real = REAL[self.a.dtype]
@@ -120,13 +115,10 @@ class SylvesterFactors:
             if operators.is_plain(still) and not bool(still.isfinite().all()):
                 raise OptionError(f"{name} must be finite, got {still.tolist()}")
             return value
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise OptionTypeError(
-                f"{name} must be a real number or a tensor, got {type(value).__name__}"
-            )
+        number = number_like(self.a, name, value)
         if not math.isfinite(value):
             raise OptionError(f"{name} must be finite, got {value}")
-        return torch.tensor(float(value), dtype=real, device=self.a.device)
+        return number
 
 
 def sylvester_factor(a: Tensor, b: Tensor, *, assume_a: str = "auto") -> SylvesterFactors:
@@ -157,24 +149,9 @@ def sylvester_factor(a: Tensor, b: Tensor, *, assume_a: str = "auto") -> Sylvest
     a, b = check_square("a", a), check_square("b", b)
     structure = check_structure(assume_a)
     check_alike(a=a, b=b)
-    broadcast(a=tuple(a.shape[:-2]), b=tuple(b.shape[:-2]))
+    broadcast(a=a.shape[:-2], b=b.shape[:-2])
     still_a, still_b = a.detach(), b.detach()
-    if operators.is_plain(still_a, still_b):
-        eps = torch.finfo(a.dtype).eps
-        wide_a, wide_b = compute.widen(still_a), compute.widen(still_b)
-        structure = compute.structure_of(wide_a, wide_b, structure, eps)[0]
+    structure = operators.seen_structure(still_a, still_b, structure)
     form = "schur" if structure in ("gen", "auto") else "spectral"
     factors = operators.sylvester_factor(still_a, still_b, structure, form)
     return SylvesterFactors(a, b, Factors(*factors), structure, form)
-
-
-def _of_triangular(t: Tensor) -> Tensor:
-    """Eigenvalues of Schur forms, upper or lower triangular with 2 x 2 blocks if real."""
-    diagonal = t.diagonal(dim1=-2, dim2=-1)
-    if t.dtype.is_complex or t.shape[-1] < 2:
-        return diagonal.to(torch.complex128)
-    above, below = t.diagonal(1, dim1=-2, dim2=-1), t.diagonal(-1, dim1=-2, dim2=-1)
-    # A block has entries of opposite sign on both sides; elsewhere one of them is zero.
-    imaginary = above.abs().sqrt() * below.abs().sqrt()
-    pad = torch.nn.functional.pad
-    return torch.complex(diagonal, pad(imaginary, (0, 1)) - pad(imaginary, (1, 0)))

@@ -6,15 +6,20 @@ calls the left matrix is B^T, the right one A^T (csrc/solver/problem.h).
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
-from sylvinit.sylvester.outcome import Outcome, Status
-from sylvinit.sylvester.threads import blas_for
+from sylvinit.errors import SolverError
+from sylvinit.sylvester.matrices import adjoint_of
+from sylvinit.sylvester.outcome import Mode, Outcome, Status
 
 _lapack: Any
 try:
@@ -26,50 +31,67 @@ except ImportError as error:
     AVAILABLE, REASON = False, str(error)
 
 
+def description() -> str:
+    """What solve_sylvester runs on for tensors on the CPU, and why on nothing better."""
+    if AVAILABLE:
+        return "LAPACK through the compiled module, batches over threads"
+    return f"torch.linalg and SciPy, slower: the compiled module does not load ({REASON})"
+
+
 # The workspace of LAPACK's dsyevd, 1 + 6 n + 2 n^2, must fit into 32 bits.
 LARGEST = 32000
+# Batches smaller than the number of threads are shared out up to this matrix size; above it BLAS
+# is left the threads. On 2 cores, BLAS alone gains nothing up to 256 and a factor of 1.3 at 512;
+# with more cores than equations nothing has been measured.
+_SMALL_BATCH_UP_TO = 256
+# Flops from which a thread is worth starting, which takes about 20 microseconds.
+_WORTH_A_THREAD = 1e6
+
+
+def threads_for(count: int, k: int, d: int) -> int:
+    """Threads over a batch of ``count`` equations of size (k, d)."""
+    threads = min(count, torch.get_num_threads())
+    if threads < 2 or 10.0 * count * (k**3 + d**3) < _WORTH_A_THREAD:
+        return 1
+    if count < torch.get_num_threads() and max(k, d) > _SMALL_BATCH_UP_TO:
+        return 1
+    return threads
+
+
+@functools.cache
+def _libraries() -> ThreadpoolController:
+    """The BLAS libraries of the process; looking for them takes milliseconds."""
+    return ThreadpoolController()
+
+
+# Held by the caller that limits BLAS. The limit belongs to the process, and OpenBLAS gives it back
+# only to the thread that set it.
+_limiting = threading.Lock()
+
+
+@contextlib.contextmanager
+def blas_for(threads: int) -> Iterator[None]:
+    """BLAS on one thread while several threads of ours call it.
+
+    OpenBLAS lets them wait for each other's turn on its own threads. On 2 cores, for batches of
+    16 equations, the speed-up over one thread is 1.4 to 1.8 for sizes 32 to 512 with BLAS held
+    back, 0.6 to 0.8 for 128 and more without (bench/bench_solver.py::test_threads).
+    """
+    if threads < 2 or not _limiting.acquire(blocking=False):
+        yield  # another caller holds BLAS back already, and gives its threads back in its time
+        return
+    try:
+        with _libraries().limit(limits=1, user_api="blas"):
+            yield
+    finally:
+        _limiting.release()
 
 
 def inspect(x: Tensor) -> tuple[float, float]:
     """Largest |x_ij|, and for square matrices largest |x_ij - conj(x_ji)|, over a batch."""
     rows, columns = x.shape[-2:]
-    return _lapack.inspect(x.data_ptr(), _count(x.shape[:-2]), rows, columns, x.dtype.is_complex)
-
-
-def decompose(a: Tensor, form: str, threads: int) -> tuple[Tensor, Tensor, int]:
-    """Basis and core of matrices (..., n, n) in the form of csrc/solver, opaque to others.
-
-    Args:
-        a: the matrices.
-        form: "spectral", "tridiagonal" or "schur".
-        threads: over the batch.
-
-    Returns:
-        basis (..., n, n), core ((..., n), (..., 3 or 4, n) or (..., n, n)), and the flat index of a
-        matrix for which the iteration did not converge, or -1.
-    """
-    n, batch = a.shape[-1], a.shape[:-2]
-    basis = torch.empty_like(a)
-    core = torch.zeros(  # the off-diagonals fill their rows but for one entry
-        (*batch, *core_shape(form, n, a.dtype)), dtype=core_dtype(form, a.dtype), device="cpu"
-    )
-    which = {
-        "spectral": _lapack.SPECTRAL,
-        "tridiagonal": _lapack.TRIDIAGONAL,
-        "schur": _lapack.SCHUR,
-    }[form]
-    with blas_for(threads):
-        failed = _lapack.decompose(
-            which,
-            a.data_ptr(),
-            _count(batch),
-            n,
-            basis.data_ptr(),
-            core.data_ptr(),
-            a.dtype.is_complex,
-            threads,
-        )
-    return basis, core, failed
+    count = math.prod(x.shape[:-2])
+    return _lapack.inspect(x.data_ptr(), count, rows, columns, x.dtype.is_complex)
 
 
 def core_shape(form: str, n: int, dtype: torch.dtype) -> tuple[int, ...]:
@@ -84,89 +106,111 @@ def core_dtype(form: str, dtype: torch.dtype) -> torch.dtype:
     return dtype if form == "schur" else torch.float64
 
 
+def decompose(name: str, x: Tensor, form: str) -> tuple[Tensor, Tensor]:
+    """Basis (..., n, n) and core of matrices in the form of csrc/solver, opaque to others.
+
+    The core is (..., n) for "spectral", (..., 3 or 4, n) for "tridiagonal", (..., n, n) for
+    "schur".
+
+    Raises:
+        SolverError: the iteration did not converge, or the matrices are too large.
+    """
+    n, count = x.shape[-1], math.prod(x.shape[:-2])
+    if n > LARGEST:
+        raise SolverError(
+            f"{name} has size {n}, but LAPACK's 32-bit workspace ends at {LARGEST}; move the "
+            "tensors to a GPU, or use solve_sylvester_lowrank"
+        )
+    basis = torch.empty_like(x)
+    core = torch.zeros(  # the off-diagonals fill their rows but for one entry
+        (*x.shape[:-2], *core_shape(form, n, x.dtype)),
+        dtype=core_dtype(form, x.dtype),
+        device="cpu",
+    )
+    threads = threads_for(count, n, n)
+    options = basis.data_ptr(), core.data_ptr(), x.dtype.is_complex, threads
+    with blas_for(threads):
+        failed = _lapack.decompose(getattr(_lapack, form.upper()), x.data_ptr(), count, n, *options)
+    if failed >= 0:
+        raise SolverError(
+            f"the eigenvalue iteration for {name} did not converge (matrix {failed} of its batch); "
+            "scale the matrices to similar size"
+        )
+    return basis, core
+
+
 def solve_hermitian_direct(
-    a: Tensor, b: Tensor, q: Tensor, x: Tensor, eps: float, positive: bool, threads: int
-) -> Outcome | None:
+    a: Tensor, b: Tensor, q: Tensor, eps: float, positive: bool
+) -> tuple[Tensor, Outcome] | None:
     """Everything for one a, b and q each per equation, k <= d, in one call.
 
     Returns:
-        None, with x untouched, if an entry is not finite or a matrix not Hermitian to the bit.
+        X and what to say of it, or None if an entry is not finite or a matrix not Hermitian to the
+        bit.
     """
-    k, d = q.shape[-2:]
+    *batch, k, d = q.shape
+    count = math.prod(batch)
+    threads = threads_for(count, k, d) if count > 1 else 1
+    x = torch.empty(q.shape, dtype=q.dtype, device="cpu")
+    addresses = a.data_ptr(), b.data_ptr(), q.data_ptr(), x.data_ptr()
+    options = q.dtype.is_complex, eps, positive, threads
     with blas_for(threads):
-        found = _lapack.solve_hermitian_direct(
-            a.data_ptr(),
-            b.data_ptr(),
-            q.data_ptr(),
-            x.data_ptr(),
-            _count(q.shape[:-2]),
-            k,
-            d,
-            q.dtype.is_complex,
-            eps,
-            positive,
-            threads,
-        )
-    return None if found is None else Outcome(Status(found[0]), *found[1:])
+        found = _lapack.solve_hermitian_direct(*addresses, count, k, d, *options)
+    return None if found is None else (x, Outcome(Status(found[0]), *found[1:]))
 
 
 def solve(
     matrices: tuple[Tensor, Tensor],
-    factors: Sequence[Tensor],
-    indices: Sequence[Tensor | None],
+    factors: tuple[Tensor, Tensor, Tensor, Tensor],
     q: Tensor,
-    x: Tensor,
-    *,
-    eps: float,
-    threads: int,
-    examine: bool,
-    positive: bool = False,
-    adjoint: bool = False,
-) -> Outcome:
-    """Solve from the forms of :func:`decompose`.
+    form: str,
+    mode: Mode,
+) -> tuple[Tensor, Outcome]:
+    """X (..., k, d) from bases and cores of a, then of b; batch dimensions broadcast.
 
-    Args:
-        matrices: a (na, k, k) and b (nb, d, d).
-        factors: basis and core of a, then of b; a spectral and b tridiagonal (needs k <= d), or
-            both Schur forms.
-        indices: int64 (count,) each for a, b and q: which matrix problem i has; None: its own.
-        q: (nq, k, d).
-        x: (count, k, d), overwritten.
-        eps: of the caller's dtype.
-        threads: over the batch.
-        examine: look for colliding and negative eigenvalues first.
-        positive: the zero rule ("pos").
-        adjoint: solve A^H X + X B^H = Q (Schur forms only).
+    The form is "schur", or "tridiagonal" for the larger matrix and "spectral" for the smaller one.
     """
-    a, b = matrices
-    basis_a, core_a, basis_b, core_b = factors
-    count, k, d = x.shape
+    k, d = q.shape[-2:]
+    if form == "tridiagonal" and k > d:  # of B X^H + X^H A = Q^H
+        turned = (matrices[1], matrices[0]), (*factors[2:], *factors[:2])
+        x, outcome = solve(*turned, adjoint_of(q), form, mode)
+        return adjoint_of(x), outcome.swapped()
+    of_a, batch_a = _flat((matrices[0], *factors[:2]), (2, 2, 2 if form == "schur" else 1))
+    of_b, batch_b = _flat((matrices[1], *factors[2:]), (2, 2, 2))
+    right, batch_q = _flat((q,), (2,))
+    batch = torch.broadcast_shapes(batch_a, batch_b, batch_q)
+    count = math.prod(batch)
+    x = q.new_empty((*batch, k, d))
+    picks = [_index(part, batch) for part in (batch_b, batch_a, batch_q)]
     operands = _lapack.Operands(
-        b.data_ptr(),
-        basis_b.data_ptr(),
-        core_b.data_ptr(),
-        a.data_ptr(),
-        basis_a.data_ptr(),
-        core_a.data_ptr(),
-        q.data_ptr(),
-        x.data_ptr(),
-        *(0 if index is None else index.data_ptr() for index in (indices[1], *indices[::2])),
+        *(tensor.data_ptr() for tensor in (*of_b, *of_a, *right, x)),
+        *(0 if pick is None else pick.data_ptr() for pick in picks),
     )
+    call, flag = _lapack.solve_hermitian, mode.positive
+    if form == "schur":
+        call, flag = _lapack.solve_general, mode.adjoint
+    threads = threads_for(count, k, d)
+    options = x.dtype.is_complex, mode.eps, flag, mode.checked, threads
     with blas_for(threads):
-        if core_a.ndim == 3:
-            found = _lapack.solve_general(
-                operands, count, d, k, x.dtype.is_complex, eps, adjoint, examine, threads
-            )
-        else:
-            found = _lapack.solve_hermitian(
-                operands, count, d, k, x.dtype.is_complex, eps, positive, examine, threads
-            )
-    return _outcome(found)
+        found = call(operands, count, d, k, *options)
+    return x, Outcome(Status(found[0]), *found[1:])
 
 
-def _outcome(found: tuple[int, int, float, float, complex, complex, int]) -> Outcome:
-    return Outcome(Status(found[0]), *found[1:])
+def _flat(tensors: Sequence[Tensor], dimensions: Sequence[int]) -> tuple[list[Tensor], torch.Size]:
+    """Tensors with one batch dimension, by the dimensions of one entry; their batch shape."""
+    entries = [x.shape[x.ndim - own :] for x, own in zip(tensors, dimensions, strict=True)]
+    batch = torch.broadcast_shapes(
+        *(x.shape[: x.ndim - own] for x, own in zip(tensors, dimensions, strict=True))
+    )
+    return [
+        x.expand(*batch, *entry).reshape(-1, *entry).contiguous()
+        for x, entry in zip(tensors, entries, strict=True)
+    ], batch
 
 
-def _count(batch: Sequence[int]) -> int:
-    return math.prod(batch)
+def _index(batch: torch.Size, whole: torch.Size) -> Tensor | None:
+    """Which entry of a batch each entry of the whole one takes; None: its own."""
+    if batch == whole:
+        return None
+    count = torch.arange(math.prod(batch), device="cpu").view(batch)
+    return count.expand(whole).flatten().contiguous()

@@ -1,6 +1,8 @@
-"""Checks of what a caller passes: first shapes and dtypes, then values."""
+"""What a caller passes: checks of shapes, dtypes and values; the same values for LAPACK."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -18,6 +20,20 @@ STRUCTURES = ("auto", "gen", "sym", "pos")
 # Matrices declared Hermitian may differ from their adjoints by this many eps times size times the
 # largest entry: X X^T computed with products in another order differs by up to about 2.
 _ASYMMETRY = 10.0
+
+
+def widen(x: Tensor) -> Tensor:
+    """The same values, float64 or complex128, contiguous, detached."""
+    dtype = torch.complex128 if x.dtype.is_complex else torch.float64
+    return x.detach().to(dtype).resolve_conj().resolve_neg().contiguous()
+
+
+def adjoint_of(x: Tensor) -> Tensor:
+    """The matrices x^H with the conjugation and the order carried out in memory.
+
+    Inside operators torch may have lazy conjugation switched off, and then sums ignore it.
+    """
+    return x.mT.conj_physical().contiguous()
 
 
 def check_matrix(name: str, x: object) -> Tensor:
@@ -43,6 +59,14 @@ def check_square(name: str, x: object) -> Tensor:
     if x.shape[-1] != x.shape[-2]:
         raise MatrixError(f"{name} must be square, got shape {tuple(x.shape)}")
     return x
+
+
+def number_like(a: Tensor, name: str, value: object) -> Tensor:
+    """A real number as a tensor in the precision of a."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        got = type(value).__name__
+        raise OptionTypeError(f"{name} must be a real number or a tensor, got {got}")
+    return torch.tensor(float(value), dtype=REAL[a.dtype], device=a.device)
 
 
 def check_alike(**tensors: Tensor) -> None:
@@ -71,32 +95,24 @@ def check_structure(assume_a: object) -> str:
 
 
 def check_right_side(
-    q: object, k: int, d: int, batch: tuple[int, ...], name: str = "q"
+    q: object, k: int, d: int, batch: Sequence[int], name: str = "q"
 ) -> torch.Size:
-    """Require q of shape (..., k, d) and return the batch shape of the solution.
-
-    Args:
-        q: what was passed.
-        k: size of a.
-        d: size of b.
-        batch: broadcast batch shape of a and b.
-        name: of the argument.
-    """
+    """Require (..., k, d) and return what it broadcasts to with the batch shape of a and b."""
     q = check_matrix(name, q)
     if q.shape[-2:] != (k, d):
         raise MatrixError(
             f"{name} must have shape (..., {k}, {d}), as many rows as a and columns as b, got "
             f"{tuple(q.shape)}"
         )
-    return broadcast(**{"a and b": tuple(batch), name: tuple(q.shape[:-2])})
+    return broadcast(**{"a and b": batch, name: q.shape[:-2]})
 
 
-def broadcast(**shapes: tuple[int, ...]) -> torch.Size:
+def broadcast(**shapes: Sequence[int]) -> torch.Size:
     """The common batch shape."""
     try:
         return torch.broadcast_shapes(*shapes.values())
     except RuntimeError as error:
-        texts = " and ".join(f"{shape} of {name}" for name, shape in shapes.items())
+        texts = " and ".join(f"{tuple(shape)} of {name}" for name, shape in shapes.items())
         raise MatrixError(f"batch dimensions do not broadcast: {texts}") from error
 
 
@@ -107,16 +123,7 @@ def check_finite(name: str, size: float) -> None:
 
 
 def check_hermitian(name: str, structure: str, n: int, size: float, gap: float, eps: float) -> None:
-    """|A - A^H| is no more than rounding.
-
-    Args:
-        name: of the matrix.
-        structure: "sym" or "pos".
-        n: its order.
-        size: largest |a_ij|.
-        gap: largest |a_ij - conj(a_ji)|.
-        eps: of its dtype.
-    """
+    """The largest |a_ij - conj(a_ji)| is rounding beside the largest |a_ij| of n x n entries."""
     if gap > _ASYMMETRY * n * eps * size:
         raise MatrixError(
             f"{name} must be Hermitian (symmetric if real) with assume_a={structure!r}, but "

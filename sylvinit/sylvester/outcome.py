@@ -6,19 +6,15 @@ import math
 import os
 import sys
 import warnings
-from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from sylvinit.errors import AccuracyWarning, MatrixError, SingularEquationError, SolverError
-
-# Relative residual (float64) above which a result is not handed out. The worst seen, on problems
-# with condition numbers up to 1e15 and sizes up to 4608, is 3e-15.
-RESIDUAL_BOUND = 1e-12
-# For float32 and complex64: they are solved in double precision too, but weights of B given to
-# factors are rounded in the caller's precision.
-RESIDUAL_BOUND_SINGLE = 1e-5
+from sylvinit.sylvester.rounding import RESIDUAL_BOUND, RESIDUAL_BOUND_SINGLE
 
 
 class Status(IntEnum):
@@ -32,35 +28,61 @@ class Status(IntEnum):
     OVERFLOW = 5
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """The worst over a batch.
+class Mode(NamedTuple):
+    """How an equation is solved.
 
     Attributes:
-        status: of the first problem that failed.
-        problem: flat index of that problem, else of the one with the smallest separation.
-        residual: largest relative residual |AX + XB - Q| / ((|A| + |B|) |X| + |Q|).
-        separation: smallest |a_i + b_j| over the pairs that were divided by, relative to the
-            spectral radii of A and B (general matrices: to their Frobenius norms).
-        a, b: the pair that attains it, or the negative eigenvalue.
-        dropped: pairs set to zero because a_i + b_j is rounding.
+        eps: of the caller's dtype.
+        positive: pairs with a_i + b_j <= max(k, d) eps (|a| + |b|) become 0 ("pos"); otherwise a
+            modulus up to that bound is an error.
+        adjoint: A^H X + X B^H = Q is solved instead.
+        checked: False for derivatives: nothing is said of q's values or of the spectra.
     """
 
-    status: Status
-    problem: int
-    residual: float
-    separation: float
-    a: complex
-    b: complex
-    dropped: int
-
-    @classmethod
-    def empty(cls) -> Outcome:
-        """Of equations without unknowns."""
-        return cls(Status.OK, 0, 0.0, math.inf, 0.0, 0.0, 0)
+    eps: float
+    positive: bool = False
+    adjoint: bool = False
+    checked: bool = True
 
 
-def judge(outcome: Outcome, batch: tuple[int, ...], eps: float, checked: bool) -> None:
+class Outcome(NamedTuple):
+    """The worst over a batch.
+
+    The separation is the smallest |a_i + b_j| over the pairs that were divided by, relative to the
+    spectral radii of A and B (general matrices: to their Frobenius norms).
+    """
+
+    status: Status = Status.OK  # of the first problem that failed
+    problem: int = 0  # its flat index, else that of the smallest separation
+    residual: float = 0.0  # the largest, see rounding.relative_residual
+    separation: float = math.inf
+    a: complex = 0.0  # with b the pair of that separation, or the negative eigenvalue
+    b: complex = 0.0
+    dropped: int = 0  # pairs set to zero because a_i + b_j is rounding
+
+    def swapped(self) -> Outcome:
+        """The same of B X^H + X^H A = Q^H."""
+        return self._replace(a=self.b, b=self.a)
+
+
+def closest_pair(
+    values_a: Tensor, values_b: Tensor, distances: Tensor, size: Tensor, batch: torch.Size
+) -> Outcome:
+    """The pair whose distance |a_i + b_j|, (..., m, n), is smallest beside the size (...)."""
+    relative = distances / torch.where(size > 0, size, 1.0)[..., None, None]
+    m, n = distances.shape[-2:]
+    relative = relative.expand(*batch, m, n).flatten()
+    at = int(relative.argmin())
+    problem, i, j = at // (m * n), at // n % m, at % n
+    return Outcome(
+        problem=problem,
+        separation=float(relative[at]),
+        a=complex(values_a.expand(*batch, m).reshape(-1, m)[problem, i]),
+        b=complex(values_b.expand(*batch, n).reshape(-1, n)[problem, j]),
+    )
+
+
+def judge(outcome: Outcome, batch: tuple[int, ...], eps: float, checked: bool = True) -> None:
     """Raise or warn as the outcome asks for.
 
     Args:
@@ -135,11 +157,8 @@ def _callers_level() -> int:
 def _where(problem: int, batch: tuple[int, ...]) -> str:
     if not batch:
         return ""
-    index = []
-    for size in reversed(batch):
-        index.append(problem % size)
-        problem //= size
-    return f" (in batch entry {tuple(reversed(index))})"
+    entry = tuple(int(i) for i in np.unravel_index(problem, batch))
+    return f" (in batch entry {entry})"
 
 
 def _number(value: complex) -> str:

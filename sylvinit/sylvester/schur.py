@@ -5,120 +5,84 @@ A = U R U^H, B = V S V^H, R Y + Y S = U^H Q V, X = U Y V^H (Bartels and Stewart 
 
 from __future__ import annotations
 
-import math
-from dataclasses import replace
-from typing import Any
-
 import numpy as np
 import scipy.linalg
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from sylvinit.errors import SolverError
-from sylvinit.sylvester.outcome import Outcome, Status
+from sylvinit.sylvester.matrices import adjoint_of
+from sylvinit.sylvester.outcome import Mode, Outcome, Status, closest_pair
+from sylvinit.sylvester.rounding import frobenius_norm, refine, zero_threshold
 
 
 def decompose(a: Tensor) -> tuple[Tensor, Tensor]:
     """Schur vectors and Schur forms of CPU matrices (..., n, n), float64 or complex128."""
     vectors, forms = torch.empty_like(a), torch.empty_like(a)
     output = "complex" if a.dtype.is_complex else "real"
-    flat = zip(_matrices(a), _matrices(vectors), _matrices(forms), strict=True)
-    for matrix, basis, core in flat:
+    for at in np.ndindex(*a.shape[:-2]):
         try:
-            core[...], basis[...] = scipy.linalg.schur(matrix, output=output)
+            form, basis = scipy.linalg.schur(a[at].numpy(), output=output)
         except scipy.linalg.LinAlgError as error:
             raise SolverError(f"the Schur form of size {a.shape[-1]} failed: {error}") from error
+        forms[at], vectors[at] = torch.from_numpy(form), torch.from_numpy(basis)
     return vectors, forms
 
 
+def eigenvalues(t: Tensor) -> Tensor:
+    """Of Schur forms (..., n, n), upper or lower triangular with 2 x 2 blocks if real."""
+    diagonal = t.diagonal(dim1=-2, dim2=-1)
+    if t.dtype.is_complex or t.shape[-1] < 2:
+        return diagonal.to(torch.complex128)
+    above, below = t.diagonal(1, dim1=-2, dim2=-1), t.diagonal(-1, dim1=-2, dim2=-1)
+    # A block has entries of opposite sign on both sides; elsewhere one of them is zero.
+    imaginary = above.abs().sqrt() * below.abs().sqrt()
+    pad = torch.nn.functional.pad
+    return torch.complex(diagonal, pad(imaginary, (0, 1)) - pad(imaginary, (1, 0)))
+
+
 def solve(
-    factors: tuple[Tensor, Tensor, Tensor, Tensor],
-    indices: tuple[Tensor | None, Tensor | None, Tensor | None],
     matrices: tuple[Tensor, Tensor],
+    factors: tuple[Tensor, Tensor, Tensor, Tensor],
     q: Tensor,
-    x: Tensor,
-    *,
-    eps: float,
-    examine: bool,
-    adjoint: bool,
-) -> Outcome:
+    mode: Mode,
+) -> tuple[Tensor, Outcome]:
     """X, one equation at a time; arguments as for lapack.solve."""
-    a, b = (_matrices(matrix) for matrix in matrices)
-    u, r, v, s = (_matrices(factor) for factor in factors)
-    right, solutions = _matrices(q), _matrices(x)
-    picks = [range(len(x)) if index is None else index.tolist() for index in indices]
-    worst = Outcome.empty()
+    parts = (*matrices, *factors, q)
+    batch = torch.broadcast_shapes(*(part.shape[:-2] for part in parts))
+    _, r, _, s = factors
+    values_r, values_s = eigenvalues(r), eigenvalues(s)
+    distances = (values_r[..., :, None] + values_s[..., None, :]).abs()
+    size = frobenius_norm(r) + frobenius_norm(s)
+    outcome = closest_pair(values_r, values_s, distances, size, batch)
+    if mode.checked and outcome.separation <= zero_threshold(q, mode.eps):
+        return q, outcome._replace(status=Status.SINGULAR)
+    x = q.new_empty((*batch, *q.shape[-2:]))
+    a, b, u, r, v, s, right = (part.expand(*batch, *part.shape[-2:]) for part in parts)
     residual = 0.0
-    for i, (ia, ib, iq) in enumerate(zip(*picks, strict=True)):
-        outcome = _separation(r[ia], s[ib], i)
-        if examine and outcome.separation <= max(x.shape[-2:]) * eps:
-            return outcome
-        if outcome.separation < worst.separation:
-            worst = outcome
-        y = _apply(u[ia], r[ia], v[ib], s[ib], right[iq], adjoint)
-        if y is None:
-            if examine:
-                return replace(outcome, status=Status.OVERFLOW)
-            solutions[i] = np.nan
-            continue
-        defect, size = _defect(a[ia], b[ib], right[iq], y, adjoint)
-        correction = _apply(u[ia], r[ia], v[ib], s[ib], defect, adjoint)
-        if correction is not None:
-            after, _ = _defect(a[ia], b[ib], right[iq], y + correction, adjoint)
-            if _norm(after) < _norm(defect):
-                y, defect = y + correction, after
-        solutions[i] = y
-        error = _norm(defect)
-        residual = float(np.maximum(residual, error / size if error != 0 else 0.0))
-    return Outcome(Status.OK, worst.problem, residual, worst.separation, worst.a, worst.b, 0)
+    for problem, at in enumerate(np.ndindex(*batch)):
+        x[at], error = _solve_one(a[at], b[at], u[at], r[at], v[at], s[at], right[at], mode.adjoint)
+        if mode.checked and not bool(x[at].isfinite().all()):
+            return q, outcome._replace(status=Status.OVERFLOW, problem=problem)
+        residual = float(np.maximum(residual, error))
+    return x, outcome._replace(residual=residual)
 
 
-def _matrices(x: Tensor) -> NDArray[np.generic]:
-    """A batch as a NumPy view (count, rows, columns)."""
-    return x.reshape(math.prod(x.shape[:-2]), *x.shape[-2:]).numpy()
-
-
-def _apply(u: Any, r: Any, v: Any, s: Any, q: Any, adjoint: bool) -> Any:
-    trsyl = scipy.linalg.get_lapack_funcs("trsyl", (r, s))
-    op = ("C" if np.iscomplexobj(r) else "T") if adjoint else "N"
-    y, scale, info = trsyl(r, s, u.conj().T @ q @ v, trana=op, tranb=op)
-    if info < 0 or scale != 1:
-        return None
-    return u @ y @ v.conj().T
-
-
-def _defect(a: Any, b: Any, q: Any, x: Any, adjoint: bool) -> tuple[Any, float]:
+def _solve_one(
+    a: Tensor, b: Tensor, u: Tensor, r: Tensor, v: Tensor, s: Tensor, q: Tensor, adjoint: bool
+) -> tuple[Tensor, float]:
     if adjoint:
-        a, b = a.conj().T, b.conj().T
-    return q - a @ x - x @ b, (_norm(a) + _norm(b)) * _norm(x) + _norm(q)
+        a, b = adjoint_of(a), adjoint_of(b)
+    trsyl = scipy.linalg.get_lapack_funcs("trsyl", (r.numpy(), s.numpy()))
+    op = ("C" if r.is_complex() else "T") if adjoint else "N"
+    u_adjoint, v_adjoint = adjoint_of(u), adjoint_of(v)
 
+    def solve(right: Tensor) -> Tensor:
+        inside = (u_adjoint @ right @ v).numpy()
+        y, scale, info = trsyl(r.numpy(), s.numpy(), inside, trana=op, tranb=op)
+        if info < 0 or scale != 1:  # it would overflow
+            return torch.full_like(right, torch.nan)
+        return u @ torch.from_numpy(y) @ v_adjoint
 
-def _norm(x: Any) -> float:
-    """Frobenius norm without squares that over- or underflow."""
-    scale = float(np.abs(x).max(initial=0.0))
-    return float(np.linalg.norm(x / scale)) * scale if 0 < scale < np.inf else scale
-
-
-def _separation(r: NDArray[np.generic], s: NDArray[np.generic], problem: int) -> Outcome:
-    """The pair of eigenvalues with the smallest sum, as a singular one."""
-    values_r, values_s = (_eigenvalues(matrix) for matrix in (r, s))
-    sums = np.abs(values_r[:, None] + values_s)
-    i, j = np.unravel_index(sums.argmin(), sums.shape)
-    size = _norm(r) + _norm(s)
-    relative = float(sums[i, j]) / size if size else 0.0
-    return Outcome(
-        Status.SINGULAR, problem, 0.0, relative, complex(values_r[i]), complex(values_s[j]), 0
-    )
-
-
-def _eigenvalues(t: NDArray[np.generic]) -> NDArray[np.complex128]:
-    """Of a (quasi-)triangular matrix."""
-    values = np.diag(t).astype(np.complex128)
-    if not np.iscomplexobj(t):
-        below, above = np.diag(t, -1), np.diag(t, 1)
-        for i in np.flatnonzero(below):  # LAPACK makes the diagonal of a 2 x 2 block constant
-            imaginary = 1j * np.sqrt(abs(below[i])) * np.sqrt(abs(above[i]))
-            values[i] += imaginary
-            values[i + 1] -= imaginary
-    return values
+    norms = frobenius_norm(a) + frobenius_norm(b)
+    return refine(q, solve, lambda x: q - a @ x - x @ b, norms, above=0.0)

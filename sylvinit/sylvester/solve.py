@@ -15,7 +15,7 @@ from sylvinit.sylvester.matrices import (
     check_square,
     check_structure,
 )
-from sylvinit.sylvester.spectral import frobenius_norm
+from sylvinit.sylvester.rounding import frobenius_norm, relative_residual
 
 
 def solve_sylvester(a: Tensor, b: Tensor, q: Tensor, *, assume_a: str = "auto") -> Tensor:
@@ -54,8 +54,8 @@ def solve_sylvester(a: Tensor, b: Tensor, q: Tensor, *, assume_a: str = "auto") 
         AccuracyWarning: min |a_i + b_j| is below sqrt(eps) of |A| + |B|.
 
     Derivatives: reverse and forward mode at any order, torch.func transforms and torch.compile.
-    Gradients for A and B are not symmetrised: with "sym" and "pos" they hold for any
-    parametrisation of Hermitian matrices.
+    Gradients for A and B are not symmetrized: with "sym" and "pos" they hold for any
+    parametrization of Hermitian matrices.
 
     Example:
         >>> a, b = torch.tensor([[2.0]]), torch.tensor([[1.0]])
@@ -69,7 +69,7 @@ def solve_sylvester(a: Tensor, b: Tensor, q: Tensor, *, assume_a: str = "auto") 
         if x is not None:
             return x
     check_alike(a=a, b=b, q=q)
-    batch = broadcast(a=tuple(a.shape[:-2]), b=tuple(b.shape[:-2]))
+    batch = broadcast(a=a.shape[:-2], b=b.shape[:-2])
     check_right_side(q, a.shape[-1], b.shape[-1], batch)
     return operators.solve(a, b, q, structure)
 
@@ -96,11 +96,9 @@ def sylvester_residual(a: Tensor, b: Tensor, q: Tensor, x: Tensor) -> Tensor:
     a, b = check_square("a", a), check_square("b", b)
     q, x = check_matrix("q", q), check_matrix("x", x)
     check_alike(a=a, b=b, q=q, x=x)
-    batch = broadcast(a=tuple(a.shape[:-2]), b=tuple(b.shape[:-2]))
+    batch = broadcast(a=a.shape[:-2], b=b.shape[:-2])
     check_right_side(q, a.shape[-1], b.shape[-1], batch)
     check_right_side(x, a.shape[-1], b.shape[-1], batch, name="x")
     wide = torch.complex128 if a.dtype.is_complex else torch.float64
     a, b, q, x = a.to(wide), b.to(wide), q.to(wide), x.to(wide)
-    norm = frobenius_norm
-    size = (norm(a) + norm(b)) * norm(x) + norm(q)
-    return norm(a @ x + x @ b - q) / torch.where(size > 0, size, 1.0)
+    return relative_residual(a @ x + x @ b - q, frobenius_norm(a) + frobenius_norm(b), x, q)

@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from sylvinit import correlated_init_, correlated_normal_, filter_correlation, priors
+from sylvinit.checks import Selection
 from sylvinit.correlated import (
     FilterCorrelation,
     fit_distance_model,
     resample_correlation,
     scale_correlation,
 )
-from sylvinit.correlated import apply as driver
+from sylvinit.correlated.choice import assign_matrices, choose_layers
 from sylvinit.errors import (
     SylvinitWarning,
 )
@@ -99,7 +100,7 @@ class Layers(nn.Module):
         self.head.weight = self.words.weight
         self.twin = nn.Conv2d(4, 6, 3)
         self.twin.weight = self.square.weight
-        self.quantised = nn.Conv2d(2, 2, 3, dtype=torch.complex64)
+        self.quantized = nn.Conv2d(2, 2, 3, dtype=torch.complex64)
 
 
 def test_kinds_of_layers() -> None:
@@ -119,9 +120,9 @@ def test_kinds_of_layers() -> None:
         "up": "a transposed convolution, whose fan-in depends on the output pixel",
         "head": "its weight is tied to words (Embedding)",
         "twin": "shares its weight with square",
-        "quantised": "its weight is torch.complex64, not a real floating-point tensor",
+        "quantized": "its weight is torch.complex64, not a real floating-point tensor",
     }
-    alone = ("up.weight", "up.bias", "norm.weight", "norm.bias", "words.weight", "quantised.weight")
+    alone = ("up.weight", "up.bias", "norm.weight", "norm.bias", "words.weight", "quantized.weight")
     for name in (*alone, "head.bias", "twin.bias"):
         assert torch.equal(model.get_parameter(name), before[name]), name
     shapes = [
@@ -178,18 +179,15 @@ SMOOTH = smooth_correlation((3, 3))
 NAMED = FilterCorrelation.of(torch.from_numpy(SMOOTH), (3, 3))
 
 
-def matrices(monkeypatch: pytest.MonkeyPatch, model: nn.Module, corr: Any, **options: Any) -> Any:
-    """R of every layer that is drawn; None for He's distribution."""
-    seen: dict[str, Any] = {}
-
-    def spy(job: Any, *args: Any) -> Any:
-        seen[job.layer.name] = job.matrix
-        return original(job, *args)
-
-    original = driver._draw
-    monkeypatch.setattr(driver, "_draw", spy)
-    seen["report"] = init(model, corr, **options)
-    return seen
+def matrices(model: nn.Module, corr: Any, strength: float = 1.0) -> Any:
+    """R of every layer, None for He's distribution, and that weights are drawn with it."""
+    choice = choose_layers(model, Selection.of(None, None))
+    assign_matrices(corr, choice, strength)
+    init(model, corr, strength=strength)
+    weights = [job.layer.module.weight for job in choice.jobs]
+    layers = [(tuple(w.shape), job.matrix) for w, job in zip(weights, choice.jobs, strict=True)]
+    assert all(map(torch.equal, weights, expected(*layers)))
+    return {job.layer.name: job.matrix for job in choice.jobs}
 
 
 def stack(*kernels: int) -> nn.Sequential:
@@ -197,8 +195,8 @@ def stack(*kernels: int) -> nn.Sequential:
 
 
 @pytest.mark.parametrize("corr", [SMOOTH, SMOOTH.tolist(), NAMED, torch.from_numpy(SMOOTH).float()])
-def test_a_matrix_in_any_form(corr: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = matrices(monkeypatch, stack(3, 5, 1), corr, strength=0.5)
+def test_a_matrix_in_any_form(corr: Any) -> None:
+    found = matrices(stack(3, 5, 1), corr, strength=0.5)
     # float32 costs 6e-8 of an entry, which the fit of the distance model does not enlarge.
     torch.testing.assert_close(found["0"], scale_correlation(SMOOTH, 0.5), rtol=0, atol=1e-7)
     made = scale_correlation(fit_distance_model(SMOOTH).matrix(5), 0.5)
@@ -206,45 +204,45 @@ def test_a_matrix_in_any_form(corr: Any, monkeypatch: pytest.MonkeyPatch) -> Non
     assert found["2"] is None
 
 
-def test_names_and_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_names_and_files(tmp_path: Path) -> None:
     priors.save(PRIOR, tmp_path / "mine.txt")
     for corr in ("resnet10-cifar10", str(tmp_path / "mine.txt"), tmp_path / "mine.txt"):
-        found = matrices(monkeypatch, stack(3), {"0": corr})
+        found = matrices(stack(3), {"0": corr})
         assert torch.equal(found["0"], PRIOR)
     assert init(stack(3), "resnet10-cifar10").settings["corr"] == "resnet10-cifar10"
-    assert torch.equal(matrices(monkeypatch, stack(3), [tmp_path / "mine.txt"])["0"], PRIOR)
+    assert torch.equal(matrices(stack(3), [tmp_path / "mine.txt"])["0"], PRIOR)
 
 
-def test_patterns(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_patterns() -> None:
     model = nn.ModuleDict({"a[0]": stack(3, 3), "b": nn.Conv2d(2, 2, 3), "c": nn.Linear(2, 2)})
     first, second = equal_correlation(9, 0.1), equal_correlation(9, 0.2)
-    found = matrices(monkeypatch, model, {"a[0].1": first, "a*": second})
+    found = matrices(model, {"a[0].1": first, "a*": second})
     assert torch.equal(found["a[0].1"], torch.from_numpy(first))
     assert torch.equal(found["a[0].0"], torch.from_numpy(second))
     assert found["b"] is found["c"] is None
-    report = found["report"]
+    report = init(model, {"a[0].1": first, "a*": second})
     assert report["b"].notes == ["no matrix is given for it: He's normal distribution"]
     assert (report["b"].code, report["c"].notes) == ("he", [])
 
 
-def test_the_matrices_of_another_network(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_matrices_of_another_network() -> None:
     source = small_net(seed=3)
     each = filter_correlation(source, per_layer=True)
-    found = matrices(monkeypatch, small_net(), each)
+    found = matrices(small_net(), each)
     assert torch.equal(found["conv1"], each["conv1"])
     assert torch.equal(found["conv2"], each["conv2"])
     single = nn.Conv2d(3, 8, 3)
-    found = matrices(monkeypatch, nn.Conv2d(3, 8, 3), filter_correlation(single, per_layer=True))
+    found = matrices(nn.Conv2d(3, 8, 3), filter_correlation(single, per_layer=True))
     assert torch.equal(found[""], filter_correlation(single))
 
 
 @pytest.mark.parametrize(
     ("count", "picked"), [(1, "0000"), (2, "0011"), (3, "0112"), (4, "0123"), (7, "0246")]
 )
-def test_a_list_by_relative_depth(count: int, picked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_list_by_relative_depth(count: int, picked: str) -> None:
     """A pointwise layer in between does not count."""
     several = [equal_correlation(9, 0.1 * (i + 1)) for i in range(count)]
-    found = matrices(monkeypatch, stack(3, 1, 3, 3, 3), several)
+    found = matrices(stack(3, 1, 3, 3, 3), several)
     chosen = [several[int(i)] for i in picked]
     for name, wanted in zip(("0", "2", "3", "4"), chosen, strict=True):
         assert torch.equal(found[name], torch.from_numpy(wanted))
@@ -257,9 +255,9 @@ def test_plain_matrices_of_other_kernels(
     """A matrix of as many taps as the layer has is the layer's."""
     conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[len(kernel) - 1](2, 2, kernel)
     corr = smooth_correlation(kernel)
-    found = matrices(monkeypatch, conv, corr)
+    found = matrices(conv, corr)
     assert torch.equal(found[""], torch.from_numpy(corr))
-    assert not found["report"][""].notes
+    assert not init(conv, corr)[""].notes
 
 
 def test_clipping_warns_once_at_the_callers_line() -> None:

@@ -1,4 +1,4 @@
-"""correlated_init_ where it must not or cannot write: errors, parametrisations, wrappers."""
+"""correlated_init_ where it must not or cannot write: errors, parametrizations, wrappers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from sylvinit.errors import (
     SylvinitError,
 )
 from sylvinit.execution.guard import ModelGuard
-from sylvinit.model import ConvLayer
+from sylvinit.model import ConvLayer, LinearLayer
 
 PRIOR = priors.load("resnet10-cifar10")
 
@@ -39,13 +39,13 @@ def net(last: nn.Module | None = None) -> nn.Sequential:
 
 
 def differences(before: Snapshot, model: nn.Module) -> list[str]:
-    """All but where parametrised weights lie: torch gives their originals other memory."""
+    """All but where parametrized weights lie: torch gives their originals other memory."""
     found = before.differences(Snapshot.of(model))
     return [name for name in found if not name.startswith("tensors: 1.param")]
 
 
 class Absolute(nn.Module):
-    """A parametrisation that has no negative numbers."""
+    """A parametrization that has no negative numbers."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.abs()
@@ -54,35 +54,35 @@ class Absolute(nn.Module):
         return x
 
 
-def _parametrised(last: nn.Module, parametrisation: Any) -> nn.Module:
-    if isinstance(parametrisation, nn.Module):
-        parametrize.register_parametrization(last, "weight", parametrisation)
+def _parametrized(last: nn.Module, parametrization: Any) -> nn.Module:
+    if isinstance(parametrization, nn.Module):
+        parametrize.register_parametrization(last, "weight", parametrization)
         return last
-    return parametrisation(last)
+    return parametrization(last)
 
 
 # ----------------------------------------------------------------------------- failures half way
 
 
 @pytest.mark.parametrize(
-    "parametrisation", [Absolute(), parametrizations.spectral_norm, parametrizations.orthogonal]
+    "parametrization", [Absolute(), parametrizations.spectral_norm, parametrizations.orthogonal]
 )
 @pytest.mark.parametrize("make", [lambda: nn.Conv2d(4, 3, 3), lambda: nn.Linear(4, 3)])
-def test_a_parametrisation_that_cannot_represent_the_weight(
-    make: Any, parametrisation: Any
+def test_a_parametrization_that_cannot_represent_the_weight(
+    make: Any, parametrization: Any
 ) -> None:
-    model = net(_parametrised(make(), parametrisation))
+    model = net(_parametrized(make(), parametrization))
     before = {name: value.clone() for name, value in model[2].state_dict().items()}
     report = correlated_init_(model, PRIOR)
     assert report["1"].status == "drawn"
     assert (report["2"].status, report["2"].code) == ("skipped", "")
-    assert "the parametrization of weight" in report["2"].reason
+    assert "of weight cannot" in report["2"].reason
     after = model[2].state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
 
 
 def test_no_layer_that_can_be_written() -> None:
-    model = nn.Sequential(_parametrised(nn.Conv2d(4, 3, 3), Absolute()), nn.Linear(3, 2))
+    model = nn.Sequential(_parametrized(nn.Conv2d(4, 3, 3), Absolute()), nn.Linear(3, 2))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.get_rng_state()
     with pytest.raises(ModelError, match="no layer with spatial filters could be drawn"):
@@ -96,7 +96,7 @@ class UsersError(Exception):
 
 
 @pytest.mark.parametrize("error", [UsersError(), KeyboardInterrupt(), MemoryError()])
-@pytest.mark.parametrize("place", ["draw", "write", "weight", "bias", "copies"])
+@pytest.mark.parametrize("place", ["draw", "weight", "bias", "copies"])
 def test_any_other_failure(
     place: str, error: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,7 +110,6 @@ def test_any_other_failure(
 
     owner, name = {
         "draw": (driver, "draw_filters"),
-        "write": (driver, "_write"),
         "weight": (ConvLayer, "set_weight"),
         "bias": (ModelGuard, "save"),
         "copies": (ModelGuard, "remember"),
@@ -135,15 +134,15 @@ def test_weights_had_been_written_by_then(monkeypatch: pytest.MonkeyPatch) -> No
     model, seen = net(), {}
     old = model[0].conv1.weight.detach().clone()
 
-    def fail(job: Any, *args: Any) -> None:
-        if job.layer.name == "2":
+    def fail(layer: Any, weight: Tensor) -> None:
+        if layer.name == "2":
             seen["changed"] = not torch.equal(model[0].conv1.weight, old)
             seen["training"] = any(module.training for module in model.modules())
             raise UsersError
-        original(job, *args)
+        original(layer, weight)
 
-    original = driver._write
-    monkeypatch.setattr(driver, "_write", fail)
+    original = LinearLayer.set_weight
+    monkeypatch.setattr(LinearLayer, "set_weight", fail)
     with pytest.raises(UsersError):
         correlated_init_(model, PRIOR)
     assert seen == {"changed": True, "training": False}

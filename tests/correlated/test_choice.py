@@ -63,7 +63,7 @@ def test_a_list_goes_by_the_depth_among_all_convolutions() -> None:
     assert notes == [[f"mean correlation of its taps {mean:.3f}"] for mean in means[1:]]
 
 
-class Factorised(nn.Conv2d):
+class Factorized(nn.Conv2d):
     """A convolution without a weight of its own, or with one of another shape."""
 
     def __init__(self, gone: bool) -> None:
@@ -79,7 +79,7 @@ class Factorised(nn.Conv2d):
 
 @pytest.mark.parametrize("gone", [False, True])
 def test_subclasses_with_other_weights_are_left_alone(gone: bool) -> None:
-    model = nn.Sequential(Factorised(gone), nn.Conv2d(4, 4, 3))
+    model = nn.Sequential(Factorized(gone), nn.Conv2d(4, 4, 3))
     report = correlated_init_(model)
     assert [layer.name for layer in report.layers] == ["1"]
     assert gone or not bool(model[0].weight.any())
@@ -118,7 +118,7 @@ def test_lazy_models_are_refused_as_they_are() -> None:
 
 
 def oscillation(samples: int = 64) -> Tensor:
-    """Rows of period two with a random sign and a little noise: neighbours are opposite."""
+    """Rows of period two with a random sign and a little noise: neighbors are opposite."""
     generator = torch.Generator().manual_seed(0)
     sign = torch.randn(samples, 1, 1, generator=generator).sign()
     wave = torch.tensor([1.0, -1.0]).repeat(16)

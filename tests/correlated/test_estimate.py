@@ -205,7 +205,7 @@ def test_kernels(conv: nn.Module, kernel: Any, shape: tuple[int, ...]) -> None:
 
 
 class Jitter(nn.Module):
-    """A parametrisation that draws random numbers and counts its calls."""
+    """A parametrization that draws random numbers and counts its calls."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -306,7 +306,7 @@ CONSTANT = {"pruned.weight": torch.full((4, 4, 3, 3), 0.1), "b.weight": weight(4
         (nn.Conv2d(1, 1, 3), {"per_layer": True}, ModelError, "no layer has two filters of 3 x 3"),
         (_tap(math.nan), {}, DataError, "weight holds NaN or Inf"),
         ({"x.weight": _tap(-math.inf)}, {}, DataError, r"x\.weight holds NaN or Inf"),
-        (torch.ones(4, 4, 3, 3).int(), {}, OptionTypeError, r"got torch\.int32; dequantise"),
+        (torch.ones(4, 4, 3, 3).int(), {}, OptionTypeError, r"got torch\.int32; dequantize"),
         (_tap(0).cfloat(), {}, OptionTypeError, r"floating-point weight, got torch\.complex64"),
         (nn.Conv2d(2, 2, 3, device="meta"), {}, ModelError, "weight is on the meta device"),
         (nn.Sequential(nn.LazyConv2d(2, 3)), {}, ModelError, "0 is lazy and has no weight yet"),

@@ -39,7 +39,7 @@ def test_rank_of_a_known_spectrum(values: list[float], n: int, d: int, center: b
     assert found == pytest.approx(entropy_rank(values), rel=1e-9)
 
 
-def test_centring_and_flattening() -> None:
+def test_centering_and_flattening() -> None:
     features = with_spectrum([1.0, 1.0, 1.0], 10, 6).reshape(10, 2, 3) + 5.0
     assert effective_rank(features) == pytest.approx(3, rel=1e-12)
     x = features.reshape(10, 6).numpy()

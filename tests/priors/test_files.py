@@ -44,7 +44,7 @@ def test_every_built_in_matrix_is_one(name: str) -> None:
     profile = correlation_by_distance(corr)
     assert profile.standard_error is not None
     assert bool((profile.standard_error > 0).all())
-    assert profile.correlation[0] == profile.correlation.max()  # neighbours
+    assert profile.correlation[0] == profile.correlation.max()  # neighbors
 
 
 def test_the_mean_of_resnet_10() -> None:

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 import sylvinit
 from sylvinit.backends import choose
-from sylvinit.backends.eigen import Thresholds, eigh, solve_positive
+from sylvinit.backends.eigen import Thresholds, eigh
 from sylvinit.codes import PCA
+from sylvinit.sylvester.semidefinite import solve_positive
 
 
 def _initialized(x: Tensor, labels: Tensor, dtype: torch.dtype, **options: Any) -> nn.Sequential:

@@ -1,4 +1,4 @@
-"""On real images: how alike neighbouring pixels are, and what that does to the output variance."""
+"""On real images: how alike neighboring pixels are, and what that does to the output variance."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def images(cifar10_folder: Path) -> Tensor:
     return normalise_cifar10(load_cifar10(cifar10_folder, train=True).inputs[:200])
 
 
-def test_neighbouring_pixels_are_alike(images: Tensor) -> None:
+def test_neighboring_pixels_are_alike(images: Tensor) -> None:
     """0.92 at distance 1 here, 0.52 across the diagonal; falling, but for the direction."""
     corr = sylvinit.input_correlation(nn.Conv2d(3, 4, 5), images, patches=40)[""]
     profile = correlation_by_distance(corr).correlation

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import product
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,10 +25,11 @@ from sylvester_problems import (
 )
 
 import sylvinit
+from sylvinit.backends import Backend, eigen
 from sylvinit.cli import main
 from sylvinit.errors import SolverError
-from sylvinit.sylvester import compute, lapack, routes, spectral
-from sylvinit.sylvester.threads import threads_for
+from sylvinit.sylvester import compute, lapack, spectral
+from sylvinit.sylvester.lapack import threads_for
 
 STRUCTURES = ("gen", "sym", "pos")
 needs_compiled = pytest.mark.skipif(not lapack.AVAILABLE, reason="no compiled module")
@@ -118,49 +120,31 @@ def test_fallback_uses_nothing_compiled(structure, monkeypatch) -> None:
         assert relative_error(x, kronecker_solution(wide(a), wide(b), wide(q))) <= 1e-13
 
 
-# ------------------------------------------------------------------------------------- the table
-
-
-def test_choice_follows_the_table(monkeypatch) -> None:
-    for available in (True, False):
-        monkeypatch.setattr(lapack, "AVAILABLE", available)
-        table = routes.table()
-        assert [row.name for row in table] == ["tridiagonal", "spectral", "schur"]
-        assert [row.available for row in table] == [available, True, True]
-        for device in (torch.device("cpu"), torch.device("meta"), torch.device("cuda", 1)):
-            for structure in STRUCTURES:
-                expected = next(
-                    row.name
-                    for row in table
-                    if row.available
-                    and structure in row.structures
-                    and (device.type in row.devices or "*" in row.devices)
-                )
-                assert routes.choose(structure, device) == expected
-            assert routes.choose("auto", device) == "schur"
-
-
-def test_table_says_why_a_route_does_not_run(monkeypatch) -> None:
-    monkeypatch.setattr(lapack, "AVAILABLE", False)
-    monkeypatch.setattr(lapack, "REASON", "no module named so")
-    first, _, last = routes.table()
-    assert "no module named so" in first.text
-    assert "SciPy" in last.text
+# ------------------------------------------------------------------------------------ the choice
 
 
 @pytest.mark.parametrize("available", [True, False])
-def test_info_prints_the_routes(available, monkeypatch, capsys) -> None:
+def test_route_by_structure_and_device(available, monkeypatch) -> None:
     monkeypatch.setattr(lapack, "AVAILABLE", available)
+    for device in (torch.device("cpu"), torch.device("meta"), torch.device("cuda", 1)):
+        compiled = available and device.type == "cpu"
+        for structure in ("sym", "pos"):
+            expected = "tridiagonal" if compiled else "spectral"
+            assert compute.choose_form(structure, device) == expected
+        for structure in ("gen", "auto"):
+            assert compute.choose_form(structure, device) == "schur"
+
+
+@pytest.mark.parametrize("available", [True, False])
+def test_info_says_what_runs_and_why_not(available, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(lapack, "AVAILABLE", available)
+    monkeypatch.setattr(lapack, "REASON", "no module named so")
     assert main(["info"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    start = next(i for i, line in enumerate(lines) if line.startswith("routes of solve_sylvester"))
-    for row, line in zip(routes.table(), lines[start + 1 :], strict=True):
-        words = line.split()
-        assert words[0] == row.name
-        assert ("does not run" in line) == (not row.available)
-        assert "/".join(row.structures) in words
-        assert "/".join(row.devices) in words
-        assert line.endswith(row.text)
+    on_cpu, on_gpu = lines[lines.index("solve_sylvester") + 1 :]
+    assert ("compiled module, batches over threads" in on_cpu) == available
+    assert ("SciPy" in on_cpu and "no module named so" in on_cpu) != available
+    assert "backend" in on_gpu
 
 
 @pytest.mark.threads(2)
@@ -241,15 +225,17 @@ def test_repeated_calls_give_the_same_bits() -> None:
 @pytest.mark.parametrize("name", ["a", "b"])
 def test_compiled_iteration_that_does_not_converge(name, monkeypatch) -> None:
     """As LAPACK reports it: the index of the matrix."""
-    decompose = lapack.decompose
+    module = lapack._lapack
     a, b, q = equation("gen", 3, 5, (4,))
     failing = {"a": 3, "b": 5}[name]
 
-    def gives_up(x, form, threads):
-        basis, core, failed = decompose(x, form, threads)
-        return basis, core, 2 if x.shape[-1] == failing else failed
+    def gives_up(which, address, count, n, *rest):
+        failed = module.decompose(which, address, count, n, *rest)
+        return 2 if n == failing else failed
 
-    monkeypatch.setattr(lapack, "decompose", gives_up)
+    functions = {key: getattr(module, key) for key in dir(module)}
+    stand_in = SimpleNamespace(**{**functions, "decompose": gives_up})
+    monkeypatch.setattr(lapack, "_lapack", stand_in)
     with pytest.raises(SolverError, match=r"did not converge .*2.*scale"):
         sylvinit.solve_sylvester(a, b, q)
     h, g, _ = equation("sym", 3, 5)
@@ -290,12 +276,11 @@ def test_eigendecomposition_that_fails_on_every_route(structure, monkeypatch) ->
 def test_wrong_eigenvectors_are_not_handed_out(structure, monkeypatch) -> None:
     """The residual is what is believed, not the decomposition."""
     monkeypatch.setattr(lapack, "AVAILABLE", False)
-    pair = spectral.decompose_pair
 
-    def transposed(a, b):
-        u, values_a, v, values_b = pair(a, b)
-        return u.mT, values_a, v.mT, values_b
+    def transposed(a, b, notes=None):
+        return tuple((values, vectors.mT) for values, vectors in eigen.eigh_pair(a, b))
 
-    monkeypatch.setattr(spectral, "decompose_pair", transposed)
+    backend = Backend("cpu", ("cpu",), "", eigh_pair=transposed)
+    monkeypatch.setattr(spectral, "choose", lambda name, device: backend)
     with pytest.raises(SolverError, match="residual"):
         sylvinit.solve_sylvester(*equation(structure, 3, 5), assume_a=structure)

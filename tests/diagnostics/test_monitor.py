@@ -238,7 +238,7 @@ def test_nothing_to_warn_of() -> None:
     [
         ({"every": 0}, OptionError, "every must be at least 1, got 0"),
         ({"every": 1.5}, OptionTypeError, "every must be a positive integer, got 1.5"),
-        ({"every": True}, OptionError, "every must be at least 1, got True"),
+        ({"every": True}, OptionTypeError, "every must be a positive integer"),
         ({"activations": 1}, OptionTypeError, "activations must be True or False, got 1"),
         ({"features": 3}, OptionTypeError, "features must be the name of a module or None"),
         ({"features": "head.weihgt"}, OptionError, r"no module 'head.weihgt'; near names are \["),

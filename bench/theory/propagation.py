@@ -15,9 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sylvinit.checks import check_number
-from sylvinit.errors import OptionError, OptionTypeError
-
 Kind = Literal["equal", "independent"]
 
 
@@ -50,13 +47,8 @@ def propagated_variance(
         inputs: "equal" pixels, or "independent" ones, N(0, 1) in either case.
         weights: of one filter: all "equal", or "independent", N(0, v) in either case.
         weight_variance: v, positive.
-
-    Raises:
-        OptionError, OptionTypeError: an argument is out of its domain or of the wrong type.
     """
-    _check(kernel, layers, inputs, weights)
-    v = check_number("weight_variance", weight_variance, positive=True)
-    n = kernel * kernel
+    v, n = weight_variance, kernel * kernel
     first, growth = n * v, n * v / 2
     if weights == "equal":
         growth *= n
@@ -71,12 +63,12 @@ def _overlap(kernel: int, layers: int) -> float:
     """What case C has of n v (n^2 v / 2)^(l - 1): the mean of 2 K / n over b(s) b(t)."""
     if layers == 1:
         return 1.0
-    box = share = torch.full((kernel,), 1 / kernel, dtype=torch.float64, device="cpu")
+    box = share = torch.full((kernel,), 1 / kernel, dtype=torch.float64)
     for _ in range(layers - 2):
         box = _convolve(box, share)
     pairs = _convolve(box, box)  # how often two positions of one axis have a lag
     reach = len(box) - 1
-    lag = torch.arange(-reach, reach + 1, dtype=torch.float64, device="cpu").abs()
+    lag = torch.arange(-reach, reach + 1, dtype=torch.float64).abs()
     axis = (1 - lag / kernel).clamp(min=0)
     rho = axis[:, None] * axis[None, :]
     arc = (1 - rho.square()).clamp(min=0).sqrt() + rho * (math.pi - torch.arccos(rho))
@@ -100,22 +92,12 @@ def simulated_variance(
     """The same by drawing networks: the mean of y_l^2, and its standard error.
 
     Args:
-        kernel, layers, inputs, weights, weight_variance: as in :func:`propagated_variance`.
+        kernel, layers, inputs, weights, weight_variance: as in propagated_variance.
         draws: networks, each with an input of its own; at least 2. The tails are heavy (a product
             of 2 l - 1 random factors): a standard error of 1 % takes 10^5 to 10^6 for three layers.
         generator: of the random numbers, on the CPU.
-
-    Raises:
-        OptionError, OptionTypeError: as above.
     """
-    _check(kernel, layers, inputs, weights)
-    if isinstance(draws, bool) or not isinstance(draws, int):
-        raise OptionTypeError(f"draws must be an integer, got {draws!r}")
-    if draws < 2:
-        raise OptionError(f"draws must be at least 2, got {draws}")
-    if not isinstance(generator, torch.Generator):
-        raise OptionTypeError(f"generator must be a torch.Generator, got {generator!r}")
-    deviation = math.sqrt(check_number("weight_variance", weight_variance, positive=True))
+    deviation = math.sqrt(weight_variance)
     total = square = 0.0
     chunk = 20_000
     for begin in range(0, draws, chunk):
@@ -141,7 +123,7 @@ def _networks(
     shape = (1, 1) if inputs == "equal" else (side, side)
 
     def normal(*size: int) -> Tensor:
-        return torch.randn(size, generator=generator, device="cpu")
+        return torch.randn(size, generator=generator)
 
     x = normal(count, *shape).expand(count, side, side)
     for layer in range(layers):
@@ -152,14 +134,3 @@ def _networks(
         y = F.conv2d(x[None], w.contiguous(), groups=count)[0]
         x = y.relu() if layer < layers - 1 else y
     return x[:, 0, 0].double()
-
-
-def _check(kernel: int, layers: int, inputs: str, weights: str) -> None:
-    for argument, value in (("kernel", kernel), ("layers", layers)):
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise OptionTypeError(f"{argument} must be an integer, got {value!r}")
-        if value < 1:
-            raise OptionError(f"{argument} must be at least 1, got {value}")
-    for argument, value in (("inputs", inputs), ("weights", weights)):
-        if value not in ("equal", "independent"):
-            raise OptionError(f"{argument} must be 'equal' or 'independent', got {value!r}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from itertools import product
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +12,7 @@ import torch
 from scipy.integrate import quad
 from scipy.signal import convolve2d
 from scipy.stats import norm
-
-from sylvinit.correlated import propagated_variance, simulated_variance
-from sylvinit.errors import OptionError, OptionTypeError
+from theory.propagation import propagated_variance, simulated_variance
 
 CASES = {
     "A": {"inputs": "equal", "weights": "equal"},
@@ -183,36 +180,3 @@ def test_seeds() -> None:
     ]
     assert runs[0] == runs[1] != runs[2]
     assert torch.equal(torch.get_rng_state(), before)
-
-
-# --------------------------------------------------------------------------------------- bad input
-
-
-@pytest.mark.parametrize(
-    ("changed", "error", "message"),
-    [
-        ({"kernel": 0}, OptionError, "kernel must be at least 1, got 0"),
-        ({"kernel": 3.0}, OptionTypeError, "kernel must be an integer"),
-        ({"kernel": (3, 3)}, OptionTypeError, "kernel must be an integer"),
-        ({"layers": 0}, OptionError, "layers must be at least 1"),
-        ({"layers": True}, OptionTypeError, "layers must be an integer"),
-        ({"inputs": "white"}, OptionError, "inputs must be 'equal' or 'independent', got 'white'"),
-        ({"weights": None}, OptionError, "weights must be 'equal' or 'independent'"),
-        ({"weight_variance": 0}, OptionError, "weight_variance must be finite and positive"),
-        ({"weight_variance": -1.0}, OptionError, "weight_variance must be finite and positive"),
-        ({"weight_variance": math.nan}, OptionError, "weight_variance must be finite"),
-        ({"weight_variance": "2"}, OptionTypeError, "weight_variance must be a number"),
-        ({"draws": 1}, OptionError, "draws must be at least 2, got 1"),
-        ({"draws": 100.0}, OptionTypeError, r"draws must be an integer, got 100\.0"),
-        ({"generator": None}, OptionTypeError, "generator must be a torch.Generator, got None"),
-    ],
-)
-def test_bad_input(changed: dict[str, Any], error: type[Exception], message: str) -> None:
-    options: dict[str, Any] = {"kernel": 3, "layers": 2, **CASES["A"], "weight_variance": 0.1}
-    options.update(changed)
-    simulated = {"draws": 10, "generator": torch.Generator(), **options}
-    with pytest.raises(error, match=message):
-        simulated_variance(simulated.pop("kernel"), simulated.pop("layers"), **simulated)
-    if not {"draws", "generator"} & set(changed):
-        with pytest.raises(error, match=message):
-            propagated_variance(options.pop("kernel"), options.pop("layers"), **options)

@@ -7,15 +7,7 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-
-from sylvinit.diagnostics.single_filter import (
-    all_active,
-    closed_form,
-    gradient_descent,
-    printed,
-    samples,
-)
-from sylvinit.errors import OptionError, OptionTypeError
+from theory.single_filter import all_active, closed_form, gradient_descent, printed, samples
 
 STEPS = 25
 
@@ -123,34 +115,3 @@ def test_start_is_left_alone_and_no_steps_return_it() -> None:
         path += 1
         assert start.tolist() == [1.0, 0.5]
         assert path.tolist() == [[2.0, 1.5]]
-
-
-@pytest.mark.parametrize("follow", [gradient_descent, closed_form, printed])
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        ({"distances": [0.1]}, OptionError, "distances: expected at least 2, got 1"),
-        ({"distances": [0.1, 1.1]}, OptionError, r"distances: expected values in \[0, 1\]"),
-        ({"distances": [0.1, float("nan")]}, OptionError, r"distances: expected values in"),
-        ({"distances": [[0.1, 0.1]]}, OptionError, r"distances: expected a vector"),
-        ({"distances": "ab"}, OptionTypeError, "distances must be a vector of numbers"),
-        ({"start": [1.0]}, OptionError, "start: expected 2 weights"),
-        ({"start": [1.0, float("inf")]}, OptionError, "start: expected finite weights"),
-        ({"start": None}, OptionTypeError, "start must be a vector of numbers"),
-        ({"rate": 0.0}, OptionError, "rate must be positive"),
-        ({"rate": float("nan")}, OptionError, "rate must be positive"),
-        ({"rate": "fast"}, OptionTypeError, "rate must be a positive number"),
-        ({"steps": -1}, OptionError, "steps must be at least 0"),
-        ({"steps": 1.5}, OptionTypeError, "steps must be an integer"),
-    ],
-)
-def test_bad_input(follow, change: dict, error: type[Exception], message: str) -> None:
-    arguments = {"start": [1.0, 0.0], "distances": [0.1, 0.2], "rate": 0.1, "steps": 2} | change
-    with pytest.raises(error, match=message):
-        follow(arguments.pop("start"), arguments.pop("distances"), **arguments)
-
-
-def test_too_many_samples() -> None:
-    with pytest.raises(OptionError, match=r"expected at most 20.*got 21"):
-        samples([0.1] * 21)
-    assert closed_form([1.0] + [0.1] * 20, [0.1] * 21, rate=0.1, steps=1).shape == (2, 21)

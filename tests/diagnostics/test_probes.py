@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sylvinit.diagnostics import Record, effective_rank, monitor
-from sylvinit.diagnostics.pooling import Pool
+from sylvinit.diagnostics.probes import PooledVariance
 
 # Sums of at most a few thousand numbers in float64.
 NEAR = {"rtol": 1e-12, "atol": 0}
@@ -129,9 +129,11 @@ def test_evaluation_and_unrecorded_updates_are_not_mixed_in() -> None:
 
 
 def test_unrecorded_updates_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, calls, add = make_model(), [], Pool.add
+    model, calls, add = make_model(), [], PooledVariance.add
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    monkeypatch.setattr(Pool, "add", lambda pool, x: (calls.append(x.shape), add(pool, x)))
+    monkeypatch.setattr(
+        PooledVariance, "add", lambda pool, x: (calls.append(x.shape), add(pool, x))
+    )
     with monitor(model, every=3):
         for x, y in batches(6):
             loss(model, x, y).backward()
@@ -225,9 +227,9 @@ def test_low_precision_is_pooled_in_float32() -> None:
 def test_variance_of_a_view_that_is_not_dense(offset: float) -> None:
     x = torch.randn(64, 32, 58, 58, generator=torch.Generator().manual_seed(0)) + offset
     for view in (x[:, :, 1:-1, 1:-1], x[:, :, ::2, 1::2], x[:, 2:5], x.mT, x):
-        pool = Pool()
+        pool = PooledVariance()
         pool.add(view)
-        variance = pool.variance()
+        variance = pool.value
         assert variance is not None
         # float32 deviations: the worst seen is 2e-7.
         np.testing.assert_allclose(variance, view.double().var(correction=0), rtol=1e-6)
