@@ -23,7 +23,7 @@ class LayerReport:
             it, such as heads whose labels' likelihood was fitted.
         d_in, d_out: inputs and outputs per group.
         groups: number of groups, each with an equation of its own.
-        patches: rows or patches behind the moments.
+        rows: samples, tokens or patches behind the moments; ``patches`` is its older name.
         rank: numerical rank of the input covariance (largest over groups).
         filled: outputs per group that the code did not provide; see the notes.
         residual: |AW + WB - Q| / ((|A| + |B|)|W| + |Q|) of the solution, before any rescaling of
@@ -46,7 +46,7 @@ class LayerReport:
     d_in: int = 0
     d_out: int = 0
     groups: int = 1
-    patches: int = 0
+    rows: int = 0
     rank: int = 0
     filled: int = 0
     residual: float = math.nan
@@ -61,9 +61,15 @@ class LayerReport:
         """The name for people; that of the model itself is empty."""
         return self.name or "(model)"
 
+    @property
+    def patches(self) -> int:
+        """The older name of ``rows``."""
+        return self.rows
+
     def to_dict(self) -> dict[str, Any]:
-        """All fields; quantities that do not apply are None."""
+        """All fields, ``rows`` as ``patches``, too; quantities that do not apply are None."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
+        values["patches"] = self.rows
         return {
             key: None if isinstance(value, float) and not math.isfinite(value) else value
             for key, value in values.items()
@@ -170,7 +176,7 @@ def _cells(layer: LayerReport) -> tuple[str, ...]:
         status,
         layer.code,
         size,
-        str(layer.patches or ""),
+        str(layer.rows or ""),
         str(layer.rank or ""),
         "" if math.isnan(layer.residual) else f"{layer.residual:.0e}",
         std,

@@ -85,7 +85,7 @@ def check_layer(
         exempt = max(exempt, k - len(s))
     if report is not None:
         assert report.status == "solved"
-        assert report.patches == x.shape[2]
+        assert report.rows == x.shape[2]
         # Rows beyond the rank are mixtures; nothing else is exempt.
         assert ("orthogonal mixtures" in " ".join(report.notes)) == (exempt > 0)
 

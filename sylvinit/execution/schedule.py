@@ -196,7 +196,7 @@ def _finish(task: Task, guard: ModelGuard) -> LayerReport:
     for name in task.buffers:
         guard.keep_buffer(task.module, name)
     report = LayerReport(task.name, task.kind, "calibrated", d_in=task.module.num_features)
-    report.patches = task.count
+    report.rows = task.count
     report.d_out = report.d_in
     report.std_before, report.std_after = task.finish()
     report.notes = task.notes()

@@ -127,7 +127,7 @@ def solve_and_write(
         d_in=features,
         d_out=outputs,
         groups=groups,
-        patches=stats.n,
+        rows=stats.n,
         rank=solution.rank,
         filled=solution.filled_components + int(solution.mixed.sum(dim=1).max()),
         residual=solution.residual,
@@ -200,8 +200,8 @@ def _remark(
         report.notes.append("its bias is frozen and left alone")
     if report.rank < report.d_out and not task.head:
         report.remarks["rank < d_out"] = f"rank {report.rank}, {report.d_out} outputs"
-    if report.patches < report.d_in:
-        report.remarks["fewer rows than features"] = f"{report.patches} for {report.d_in}"
+    if report.rows < report.d_in:
+        report.remarks["fewer rows than features"] = f"{report.rows} for {report.d_in}"
     if task.head and isinstance(task.code, OneHot):
         kind, detail = "features of unlike scale", unlike_scales(stats)
         if not likelihood:

@@ -190,7 +190,7 @@ def test_fewer_patches_than_features_are_kept(calls: list[int]) -> None:
     model = nn.Conv2d(8, 4, 3)
     report = sylvinit.initialize_(model, images(4, 8, 6, 6), patches=2)
     assert not calls
-    assert report.layers[0].patches == 8
+    assert report.layers[0].rows == 8
 
 
 def test_kept_patches_and_sums_add_up(calls: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,9 +244,7 @@ def test_report_names_the_same_patches(calls: list[int]) -> None:
     report = sylvinit.initialize_(
         convolutional(), (images(60, 3, 9, 9), torch.arange(60) % 4), patches=3
     )
-    assert [layer.patches for layer in report.layers if layer.status == "solved"] == [180] * 3 + [
-        60
-    ]
+    assert [layer.rows for layer in report.layers if layer.status == "solved"] == [180] * 3 + [60]
 
 
 def test_patch_moments(calls: list[int], monkeypatch: pytest.MonkeyPatch) -> None:

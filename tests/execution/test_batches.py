@@ -212,7 +212,7 @@ def test_padding_tokens_are_dropped(patches: Any, storage: Any) -> None:
     assert_identical(first, initialized(model, data | {"ids": other}, **options))
     report = sylvinit.initialize_(model, data, **options)
     most = 7 if patches == "all" else patches
-    assert report["body"].patches == int(lengths.clamp(max=most).sum())
+    assert report["body"].rows == int(lengths.clamp(max=most).sum())
     # With the tokens of the padding the result is another one.
     wide = initialized(model, data, **options, row_to_sample=lambda name, x, n: every_row(x, n))
     assert not torch.equal(wide["body.weight"], first["body.weight"])

@@ -105,9 +105,9 @@ def assert_agrees(first: Tensor, second: Tensor, bound: float) -> None:
 
 
 def assert_same_report(host: sylvinit.Report, gpu: sylvinit.Report) -> None:
-    """Layers, codes, patches and residuals; not the times."""
+    """Layers, codes, rows and residuals; not the times."""
     for one, other in zip(host.layers, gpu.layers, strict=True):
-        names = ("name", "status", "code", "d_in", "d_out", "groups", "patches")
+        names = ("name", "status", "code", "d_in", "d_out", "groups", "rows")
         assert [getattr(one, n) for n in names] == [getattr(other, n) for n in names]
         if other.status == "solved":
             assert other.residual <= 1e-12

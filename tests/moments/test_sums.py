@@ -149,4 +149,4 @@ def test_a_microbatch_of_padding_alone_has_no_means() -> None:
         Classifier(), data, preset="frozen", microbatch=8, head_code="onehot", progress=False
     )
     assert len(report.solved) == 2
-    assert report.layers[0].patches == 32 * 5
+    assert report.layers[0].rows == 32 * 5

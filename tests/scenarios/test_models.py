@@ -110,8 +110,8 @@ def test_shared_weights_are_solved_once_from_all_inputs(storage: Any) -> None:
         model = Shared().double()
     data = (ROWS.double(), Y)
     report = sylvinit.initialize_(model, data, microbatch=7, storage=storage)
-    assert report["first"].patches == 3 * len(ROWS)
-    assert report["between"].patches == len(ROWS)
+    assert report["first"].rows == 3 * len(ROWS)
+    assert report["between"].rows == len(ROWS)
     assert report["second"].reason == "shares its weight with first"
     assert torch.equal(model.first.bias, model.second.bias)
     assert len(report.solved) == 3
@@ -164,7 +164,7 @@ def test_a_transformer_layer_in_evaluation_mode(batch_first: bool) -> None:
     attention = [f"block.self_attn.{part}_proj" for part in ("q", "k", "v", "out")]
     names = [*attention, "block.linear1", "block.linear2", "head"]
     assert [layer.name for layer in report.solved] == names
-    assert {report[name].patches for name in names[:-1]} == {4 * 30}
+    assert {report[name].rows for name in names[:-1]} == {4 * 30}
     assert torch.backends.mha.get_fastpath_enabled()
     if not batch_first:
         again = copy.deepcopy(model)
@@ -187,7 +187,7 @@ def test_token_ids() -> None:
     for dtype in (torch.int64, torch.int32):
         report = sylvinit.initialize_(Tokens(), (ids.to(dtype), Y), patches=3)
         assert [layer.name for layer in report.solved] == ["body", "head"]
-        assert report["body"].patches == 3 * 30
+        assert report["body"].rows == 3 * 30
 
 
 # ------------------------------------------------------------------ data-dependent control flow
@@ -217,8 +217,8 @@ def branch_data(*signs: float) -> list[tuple[Tensor, Tensor]]:
 def test_a_branch_of_some_microbatches(storage: Any) -> None:
     model = Branching().double()
     report = sylvinit.initialize_(model, branch_data(5, -5, 5), storage=storage)
-    assert report["first"].patches == report["head"].patches == 90
-    assert report["branch"].patches == report["norm"].patches == 60
+    assert report["first"].rows == report["head"].rows == 90
+    assert report["branch"].rows == report["norm"].rows == 60
     assert {layer.status for layer in report.layers} == {"solved", "calibrated"}
     other = "recompute" if storage == "memory" else "memory"
     again = initialized(model, branch_data(5, -5, 5), storage=other)
@@ -251,7 +251,7 @@ def test_a_branch_of_the_first_samples_alone(storage: Any) -> None:
     assert "no whole microbatch" in report["branch"].reason
     x, y = torch.cat((x, *(x for x, _ in branch_data(5)))), torch.cat((y, y))
     report = sylvinit.initialize_(model, (x, y), microbatch=30, storage=storage)
-    assert report["branch"].patches == 30
+    assert report["branch"].rows == 30
 
 
 # ---------------------------------------------------------------------------------- a second call

@@ -149,8 +149,8 @@ def test_padding_is_dropped_and_labels_are_not_passed_on() -> None:
     )
     report = sylvinit.initialize_(model, TEXT, patches="all")
     assert all(keys == {"input_ids", "attention_mask"} for keys in seen)
-    assert report["bert.encoder.layer.0.attention.self.query"].patches == int(MASK.sum())
-    assert report["bert.pooler.dense"].patches == len(LABELS)
+    assert report["bert.encoder.layer.0.attention.self.query"].rows == int(MASK.sum())
+    assert report["bert.pooler.dense"].rows == len(LABELS)
 
 
 def test_a_tokenizers_batches() -> None:
