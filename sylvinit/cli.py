@@ -14,27 +14,23 @@ import sys
 import warnings
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sylvinit import __version__
 from sylvinit.errors import OptionError, SylvinitError, SylvinitWarning
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from sylvinit.demo.experiment import Result
 
 T = TypeVar("T")
 
-EXIT_ERROR = 2
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+EXIT_ERROR, EXIT_INTERRUPTED = 2, 130  # 128 + SIGINT, as shells report it
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line.
-
-    Args:
-        argv: arguments without the program's name; None takes those of the process.
+    """Run the command line; ``argv`` is what follows the program's name.
 
     Returns:
         The exit status: 0, 2 after an error in the arguments, the data or the model, 130 after
@@ -58,26 +54,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="sylvinit",
-        description="Initialise PyTorch networks from a little data, without gradients.",
+        description="Initialize PyTorch networks from a little data, without gradients.",
     )
     parser.add_argument("--version", action="version", version=f"sylvinit {__version__}")
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument(
-        "-v", "--verbose", action="store_true", help="log more, and show tracebacks of errors"
-    )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    _add_demo(commands.add_parser("demo", parents=[common], help="see what it does to a network"))
-    _add_init(commands.add_parser("init", parents=[common], help="initialise a model of yours"))
-    _add_correlation(
-        commands.add_parser(
-            "correlation", parents=[common], help="how the filters of trained weights correlate"
+    for name, summary, add_options in (
+        ("demo", "see what it does to a network", _add_demo),
+        ("init", "initialize a model of yours", _add_init),
+        ("correlation", "how the filters of trained weights correlate", _add_correlation),
+        ("info", "versions and backends", _add_info),
+    ):
+        command = commands.add_parser(name, help=summary)
+        command.add_argument(
+            "-v", "--verbose", action="store_true", help="log more, and show tracebacks of errors"
         )
-    )
-    _add_info(commands.add_parser("info", parents=[common], help="versions and backends"))
+        add_options(command)
     return parser
-
-
-# ------------------------------------------------------------------------------------------- demo
 
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:
@@ -118,16 +110,13 @@ def _demo_table(result: Result) -> str:
         f"test accuracy in %, mean and standard deviation over {len(task['seeds'])} seeds; "
         f"{result.seconds:.0f} s in all",
         "",
-        f"{'':<18}{'before training':>18}{after:>18}{'initialisation':>18}",
+        f"{'':<18}{'before training':>18}{after:>18}{'initialization':>18}",
     ]
     for row in result.summary():
         before, trained = (f"{mean:.1f} ± {std:.1f}" for mean, std in (row.before, row.after))
         seconds = f"{row.init_seconds:.2f} s"
         lines.append(f"{row.method:<18}{before:>18}{trained:>18}{seconds:>18}")
     return "\n".join(lines)
-
-
-# ------------------------------------------------------------------------------------------- init
 
 
 def _add_init(parser: argparse.ArgumentParser) -> None:
@@ -200,18 +189,9 @@ def _add_init(parser: argparse.ArgumentParser) -> None:
     add("--seed", metavar="N", type=int, help="of patch positions and codes (default 0)")
 
 
-# Passed on only where they are given, so that every default has one home.
-_HEAD_OPTIONS = (
-    "lam",
-    "head",
-    "head_code",
-    "patches",
-    "microbatch",
-    "max_samples",
-    "backend",
-    "seed",
-)
-_OPTIONS = (*_HEAD_OPTIONS, "preset", "code", "include", "exclude", "rescale", "branch_gain")
+# What is not an argument of initialize_ or initialize_head_, and what is one of initialize_ alone.
+_OWN = {"run", "verbose", "model", "data", "out", "report", "weights", "head_only", "device"}
+_NOT_OF_HEADS = {"preset", "code", "include", "exclude", "rescale", "branch_gain"}
 
 
 def _init(arguments: argparse.Namespace) -> None:
@@ -220,21 +200,22 @@ def _init(arguments: argparse.Namespace) -> None:
     model_files.check_output("--out", arguments.out, ".safetensors")
     if arguments.report is not None:
         model_files.check_output("--report", arguments.report, ".json")
-    given = {name: getattr(arguments, name) for name in _OPTIONS}
-    options = {name: value for name, value in given.items() if value is not None}
-    if "code" in options:
-        options["code"] = _per_pattern("--code", options["code"], str)
-    if "lam" in options:
-        options["lam"] = _per_pattern("--lam", options["lam"], float)
+    # Passed on only where they are given, so that every default is written once.
+    options: dict[str, Any] = {
+        name: value
+        for name, value in vars(arguments).items()
+        if name not in _OWN and value is not None
+    }
+    for name, convert in (("code", str), ("lam", float)):
+        if name in options:
+            options[name] = _per_pattern(f"--{name}", options[name], convert)
     if options.get("branch_gain", "none") not in ("depth", "none"):
         options["branch_gain"] = _number("--branch-gain", options["branch_gain"], float)
     if options.get("patches", "all") != "all":
         options["patches"] = _number("--patches", options["patches"], int)
-    if arguments.head_only and not options.keys() <= set(_HEAD_OPTIONS):
-        extra = ", ".join(
-            "--" + name.replace("_", "-") for name in options if name not in _HEAD_OPTIONS
-        )
-        raise OptionError(f"{extra}: not with --head-only, which solves a single layer.")
+    extra = ["--" + name.replace("_", "-") for name in options if name in _NOT_OF_HEADS]
+    if arguments.head_only and extra:
+        raise OptionError(f"{', '.join(extra)}: not with --head-only, which solves a single layer.")
 
     import sylvinit
     from sylvinit.io.datasets import load_tensors
@@ -247,10 +228,10 @@ def _init(arguments: argparse.Namespace) -> None:
     inputs, labels = load_tensors(arguments.data)
     inputs = model_files.like_parameters(inputs, model)
     data = inputs if labels is None else (inputs, labels.to(inputs.device))
-    initialise = sylvinit.initialize_head_ if arguments.head_only else sylvinit.initialize_
+    initialize = sylvinit.initialize_head_ if arguments.head_only else sylvinit.initialize_
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SylvinitWarning)  # the report has them, and is printed
-        report = initialise(model, data, **options)
+        report = initialize(model, data, **options)
     _say(str(report))
     model_files.save_weights(model, arguments.out)
     _say(f"\nweights: {arguments.out}")
@@ -276,9 +257,6 @@ def _number(option: str, text: str, convert: Callable[[str], T]) -> T:
         return convert(text)
     except ValueError as error:
         raise OptionError(f"{option}: expected a number, got {text!r}.") from error
-
-
-# ------------------------------------------------------------------------------------ correlation
 
 
 def _add_correlation(parser: argparse.ArgumentParser) -> None:
@@ -342,9 +320,6 @@ def _kernel(text: str) -> int | tuple[int, ...]:
     return sizes[0] if len(sizes) == 1 and not text.endswith(",") else sizes
 
 
-# ------------------------------------------------------------------------------------------- info
-
-
 def _add_info(parser: argparse.ArgumentParser) -> None:
     parser.description = "Show versions, threads and which backend runs, and why."
     parser.set_defaults(run=_info)
@@ -363,7 +338,8 @@ def _info(_: argparse.Namespace) -> None:
     for package in ("torch", "numpy", "scipy", "scikit-learn", "safetensors", "matplotlib"):
         _say(f"  {package:<14}{_version(package)}")
     _say(f"  {'threads':<14}{torch.get_num_threads()} of {os.cpu_count()} processors")
-    _say(f"  {'GPUs':<14}{', '.join(_gpus()) or 'none'}")
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    _say(f"  {'GPUs':<14}{', '.join(gpus) or 'none'}")
     _say("CUDA extension")
     _say(f"  {'build':<14}{extension.description()}")
     reason = extension.reason()
@@ -385,25 +361,15 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _gpus() -> Iterable[str]:
-    import torch
-
-    return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-
-
-# ----------------------------------------------------------------------------------------- output
-
-
 def _say(text: str) -> None:
     sys.stdout.write(text + "\n")
 
 
 @contextlib.contextmanager
 def _log_on_stderr(verbose: bool) -> Iterator[None]:
-    """Show log records of this package, a line each, for the time of the command."""
+    """Show log records of this package, a line each, while the command runs."""
     logger, demo_logger = logging.getLogger("sylvinit"), logging.getLogger("sylvinit.demo")
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
     former = logger.level, demo_logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.DEBUG if verbose else logging.WARNING)

@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass
 class LayerReport:
-    """One layer, one normalisation, or one module that was left alone.
+    """One layer, one normalization, or one module that was left alone.
 
     Attributes:
         name: qualified name in the model.
@@ -30,7 +30,7 @@ class LayerReport:
             its rows and without what the zero rule leaves out; the notes say where eigenvalues
             below zero, which are rounding, were taken as zero.
         std_before, std_after: root mean square over outputs of the output's standard deviation
-            under the old and the new weight (for a normalisation: of its input, as it kept it
+            under the old and the new weight (for a normalization: of its input, as it kept it
             before and now).
         seconds: spent on this layer, the forward pass excluded.
         notes: what was done beyond the plain equation.
@@ -120,24 +120,17 @@ class Report:
         return json.dumps(self.to_dict(), indent=indent)
 
     def __str__(self) -> str:
-        header = (
-            "layer",
-            "kind",
-            "status",
-            "code",
-            "size",
-            "rows",
-            "rank",
-            "residual",
-            "std",
-            "ms",
-        )
-        rows = [header, *(_cells(layer) for layer in self.layers)]
-        shown = [c for c in range(len(header)) if any(row[c] for row in rows[1:])]
-        rows = [tuple(row[column] for column in shown) for row in rows]
-        widths = [max(len(row[column]) for row in rows) for column in range(len(shown))]
-        lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
-        lines = [line.rstrip() for line in lines]
+        header: dict[str, str] = {name: name for name in _COLUMNS}
+        rows = [header, *map(_cells, self.layers)]
+        widths = {
+            name: max(len(row.get(name, "")) for row in rows)
+            for name in _COLUMNS
+            if any(name in row for row in rows[1:])
+        }
+        lines = [
+            "  ".join(row.get(name, "").ljust(width) for name, width in widths.items()).rstrip()
+            for row in rows
+        ]
         lines.insert(1, "-" * len(lines[0]))
         lines.append(self._summary())
         for layer in self.layers:
@@ -148,14 +141,14 @@ class Report:
     def _summary(self) -> str:
         skipped = f"{self._count('skipped')} left alone"
         if self._count("planned"):
-            return f"dry run: {self._count('planned')} layers would be initialised, {skipped}"
+            return f"dry run: {self._count('planned')} layers would be initialized, {skipped}"
         if self._count("drawn"):
             drawn = f"{self._count('drawn')} layers drawn"
             correlated = sum(layer.code == "correlated" for layer in self.layers)
             given = f"R: {self.settings.get('corr')}, strength {self.settings.get('strength'):g}"
             return f"{drawn}, {correlated} with correlated filters, {skipped}; {given}"
         return (
-            f"{len(self.solved)} layers solved, {self._count('calibrated')} normalisations "
+            f"{len(self.solved)} layers solved, {self._count('calibrated')} normalizations "
             f"calibrated, {skipped}; {self.samples} samples, {self.seconds:.2f} s"
         )
 
@@ -163,22 +156,23 @@ class Report:
         return sum(layer.status == status for layer in self.layers)
 
 
-def _cells(layer: LayerReport) -> tuple[str, ...]:
-    name, kind, status = layer.title, layer.kind, layer.status
+_COLUMNS = ("layer", "kind", "status", "code", "size", "rows", "rank", "residual", "std", "ms")
+
+
+def _cells(layer: LayerReport) -> dict[str, str]:
+    """The texts of a row, without those that are empty."""
+    cells = {"layer": layer.title, "kind": layer.kind, "status": layer.status}
     if layer.status == "skipped":
-        return (name, kind, f"skipped: {layer.reason}", "", "", "", "", "", "", "")
+        return cells | {"status": f"skipped: {layer.reason}"}
     groups = f"{layer.groups} x " if layer.groups > 1 else ""
-    size = f"{groups}{layer.d_in} -> {layer.d_out}" if layer.d_in else ""
     std = "" if math.isnan(layer.std_after) else f"{layer.std_before:.3g} -> {layer.std_after:.3g}"
-    return (
-        name,
-        kind,
-        status,
-        layer.code,
-        size,
-        str(layer.rows or ""),
-        str(layer.rank or ""),
-        "" if math.isnan(layer.residual) else f"{layer.residual:.0e}",
-        std,
-        f"{layer.seconds * 1e3:.1f}" if layer.seconds else "",
-    )
+    cells |= {
+        "code": layer.code,
+        "size": f"{groups}{layer.d_in} -> {layer.d_out}" if layer.d_in else "",
+        "rows": str(layer.rows or ""),
+        "rank": str(layer.rank or ""),
+        "residual": "" if math.isnan(layer.residual) else f"{layer.residual:.0e}",
+        "std": std,
+        "ms": f"{layer.seconds * 1e3:.1f}" if layer.seconds else "",
+    }
+    return {name: text for name, text in cells.items() if text}

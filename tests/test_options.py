@@ -298,7 +298,7 @@ def test_the_report_as_a_table() -> None:
     rows = {line.split("  ")[0]: line for line in table.splitlines()}
     assert all(layer.kind in rows[layer.name] for layer in report.layers)
     assert "skipped: frozen" in rows["frozen"]
-    assert "3 layers solved, 2 normalisations calibrated, 1 left alone; 30 samples" in table
+    assert "3 layers solved, 2 normalizations calibrated, 1 left alone; 30 samples" in table
     with pytest.raises(KeyError):
         report["nothing"]
 

@@ -1,1 +1,1 @@
-"""A small experiment that shows what the initialisation does: ``sylvinit demo``."""
+"""A small experiment that shows what the initialization does: ``sylvinit demo``."""

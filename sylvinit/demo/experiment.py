@@ -46,18 +46,14 @@ class Task:
     """What to train on, with which network, and how.
 
     Attributes:
-        name: as a person calls it.
-        network: as a person calls it.
-        make: builds that network; its first convolution is ``conv1``, its last layer ``fc``.
-        pool: where the training samples are drawn from, anew for every seed.
+        name, network: as a person calls them.
+        make: builds the network; its first convolution is ``conv1``, its last layer ``fc``.
+        pool: where ``per_class`` training samples of each class are drawn from for every seed.
         test: what every accuracy is measured on.
         class_names: in the order of the labels.
-        per_class: training samples of each class.
-        recipe: of the training.
-        epochs: of the training.
-        probe: how many of the test samples give the accuracy *between* the first and the last
-            point of a curve, which always use all of them.
-        microbatch: samples a forward pass of the initialisation.
+        probe: test samples behind the accuracies *between* the first and the last point of a
+            curve, which always use all of them.
+        microbatch: samples in a forward pass of the initialization.
     """
 
     name: str
@@ -75,7 +71,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Run:
-    """One network, initialised by one method and trained once.
+    """One network, initialized by one method and trained once.
 
     Attributes:
         method: one of ``METHODS``.
@@ -94,12 +90,11 @@ class Run:
 
 @dataclass(frozen=True)
 class View:
-    """What one network looks like before training: for the picture only.
+    """What one network looks like before training, for the picture only.
 
     Attributes:
         filters: weight of the first convolution (c_out, c_in, kh, kw).
-        features: inputs of the last layer for some test samples (n, d).
-        labels: of these samples, int64 (n,).
+        features, labels: inputs of the last layer for some test samples (n, d), and theirs (n,).
     """
 
     filters: Tensor
@@ -139,17 +134,15 @@ class Result:
 
     def summary(self) -> list[Summary]:
         """The ends of the curves, one row for each method."""
-        return [self._summarise(method) for method in METHODS]
-
-    def _summarise(self, method: str) -> Summary:
-        curves = self.curves(method)
-        seconds = [run.init_seconds for run in self.runs if run.method == method]
-        return Summary(
-            method,
-            _mean_std([100 * curve[0] for curve in curves]),
-            _mean_std([100 * curve[-1] for curve in curves]),
-            statistics.fmean(seconds),
-        )
+        rows: list[Summary] = []
+        for method in METHODS:
+            runs = [run for run in self.runs if run.method == method]
+            before, after = (
+                _mean_std([100 * run.accuracy[end] for run in runs]) for end in (0, -1)
+            )
+            seconds = statistics.fmean(run.init_seconds for run in runs)
+            rows.append(Summary(method, before, after, seconds))
+        return rows
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for ``json.dumps``."""
@@ -190,11 +183,8 @@ def digits_task() -> Task:
 def cifar10_task(folder: str | PathLike[str]) -> Task:
     """CIFAR-10, 100 training images of each class, and ResNet-20.
 
-    Args:
-        folder: ``cifar-10-batches-py`` or the folder that contains it.
-
     Raises:
-        DataError: the files are missing or damaged.
+        DataError: files in ``folder`` are missing or damaged.
     """
     images, labels = load_cifar10(folder, train=True)
     test_images, test_labels = load_cifar10(folder, train=False)
@@ -226,7 +216,7 @@ def _channels_last(images: Tensor) -> Tensor:
 
 
 def run_experiment(task: Task, seeds: int = 3, epochs: int | None = None) -> Result:
-    """Compare the three methods on ``task``.
+    """Compare the three methods on ``task``, with the seeds 0, 1, ...
 
     For each seed the three networks share the training samples, the order of the batches and, as
     far as they keep them, He's weights. Batch norm has the statistics of all training samples at
@@ -234,20 +224,16 @@ def run_experiment(task: Task, seeds: int = 3, epochs: int | None = None) -> Res
 
     Args:
         task: what to compare on.
-        seeds: how many repetitions, with the seeds 0, 1, ...
+        seeds: how many repetitions.
         epochs: of training, if not those of the task; 0 measures the untrained networks only.
-
-    Returns:
-        The curves of all runs, and views of the networks of the first seed.
 
     Raises:
         OptionError: ``seeds`` below 1 or ``epochs`` below 0.
     """
     epochs = task.epochs if epochs is None else epochs
-    if seeds < 1:
-        raise OptionError(f"seeds: expected at least 1, got {seeds}.")
-    if epochs < 0:
-        raise OptionError(f"epochs: expected at least 0, got {epochs}.")
+    for name, value, least in (("seeds", seeds, 1), ("epochs", epochs, 0)):
+        if value < least:
+            raise OptionError(f"{name}: expected at least {least}, got {value}.")
     start = time.perf_counter()
     runs: list[Run] = []
     views: dict[str, View] = {}
@@ -258,22 +244,33 @@ def run_experiment(task: Task, seeds: int = 3, epochs: int | None = None) -> Res
             he = he_init_(task.make(), seed)
         for method in METHODS:
             model = copy.deepcopy(he)
-            init_seconds = _initialise(method, model, samples, task, seed)
+            init_seconds = _initialize(method, model, samples, task, seed)
             if seed == 0:
                 views[method] = _view(model, task.test)
-            runs.append(_run(method, model, samples, task, epochs, seed, init_seconds))
-    return Result(_describe(task, epochs, seeds), runs, time.perf_counter() - start, views)
+            curve, train_seconds = _curve(model, samples, task, epochs, seed)
+            logger.info(
+                "seed %d, %-16s  before training %5.1f %%, after %d epochs %5.1f %%",
+                *(seed, method, 100 * curve[0], epochs, 100 * curve[-1]),
+            )
+            runs.append(Run(method, seed, curve, init_seconds, train_seconds))
+    description = {
+        "name": task.name,
+        "network": task.network,
+        "classes": list(task.class_names),
+        "train_samples_per_class": task.per_class,
+        "test_samples": len(task.test.labels),
+        "test_samples_between": min(task.probe, len(task.test.labels)),
+        "epochs": epochs,
+        "seeds": list(range(seeds)),
+        "recipe": dataclasses.asdict(task.recipe),
+    }
+    return Result(description, runs, time.perf_counter() - start, views)
 
 
 def he_init_(model: nn.Module, seed: int) -> nn.Module:
-    """He's weights (normal, fan-in, gain of a ReLU) and zero biases, in place.
+    """He's weights (normal, fan_in, gain of a ReLU) and zero biases, in place; returns ``model``.
 
-    Args:
-        model: its convolutions and linear layers are overwritten.
-        seed: of the weights; the global random state is not touched.
-
-    Returns:
-        ``model``.
+    Convolutions and linear layers are overwritten; the global random state is not touched.
     """
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
@@ -284,35 +281,27 @@ def he_init_(model: nn.Module, seed: int) -> nn.Module:
     return model
 
 
-def _initialise(method: str, model: nn.Module, samples: Samples, task: Task, seed: int) -> float:
-    """Initialise ``model``, which has He's weights, and return the seconds it took."""
+def _initialize(method: str, model: nn.Module, samples: Samples, task: Task, seed: int) -> float:
+    """Initialize ``model``, which has He's weights, and return the seconds it took."""
     start = time.perf_counter()
+    if method != SYLVINIT:
+        calibrate_norm(model, samples.inputs)
     with warnings.catch_warnings():
         # Few samples are the point of the demo: that they are few is no news.
         warnings.simplefilter("ignore", SylvinitWarning)
-        _apply(method, model, samples, task, seed)
+        if method == SYLVINIT:
+            sylvinit.initialize_(
+                model, samples, seed=seed, microbatch=task.microbatch, progress=False
+            )
+        elif method == HE_HEAD:
+            sylvinit.initialize_head_(model, samples, head="fc", seed=seed, progress=False)
     return time.perf_counter() - start
 
 
-def _apply(method: str, model: nn.Module, samples: Samples, task: Task, seed: int) -> None:
-    if method == SYLVINIT:
-        sylvinit.initialize_(model, samples, seed=seed, microbatch=task.microbatch, progress=False)
-    else:
-        calibrate_norm(model, samples.inputs)
-        if method == HE_HEAD:
-            sylvinit.initialize_head_(model, samples, head="fc", seed=seed, progress=False)
-
-
-def _run(
-    method: str,
-    model: nn.Module,
-    samples: Samples,
-    task: Task,
-    epochs: int,
-    seed: int,
-    init_seconds: float,
-) -> Run:
-    """Measure, train, and measure after each epoch."""
+def _curve(
+    model: nn.Module, samples: Samples, task: Task, epochs: int, seed: int
+) -> tuple[list[float], float]:
+    """Accuracies before training and after each epoch, and the seconds of the training."""
     probe = Samples(task.test.inputs[: task.probe], task.test.labels[: task.probe])
     curve = [accuracy(model, task.test)]
     train_seconds = 0.0
@@ -322,15 +311,7 @@ def _run(
         calibrate_norm(model, samples.inputs)
         curve.append(accuracy(model, task.test if epoch == epochs else probe))
         tick = time.perf_counter()
-    logger.info(
-        "seed %d, %-16s  before training %5.1f %%, after %d epochs %5.1f %%",
-        seed,
-        method,
-        100 * curve[0],
-        epochs,
-        100 * curve[-1],
-    )
-    return Run(method, seed, curve, init_seconds, train_seconds)
+    return curve, train_seconds
 
 
 @torch.no_grad()
@@ -345,20 +326,6 @@ def _view(model: nn.Module, test: Samples) -> View:
         handle.remove()
     filters = model.get_parameter("conv1.weight").detach().clone()
     return View(filters, features[0], test.labels[:_VIEWED_SAMPLES])
-
-
-def _describe(task: Task, epochs: int, seeds: int) -> dict[str, Any]:
-    return {
-        "name": task.name,
-        "network": task.network,
-        "classes": list(task.class_names),
-        "train_samples_per_class": task.per_class,
-        "test_samples": len(task.test.labels),
-        "test_samples_between": min(task.probe, len(task.test.labels)),
-        "epochs": epochs,
-        "seeds": list(range(seeds)),
-        "recipe": dataclasses.asdict(task.recipe),
-    }
 
 
 def _mean_std(values: list[float]) -> tuple[float, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
@@ -61,16 +60,13 @@ class CifarResNet(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
-        # Every stage but the first halves the map in its first block.
-        stages = itertools.chain.from_iterable(
-            [(width, 1 if stage == 0 else 2), *[(width, 1)] * (blocks - 1)]
-            for stage, width in enumerate(widths)
-        )
         layers: list[BasicBlock] = []
         channels = widths[0]
-        for width, stride in stages:
-            layers.append(BasicBlock(channels, width, stride))
-            channels = width
+        for stage, width in enumerate(widths):
+            for block in range(blocks):
+                # Every stage but the first halves the map in its first block.
+                layers.append(BasicBlock(channels, width, 2 if stage and not block else 1))
+                channels = width
         self.blocks = nn.Sequential(*layers)
         self.fc = nn.Linear(channels, num_classes)
 
@@ -109,9 +105,6 @@ def digits_net(num_classes: int = 10) -> nn.Sequential:
     """Eight 3x3 convolutions with batch norm and a linear layer, for 8x8 images.
 
     Deep on purpose: random filters lose more of the input with every layer.
-
-    Args:
-        num_classes: outputs of ``fc``.
 
     Returns:
         A network from (N, 1, 8, 8) to (N, num_classes), modules ``conv1, bn1, relu1, ..., fc``.

@@ -7,7 +7,7 @@ program changes.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -23,19 +23,15 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[np.float64]
 
-# Told apart by lightness too, and with any colour vision.
-_COLOURS = {HE: "#8a8a8a", HE_HEAD: "#2f7fb8", SYLVINIT: "#d1495b"}
+# Told apart by lightness too, and with any color vision.
+_COLORS = {HE: "#8a8a8a", HE_HEAD: "#2f7fb8", SYLVINIT: "#d1495b"}
 _MAX_FILTERS = 32
 _FILTERS_A_ROW = 8
-_GAP_COLOUR = (0.86, 0.90, 0.95)  # no tile of grey or strong colours merges with it
+_GAP_COLOR = (0.86, 0.90, 0.95)  # no tile of gray or strong colors merges with it
 
 
 def draw(result: Result, path: Path) -> None:
-    """Write the figure.
-
-    Args:
-        result: of :func:`sylvinit.demo.experiment.run_experiment`.
-        path: of the PNG file; an existing one is replaced.
+    """Write the figure as a PNG file; an existing one is replaced.
 
     Raises:
         MissingMatplotlibError: matplotlib cannot be imported.
@@ -60,11 +56,11 @@ def _draw_curves(axes: Axes, result: Result) -> None:
     epochs = np.arange(task["epochs"] + 1)
     for method, row in zip(METHODS, result.summary(), strict=True):
         curves = 100 * np.array(result.curves(method))
-        colour = _COLOURS[method]
+        color = _COLORS[method]
         label = f"{method}: {row.before[0]:.1f} % before, {row.after[0]:.1f} % after"
-        axes.plot(epochs, curves.mean(axis=0), "-o", color=colour, label=label, ms=4.5, lw=2)
+        axes.plot(epochs, curves.mean(axis=0), "-o", color=color, label=label, ms=4.5, lw=2)
         axes.fill_between(
-            epochs, curves.min(axis=0), curves.max(axis=0), color=colour, alpha=0.18, lw=0
+            epochs, curves.min(axis=0), curves.max(axis=0), color=color, alpha=0.18, lw=0
         )
     classes = len(task["classes"])
     axes.axhline(100 / classes, color="black", lw=0.8, ls=":")
@@ -73,7 +69,13 @@ def _draw_curves(axes: Axes, result: Result) -> None:
     )
     top = 100 * max(max(run.accuracy) for run in result.runs)
     axes.set_ylim(0, min(100, 1.25 * top))  # room for the legend
-    axes.set_xlabel(f"epochs of training (0: before any training){_probe_note(task)}")
+    note = ""
+    if task["test_samples_between"] != task["test_samples"]:
+        note = (
+            f"\nfirst and last point: all {task['test_samples']:,} test images, "
+            f"others: {task['test_samples_between']:,} of them"
+        )
+    axes.set_xlabel(f"epochs of training (0: before any training){note}")
     axes.set_ylabel("test accuracy (%)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25)
@@ -87,28 +89,19 @@ def _draw_curves(axes: Axes, result: Result) -> None:
     )
 
 
-def _probe_note(task: dict[str, Any]) -> str:
-    if task["test_samples_between"] == task["test_samples"]:
-        return ""
-    return (
-        f"\nfirst and last point: all {task['test_samples']:,} test images, "
-        f"others: {task['test_samples_between']:,} of them"
-    )
-
-
 def _draw_filters(figure: SubFigure, views: dict[str, View]) -> None:
     figure.suptitle("First layer's filters before training", fontsize="large")
     for axes, method in zip(figure.subplots(1, 2), (HE, SYLVINIT), strict=True):
         axes.imshow(_mosaic(views[method].filters.double().numpy()), interpolation="nearest")
-        axes.set_title(method, color=_COLOURS[method], fontsize="medium")
+        axes.set_title(method, color=_COLORS[method], fontsize="medium")
         axes.set_axis_off()
 
 
 def _mosaic(filters: Array) -> Array:
     """Filters (c_out, c_in, kh, kw) side by side as one RGB image.
 
-    Each is scaled by its largest magnitude, with zero as mid-grey. Filters of three channels show
-    their colours, all others the mean over their channels.
+    Each is scaled by its largest magnitude, with zero as mid-gray. Filters of three channels show
+    their colors, all others the mean over their channels.
     """
     filters = filters[:_MAX_FILTERS]
     count, channels, height, width = filters.shape
@@ -122,7 +115,7 @@ def _mosaic(filters: Array) -> Array:
     image = np.empty(
         (rows * (height * zoom + gap) + gap, _FILTERS_A_ROW * (width * zoom + gap) + gap, 3)
     )
-    image[:] = _GAP_COLOUR
+    image[:] = _GAP_COLOR
     for index, tile in enumerate(tiles):
         top = index // _FILTERS_A_ROW * (height * zoom + gap) + gap
         left = index % _FILTERS_A_ROW * (width * zoom + gap) + gap
@@ -137,7 +130,7 @@ def _draw_features(figure: SubFigure, result: Result) -> None:
     figure.suptitle(
         "Input of the last layer before training (t-SNE of test images)", fontsize="large"
     )
-    colours = colormaps["tab10"]
+    colors = colormaps["tab10"]
     names = result.task["classes"]
     for axes, method in zip(figure.subplots(1, 2), (HE, SYLVINIT), strict=True):
         view = result.views[method]
@@ -146,9 +139,9 @@ def _draw_features(figure: SubFigure, result: Result) -> None:
         for index, name in enumerate(names):
             points = plane[labels == index]
             axes.scatter(
-                points[:, 0], points[:, 1], s=11, color=colours(index % 10), label=name, lw=0
+                points[:, 0], points[:, 1], s=11, color=colors(index % 10), label=name, lw=0
             )
-        axes.set_title(method, color=_COLOURS[method], fontsize="medium")
+        axes.set_title(method, color=_COLORS[method], fontsize="medium")
         axes.set_xticks([])
         axes.set_yticks([])
         axes.spines[:].set_color("#cccccc")

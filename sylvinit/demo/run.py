@@ -38,9 +38,6 @@ def run_demo(
         seeds: repetitions.
         epochs: of training; None takes those of the task.
 
-    Returns:
-        The result and the two paths.
-
     Raises:
         MissingMatplotlibError: matplotlib is not installed; nothing has been computed then.
         DataError: the data are missing or damaged.

@@ -21,13 +21,9 @@ _EVALUATION_BATCH = 250  # fast on a CPU: the activations stay near its caches
 
 @dataclass(frozen=True)
 class Recipe:
-    """Stochastic gradient descent with momentum at a constant rate.
+    """Stochastic gradient descent at a constant rate, with Nesterov's momentum.
 
-    Attributes:
-        learning_rate: step size.
-        momentum: Nesterov's.
-        weight_decay: of every parameter.
-        batch_size: samples a step.
+    ``weight_decay`` applies to every parameter.
     """
 
     learning_rate: float
@@ -43,13 +39,6 @@ def train(
 
     The order of the samples depends on ``seed`` alone, so networks trained with one seed see the
     same batches; the global random state is not touched.
-
-    Args:
-        model: any network that maps inputs to class scores.
-        samples: what to train on.
-        recipe: how.
-        epochs: passes over the samples.
-        seed: of the order.
 
     Yields:
         The number of epochs done, from 1, with the model in training mode.
@@ -77,9 +66,7 @@ def train(
 def calibrate_norm(model: nn.Module, inputs: Tensor) -> None:
     """Give the batch norm layers of ``model`` the statistics of all ``inputs``.
 
-    Args:
-        model: any network; its weights stay as they are.
-        inputs: (N, ...), at least two samples; the statistics of equal batches are averaged.
+    Inputs (N, ...) need at least two samples; the statistics of equal batches are averaged.
     """
     batches = math.ceil(len(inputs) / _EVALUATION_BATCH)
     with torch.no_grad():
@@ -90,13 +77,11 @@ def calibrate_norm(model: nn.Module, inputs: Tensor) -> None:
 def accuracy(model: nn.Module, samples: Samples, batch_size: int = _EVALUATION_BATCH) -> float:
     """Share of samples whose highest score is that of their label, in evaluation mode.
 
-    Args:
-        model: a network that maps inputs to class scores; its mode is restored.
-        samples: what to test on, not empty.
-        batch_size: samples a forward pass, which changes time and memory only.
+    The network maps inputs to class scores; its mode is restored. ``batch_size`` changes time and
+    memory only.
 
     Returns:
-        A number from 0 to 1.
+        A number from 0 to 1; ``samples`` must not be empty.
     """
     training = model.training
     model.eval()

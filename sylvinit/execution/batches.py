@@ -43,15 +43,15 @@ class Batch:
     start: int
     size: int
     named: bool = False
-    _moved: dict[torch.device, Tensor] = field(default_factory=dict, repr=False, compare=False)
+    _on_device: dict[torch.device, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def labels_on(self, device: torch.device) -> Tensor | None:
         """The labels as int64 on a device, moved there once."""
         if self.labels is None:
             return None
-        if device not in self._moved:
-            self._moved[device] = to_device(self.labels.long(), device)
-        return self._moved[device]
+        if device not in self._on_device:
+            self._on_device[device] = to_device(self.labels.long(), device)
+        return self._on_device[device]
 
     def shapes(self) -> tuple[torch.Size, ...]:
         """Of all inputs."""
@@ -74,39 +74,36 @@ class Batch:
     def part(self, begin: int, end: int) -> Batch:
         """Samples begin .. end - 1."""
 
-        def cut(x: Tensor | None) -> Tensor | None:
-            return None if x is None else x[begin:end]
+        def cut(x: Tensor) -> Tensor:
+            return x[begin:end] if x.ndim and len(x) == self.size else x
 
         return Batch(
-            _map_tensors(self.inputs, lambda x: x[begin:end] if _leads(x, self.size) else x),
-            cut(self.labels),
-            cut(self.mask),
+            _map_tensors(self.inputs, cut),
+            None if self.labels is None else cut(self.labels),
+            None if self.mask is None else cut(self.mask),
             self.start + begin,
             end - begin,
             self.named,
         )
 
 
-def _leads(x: Tensor, size: int) -> bool:
-    return x.ndim > 0 and x.shape[0] == size
-
-
 def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """Apply a function to every tensor of nested tuples, lists and mappings."""
+    """Nested tuples, lists and mappings with a function applied to every tensor and array.
+
+    Mappings become plain dicts with strings as keys; other values stay.
+    """
+    if isinstance(value, np.ndarray):
+        value = torch.from_numpy(value)
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, Mapping):
-        return {key: _map_tensors(item, function) for key, item in value.items()}
+        return {str(key): _map_tensors(item, function) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
-        return _rebuilt(value, [_map_tensors(item, function) for item in value])
+        items = [_map_tensors(item, function) for item in value]
+        if isinstance(value, list):
+            return items
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
     return value
-
-
-def _rebuilt(value: Any, items: list[Any]) -> Any:
-    """A list, tuple or named tuple like ``value``, with other items."""
-    if isinstance(value, list):
-        return items
-    return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
 
 
 def _tensors(value: Any) -> list[Tensor]:
@@ -122,11 +119,7 @@ def call_model(
 
     A copy, because the forward may work in place and the batch may be needed again.
     """
-
-    def copy(x: Tensor) -> Tensor:
-        return x.clone() if x.device == device else x.to(device)
-
-    inputs = _map_tensors(batch.inputs, copy)
+    inputs = _map_tensors(batch.inputs, lambda x: x.to(device, copy=True))
     if forward_fn is not None:
         return forward_fn(model, inputs)
     if isinstance(inputs, Mapping):
@@ -137,7 +130,6 @@ def call_model(
 
 
 def _default_microbatch(batch: Batch) -> int:
-    """Samples of a microbatch where the data come in one piece."""
     tensors = _tensors(batch.inputs)
     size = sum(x.nbytes for x in tensors) / batch.size
     least, most = _MICROBATCH_RANGE
@@ -199,11 +191,7 @@ def read_batches(
 
 
 def _check_alike(first: Batch, batch: Batch) -> None:
-    """A list [inputs, labels] is not taken for two batches of inputs.
-
-    Raises:
-        DataError: it is one.
-    """
+    """Refuse a list [inputs, labels], which would be taken for two batches of inputs."""
     a, b = first.inputs, batch.inputs
     if not isinstance(a, Tensor) or not isinstance(b, Tensor) or batch.labels is not None:
         return
@@ -217,18 +205,15 @@ def _check_alike(first: Batch, batch: Batch) -> None:
 
 def _batch(item: Any, start: int) -> Batch:
     inputs, labels = _split(item)
-    inputs = _as_tensors(inputs)
+    # Inference tensors cannot be given to autograd: they are copied.
+    inputs = _map_tensors(inputs, lambda x: x.clone() if x.is_inference() else x)
     found = _tensors(inputs)
     if not found:
         raise DataError(f"a batch holds no tensor (batch at sample {start}: {type(item).__name__})")
-    mask = None
-    if isinstance(inputs, Mapping) and isinstance(inputs.get("attention_mask"), Tensor):
-        mask = inputs["attention_mask"]
-    size = found[0].shape[0] if found[0].ndim else 0
-    for x in found:
-        if x.device.type == "meta":
-            raise DataError("data holds meta tensors, which have no values; pass real ones")
+    if any(x.is_meta for x in found):
+        raise DataError("data holds meta tensors, which have no values; pass real ones")
     _check_finite(inputs, start)
+    size = found[0].shape[0] if found[0].ndim else 0
     if labels is not None:
         try:
             labels = torch.as_tensor(labels)
@@ -241,10 +226,11 @@ def _batch(item: Any, start: int) -> Batch:
                 f"labels must have one entry per sample: the batch at sample {start} has {size} "
                 f"samples and labels of shape {tuple(labels.shape)}"
             )
-    if mask is not None and (mask.ndim != 2 or mask.shape[0] != size):
-        mask = None  # a 3-D or 4-D mask says who sees whom, not which tokens are padding
-    named = isinstance(item, Mapping)
-    return Batch(inputs, labels, None if mask is None else (mask != 0).cpu(), start, size, named)
+    mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
+    # A 3-D or 4-D mask says which token sees which, not which tokens are padding.
+    padding = isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[0] == size
+    mask = (mask != 0).cpu() if padding else None
+    return Batch(inputs, labels, mask, start, size, named=isinstance(item, Mapping))
 
 
 def _check_finite(value: Any, start: int, name: str = "") -> None:
@@ -267,7 +253,6 @@ def _check_finite(value: Any, start: int, name: str = "") -> None:
 
 
 def _split(item: Any) -> tuple[Any, Any]:
-    """Inputs and labels of a batch."""
     if isinstance(item, Mapping):
         rest = {key: value for key, value in item.items() if key not in LABEL_KEYS}
         return rest, next((item[key] for key in LABEL_KEYS if key in item), None)
@@ -288,19 +273,6 @@ def _split(item: Any) -> tuple[Any, Any]:
             "inputs may be a tuple of arguments, or a dict of keyword arguments"
         )
     return item, None
-
-
-def _as_tensors(value: Any) -> Any:
-    """Arrays become tensors, mappings become plain dicts, inference tensors become normal ones."""
-    if isinstance(value, np.ndarray):
-        return torch.from_numpy(value)
-    if isinstance(value, Mapping):
-        return {str(key): _as_tensors(item) for key, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        return _rebuilt(value, [_as_tensors(item) for item in value])
-    if isinstance(value, Tensor) and value.is_inference():
-        return value.clone()
-    return value
 
 
 @dataclass(frozen=True)
@@ -333,21 +305,16 @@ def find_classes(batches: list[Batch]) -> Classes:
     Raises:
         LabelError: labels are missing, not integers, not one per sample, or negative.
     """
+    problem = label_problem(batches)
+    if problem is not None:
+        raise LabelError(
+            f"labels must be integers of shape (samples,): {problem}; for other targets pass "
+            "head_code='pca' and a code without labels"
+        )
     found: set[int] = set()
     for batch in batches:
-        labels = batch.labels
-        if labels is None:
-            raise LabelError(
-                "labels are needed for this code and data has none; pass (inputs, labels) or "
-                "choose a code without labels"
-            )
-        if label_problem([batch]) is not None:
-            raise LabelError(
-                "labels must be integers of shape (samples,), got "
-                f"{labels.dtype} {tuple(labels.shape)}; for other targets pass head_code='pca' and "
-                "a code without labels"
-            )
-        found.update(labels.long().unique().tolist())
+        if batch.labels is not None:
+            found.update(batch.labels.long().unique().tolist())
     if min(found) < 0:
         raise LabelError(f"labels must not be negative, got {min(found)}; drop those samples")
     return Classes(max(found) + 1, len(found))

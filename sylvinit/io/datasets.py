@@ -51,7 +51,7 @@ class Samples(NamedTuple):
 
 
 def load_cifar10(folder: str | PathLike[str], train: bool) -> Samples:
-    """Read the python version of CIFAR-10, whole or in part.
+    """Read the Python version of CIFAR-10, whole or in part.
 
     Args:
         folder: ``cifar-10-batches-py`` or the folder that contains it.
@@ -69,11 +69,8 @@ def load_cifar10(folder: str | PathLike[str], train: bool) -> Samples:
     paths = sorted(path for path in root.glob(pattern) if path.is_file())
     if not paths:
         raise DataError(f"{root}: expected at least one file {pattern}, found none.")
-    batches = [_read_cifar10_batch(path) for path in paths]
-    return Samples(
-        torch.cat([batch.inputs for batch in batches]),
-        torch.cat([batch.labels for batch in batches]),
-    )
+    images, labels = zip(*map(_read_cifar10_batch, paths), strict=True)
+    return Samples(torch.cat(images), torch.cat(labels))
 
 
 def _cifar10_root(folder: Path) -> Path:
@@ -82,7 +79,7 @@ def _cifar10_root(folder: Path) -> Path:
             return root
     raise DataError(
         f"{folder}: expected the folder {_CIFAR10_FOLDER} or the one that contains it, but it has "
-        "neither data_batch_* nor test_batch. Unpack the python version of CIFAR-10 there."
+        "neither data_batch_* nor test_batch. Unpack the Python version of CIFAR-10 there."
     )
 
 
@@ -112,13 +109,7 @@ def _read_cifar10_batch(path: Path) -> Samples:
 
 
 def normalise_cifar10(images: Tensor) -> Tensor:
-    """Scale CIFAR-10 images to zero mean and unit variance per channel over the training set.
-
-    Args:
-        images: uint8 (N, 3, H, W).
-
-    Returns:
-        float32 (N, 3, H, W), in the memory format of ``images``.
+    """Center and scale uint8 images (N, 3, H, W) to float32, by the training set's channels.
 
     Raises:
         DataError: another dtype or shape.
@@ -133,12 +124,9 @@ def normalise_cifar10(images: Tensor) -> Tensor:
 
 
 def few_per_class(labels: Tensor, count: int, seed: int) -> Tensor:
-    """Choose the same number of samples of every class, at random but repeatably.
+    """Choose ``count`` samples of every class, at random but repeatably.
 
-    Args:
-        labels: integers (N,).
-        count: samples of each class that occurs in ``labels``.
-        seed: of the choice; the global random state is not touched.
+    The global random state is not touched.
 
     Returns:
         Ascending indices into ``labels``, int64 (classes * count,).
@@ -199,13 +187,10 @@ def load_tensors(path: str | PathLike[str]) -> tuple[Tensor, Tensor | None]:
     ``.npy``                one array: the inputs
     ``.npz, .safetensors``  ``x``, ``inputs`` or ``images``; labels under ``y`` or ``labels``
     ``.pt, .pth``           a tensor, a pair (inputs, labels), or a dictionary with those keys
-    a folder                ``cifar-10-batches-py``: its training images, normalised
+    a folder                ``cifar-10-batches-py``: its training images, normalized
     ======================  ==================================================================
 
     uint8 inputs are taken as images and scaled to float32 in [0, 1]; other dtypes stay as they are.
-
-    Args:
-        path: the file or folder.
 
     Returns:
         Inputs (N, ...) and labels, int64 (N,) or None.
@@ -239,7 +224,6 @@ def load_tensors(path: str | PathLike[str]) -> tuple[Tensor, Tensor | None]:
 
 
 def _read(path: Path) -> object:
-    """Everything in the file, as the format's own reader returns it."""
     try:
         match path.suffix:
             case ".npy":
@@ -265,7 +249,6 @@ def _read(path: Path) -> object:
 
 
 def _named_tensors(path: Path, content: object) -> tuple[Tensor, Tensor | None]:
-    """Inputs and labels out of a single array, a pair or a mapping."""
     if isinstance(content, dict):
         inputs = _pick(path, content, _INPUT_KEYS)
         labels = _pick(path, content, _LABEL_KEYS)

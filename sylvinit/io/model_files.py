@@ -62,10 +62,6 @@ def build_model(spec: str) -> nn.Module:
 def load_weights(model: nn.Module, path: Path) -> None:
     """Load a state dict, strictly, from ``.safetensors`` or, with ``weights_only``, another file.
 
-    Args:
-        model: its parameters and buffers are overwritten.
-        path: of the file.
-
     Raises:
         DataError: the file is missing or damaged, or its names or shapes are not the model's.
     """
@@ -85,11 +81,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
 def save_weights(model: nn.Module, path: Path) -> None:
     """Write the state dict as safetensors; tensors that share memory are written once.
 
-    ``safetensors.torch.load_model`` reads the file back, shared tensors included.
-
-    Args:
-        model: what to write.
-        path: of the file; an existing one is replaced when the new one is complete.
+    ``safetensors.torch.load_model`` reads the file back, shared tensors included. An existing file
+    is replaced when the new one is complete.
 
     Raises:
         OptionError: the file cannot be written.
@@ -107,12 +100,7 @@ def write_text(text: str, path: Path) -> None:
 
 
 def check_output(option: str, path: Path, suffix: str) -> None:
-    """Fail before a computation whose result could not be written.
-
-    Args:
-        option: what the user calls ``path``.
-        path: of the file to write later.
-        suffix: that it must have, with the dot.
+    """Fail before a computation whose result could not be written to ``path``.
 
     Raises:
         OptionError: another suffix, no such folder, or no permission to write there.
@@ -140,12 +128,7 @@ def move(model: nn.Module, device: str) -> None:
 def like_parameters(inputs: Tensor, model: nn.Module) -> Tensor:
     """Move inputs to the device of the model and, if they are floats, to its precision.
 
-    Args:
-        inputs: any tensor.
-        model: the first of its floating-point parameters decides; without one nothing changes.
-
-    Returns:
-        The same numbers.
+    The first floating-point parameter decides; without one nothing changes.
     """
     for parameter in model.parameters():
         if parameter.is_floating_point():

@@ -22,18 +22,8 @@ from sylvinit.errors import DataError
 # PERSID (look up elsewhere), INT, LONG, FLOAT and PUT (text, nothing official uses it).
 _OPCODES = frozenset(
     {
-        *(
-            "PROTO",
-            "FRAME",
-            "STOP",
-            "MARK",
-            "POP",
-            "POP_MARK",
-            "DUP",
-            "NONE",
-            "NEWTRUE",
-            "NEWFALSE",
-        ),
+        *("PROTO", "FRAME", "STOP", "MARK", "POP", "POP_MARK", "DUP"),
+        *("NONE", "NEWTRUE", "NEWFALSE"),
         *("BININT", "BININT1", "BININT2", "LONG1", "BINSTRING", "SHORT_BINSTRING"),
         *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
         *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
@@ -56,8 +46,6 @@ _MAX_NESTING = 1000
 class _Dtype:
     """Stands for ``numpy.dtype('u1')``; nothing else is admitted."""
 
-    __slots__ = ()
-
     def __setstate__(self, state: object) -> None:
         """Byte order and alignment say nothing about single bytes."""
 
@@ -65,12 +53,9 @@ class _Dtype:
 class _Array:
     """Stands for an array of bytes until the whole file has been read."""
 
-    __slots__ = ("fortran", "raw", "shape")
-
-    def __init__(self) -> None:
-        self.shape: object = None
-        self.raw: object = None
-        self.fortran = False
+    shape: object = None
+    raw: object = None
+    fortran = False
 
     def __setstate__(self, state: object) -> None:
         if not isinstance(state, tuple) or len(state) != 5 or not isinstance(state[2], _Dtype):
@@ -93,8 +78,6 @@ class _Array:
 
 class _Symbol:
     """Stands for a function or class that the file names; calling it builds placeholders only."""
-
-    __slots__ = ("name",)
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -170,7 +153,10 @@ def load_plain_dict(raw: bytes, source: str) -> dict[str, object]:
         content = _Unpickler(io.BytesIO(raw), encoding="bytes").load()
         if not isinstance(content, dict):
             raise pickle.UnpicklingError(f"it holds a {type(content).__name__}")
-        return {_text(key): _decoded(value) for key, value in content.items()}
+        return {
+            _text(key): value.decode() if isinstance(value, _Array) else value
+            for key, value in content.items()
+        }
     except Exception as error:  # a damaged pickle can raise nearly anything, from any opcode
         raise DataError(
             f"{source}: expected an unmodified pickle of the CIFAR-10 python version (a dictionary "
@@ -184,7 +170,3 @@ def _text(key: object) -> str:
     if isinstance(key, str):
         return key
     raise pickle.UnpicklingError(f"a key of type {type(key).__name__}")
-
-
-def _decoded(value: object) -> object:
-    return value.decode() if isinstance(value, _Array) else value
