@@ -76,7 +76,7 @@ def test_ones_count_the_patches(shim: Any, n: int) -> None:
 def test_more_patches_than_one_sum_in_float32(shim: Any, arithmetic: str, n: int) -> None:
     """Past kPatchesPerFlush (1024 in ffma, else 4096) the tiles are added up in float64."""
     x, layout = integers(n, 2), PatchLayout.of(None, (), 1)
-    plan = shim.plan_patch_gram(layout.arguments(shim, x, n), 1, 32)
+    plan = shim.plan_patch_gram(layout.arguments(shim, x), 1, 32)
     assert n // plan.splits > {"ffma": 1024, "3xtf32": 4096}[arithmetic]
     gram, _ = run(shim, x, layout, arithmetic=arithmetic, multiprocessors=1, tile=32)
     assert torch.equal(gram, expected(x, layout)[0])

@@ -79,7 +79,7 @@ BAD_OPTIONS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"head": 3}, OptionTypeError, "head must be a module name"),
     ({"head": "nothing"}, ModelError, "head='nothing' names no module; the layers are conv1, "),
     ({"head": "relu1"}, ModelError, "head='relu1' is not a layer that ran"),
-    ({"lam": 1e300}, SolverError, "relative residual"),
+    ({"lam": 1.7e308}, SolverError, "relative residual"),
 ]
 
 

@@ -202,7 +202,7 @@ def test_bad_arguments_are_found_before_the_data_are_read() -> None:
         raise AssertionError("the data were read")
         yield
 
-    with pytest.raises(OptionError, match=r"backend must be 'auto' or one of .*got 'gpu'"):
+    with pytest.raises(OptionError, match=r"backend must be one of .*got 'gpu'"):
         sylvinit.initialize_(mlp(), unread(), backend="gpu")
     with pytest.raises(OptionTypeError, match="head_code must be 'auto' or a code"):
         sylvinit.initialize_(mlp(), unread(), head_code=None)  # type: ignore[arg-type]
