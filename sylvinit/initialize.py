@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from torch import nn
@@ -13,18 +13,12 @@ from tqdm.auto import tqdm
 
 from sylvinit.codes import Code
 from sylvinit.errors import ModelError, SylvinitWarning
-from sylvinit.execution.batches import (
-    Batch,
-    Classes,
-    call_model,
-    find_classes,
-    label_problem,
-    read_batches,
-)
+from sylvinit.execution.batches import Batch, call_model, read_batches
 from sylvinit.execution.guard import CallerModes, ModelGuard
 from sylvinit.execution.schedule import solve_in_order
-from sylvinit.execution.survey import Survey, find_points, materialize, run_survey
-from sylvinit.execution.worklist import Worklist, make_worklist
+from sylvinit.execution.survey import Survey, survey_model
+from sylvinit.execution.units import LayerUnit
+from sylvinit.execution.worklist import Task, Worklist
 from sylvinit.model.modules import check_module, device_of
 from sylvinit.moments.rows import RowToSample
 from sylvinit.options import ForwardFn, Options, PresetName
@@ -32,7 +26,7 @@ from sylvinit.report import LayerReport, Report
 
 _log = logging.getLogger(__name__)
 
-MISSED = "it did not run on the two survey samples, which decide what is solved"
+_MISSED = "it did not run on the two survey samples, which decide what is solved"
 
 # What each kind of weakness that a layer remarks on means, or what can be done about it.
 _ADVICE = {
@@ -218,152 +212,88 @@ def _initialize(model: nn.Module, data: Any, options: Options) -> Report:
         def call(batch: Batch) -> Any:
             return call_model(model, batch, device, options.forward_fn)
 
-        if materialize(model, batches[0], call, caller):
-            guard.restore_forward()
-            guard.remember()
-        survey = _survey(model, batches[0], call, caller, guard, options)
+        survey = survey_model(model, batches[0], call, caller, guard)
+        options.check_patterns(*survey.point_names())
         if not survey.layers:
             raise ModelError(
                 "the forward pass reached no layer that can be solved (Linear, Conv, "
                 "MultiheadAttention, ...); register its type with sylvinit.register_layer"
             )
-        classes = _classes(batches, options)
-        worklist = make_worklist(survey, options, classes)
+        worklist = Worklist(survey, options, batches)
+        tasks = worklist.in_order()
         if options.dry_run:
-            reports = _planned(survey, worklist)
+            reports = {id(task): _planned(task) for task in tasks}
         else:
-            units = {id(unit): unit for unit in worklist.unit_of.values()}
-            total = len(units) + len(worklist.norms)
             hidden = None if options.progress is None else not options.progress
-            with tqdm(total=total, desc="sylvinit", unit="layer", disable=hidden) as bar:
+            with tqdm(total=len(tasks), desc="sylvinit", unit="layer", disable=hidden) as bar:
 
                 def done(report: LayerReport) -> None:
                     bar.update()
                     bar.set_postfix_str(report.name)
                     _log.debug("%s: %s %s", report.name, report.status, report.reason)
 
+                recompute = options.storage == "recompute"
                 reports = solve_in_order(
-                    survey,
-                    worklist,
-                    batches,
-                    call,
-                    caller,
-                    guard,
-                    options.storage == "recompute",
-                    done,
+                    survey, worklist, batches, call, caller, guard, recompute, done
                 )
-        report = _report(survey, worklist, reports, batches, options)
+        report = _report(survey, worklist, reports, options)
+        report.samples = sum(batch.size for batch in batches)
         report.seconds = time.perf_counter() - begin
         _warn(report, worklist, batches)  # in the guard, for users who turn warnings into errors
     _log.info("initialized %d layers in %.2f s", len(report.solved), report.seconds)
     return report
 
 
-def _survey(
-    model: nn.Module,
-    batch: Batch,
-    call: Callable[[Batch], Any],
-    caller: CallerModes,
-    guard: ModelGuard,
-    options: Options,
-) -> Survey:
-    """What runs on the first samples, including modules that their forward makes."""
-    survey = find_points(model)
-    for _ in range(2):
-        run_survey(survey, batch, call, caller)
-        guard.restore_forward()  # a mask that was cached for two samples would not fit the others
-        if not guard.remember():
-            break
-        survey = find_points(model)
-    else:  # makes new ones in every forward
-        run_survey(survey, batch, call, caller)
-        guard.restore_forward()
-    options.check_patterns(*survey.point_names())
-    return survey
-
-
-def _classes(batches: list[Batch], options: Options) -> Classes | str:
-    """The classes in the data, or why there are none that a code could use.
-
-    Labels that nothing asks for need not be class labels; they are ignored. So are targets of other
-    kinds that were found by name, unless a code was asked for that needs labels.
-    """
-    codes = [*options.code.values(), options.head_code]
-    needed = any(code is not None and code.needs_labels for code in codes)
-    wanted = needed or options.head_code is None or options.preset.supervised
-    if batches[0].labels is None:
-        return "data has no labels"
-    if not wanted:
-        return "no code uses labels"
-    problem = label_problem(batches)
-    if problem is not None and batches[0].named and not needed:
-        return problem
-    return find_classes(batches)
-
-
-def _planned(survey: Survey, worklist: Worklist) -> dict[int, LayerReport]:
-    reports: dict[int, LayerReport] = {}
-    for unit in {id(unit): unit for unit in worklist.unit_of.values()}.values():
-        groups, outputs, features = unit.layers[0].get_weight().shape
-        report = LayerReport(unit.name, unit.layers[0].kind, "planned", code=unit.task.code.name)
-        report.lam, report.d_in, report.d_out, report.groups = (
-            unit.lam,
-            features,
-            outputs,
-            groups,
-        )
-        reports[id(unit)] = report
-    for norm in worklist.norms.values():
-        reports[id(norm)] = LayerReport(norm.name, norm.kind, "planned", notes=norm.notes())
-    return reports
+def _planned(task: Task) -> LayerReport:
+    if not isinstance(task, LayerUnit):
+        return LayerReport(task.name, task.kind, "planned", notes=task.notes())
+    groups, outputs, features = task.layers[0].get_weight().shape
+    return LayerReport(
+        task.name,
+        task.layers[0].kind,
+        "planned",
+        code=task.task.code.name,
+        lam=task.lam,
+        d_in=features,
+        d_out=outputs,
+        groups=groups,
+    )
 
 
 def _report(
-    survey: Survey,
-    worklist: Worklist,
-    reports: dict[int, LayerReport],
-    batches: list[Batch],
-    options: Options,
+    survey: Survey, worklist: Worklist, reports: dict[int, LayerReport], options: Options
 ) -> Report:
-    """Reports in execution order, tied layers beside their first, everything else last."""
-    report = Report(samples=sum(batch.size for batch in batches), head=worklist.head)
+    """Reports in execution order, those of layers that never ran last."""
+    report = Report(head=worklist.head, settings=options.settings())
     skipped = dict(worklist.skipped)
     missed = survey.most_calls.keys() - survey.calls.keys()
     late = [point.name for module in missed for point in survey.points[module]]
     late = sorted(name for name in late if options.selects(name) and not options.head_only)
     for name in late:
-        skipped[name].reason = MISSED
+        skipped[name].reason = _MISSED
     if late:
-        worklist.warnings.append(f"skipped, for {MISSED}: {', '.join(late)}")
-    told: set[int] = set()
+        worklist.warnings.append(f"skipped, for {_MISSED}: {', '.join(late)}")
+    rest = dict(reports)
     for point in survey.order:
-        unit = worklist.unit_of.get(id(point))
-        key = id(unit) if unit is not None else id(point)
-        if key in reports and key not in told:
-            told.add(key)
-            report.layers.append(reports[key])
-            _note_more_calls(reports[key], point.module, survey)
-        elif unit is not None and key in told:
-            text = f"shares its weight with {unit.name}"
-            report.layers.append(LayerReport(point.name, point.kind, "skipped", text))
+        task = worklist.task_of.get(id(point))
+        if id(task) in rest:
+            done = rest.pop(id(task))
+            most = survey.most_calls[point.module]
+            if survey.calls[point.module] == 1 and most > 1:
+                done.notes.append(
+                    "done from its first call alone: it ran once on the first samples, but up to "
+                    f"{most} times on others"
+                )
+            report.layers.append(done)
         elif point.name in skipped:
             report.layers.append(skipped.pop(point.name))
         else:
             text = "reached by the first samples alone but by no whole microbatch"
+            if task is not None and id(task) in reports:
+                text = f"shares its weight with {task.name}"
             report.layers.append(LayerReport(point.name, point.kind, "skipped", text))
     report.layers.extend(skipped.values())
-    report.settings = options.settings()
     return report
-
-
-def _note_more_calls(report: LayerReport, module: nn.Module, survey: Survey) -> None:
-    """Only the first call is waited for where the first samples made no other."""
-    most = survey.most_calls[module]
-    if survey.calls[module] == 1 and most > 1:
-        report.notes.append(
-            f"done from its first call alone: it ran once on the first samples, but up to {most} "
-            "times on others"
-        )
 
 
 def _warn(report: Report, worklist: Worklist, batches: list[Batch]) -> None:

@@ -15,30 +15,26 @@ from sylvinit.execution.guard import CallerModes, ModelGuard
 from sylvinit.execution.lockstep import Arrival, Propagation, Runner
 from sylvinit.execution.survey import Survey
 from sylvinit.execution.units import LayerUnit
-from sylvinit.execution.worklist import Worklist
+from sylvinit.execution.worklist import Task, Worklist
 from sylvinit.model.batch_norm import Norm
 from sylvinit.report import LayerReport
-
-Task = LayerUnit | Norm
 
 
 class _Progress:
     """What is still to be done, and which task alone is being collected for, if any."""
 
     def __init__(self, survey: Survey, worklist: Worklist) -> None:
-        self._task_of: dict[int, Task] = {**worklist.unit_of, **worklist.norms}
-        self.order: list[Task] = []
-        self.calls: dict[int, int] = {}
-        for point in survey.order:
-            task = self._task_of.get(id(point))
-            if task is not None and id(task) not in self.calls:
-                self.order.append(task)
-                self.calls[id(task)] = (
-                    task.calls if isinstance(task, LayerUnit) else survey.calls[point.module]
-                )
+        self._task_of = worklist.task_of
+        self.order = worklist.in_order()
+        self.calls = {
+            id(task): task.calls if isinstance(task, LayerUnit) else survey.calls[task.module]
+            for task in self.order
+        }
         # A normalization looks at all of its input and so, in effect, at that of the layer before.
         self.checked_by_norm = {
-            id(point) for point, after in pairwise(survey.order) if id(after) in worklist.norms
+            id(point)
+            for point, after in pairwise(survey.order)
+            if isinstance(after, Norm) and id(after) in self._task_of
         }
         self.reports: dict[int, LayerReport] = {}
         self.only: Task | None = None
@@ -92,13 +88,13 @@ def solve_in_order(
     where nothing but the inputs is held.
 
     Returns:
-        Reports by the id of the unit or normalization.
+        Reports by the id of the task.
     """
-    for norm in worklist.norms.values():  # before anything runs, for modules may be called again
-        if norm.gain is not None:
-            guard.save([norm.module.weight])
-            norm.write_gain()
     progress = _Progress(survey, worklist)
+    for task in progress.order:  # before anything runs, for modules may be called again
+        if isinstance(task, Norm) and task.gain is not None:
+            guard.save([task.module.weight])
+            task.write_gain()
     outputs = OutputWatch()
     propagation = Propagation(
         call, survey.names, survey.points, progress.pending, caller, outputs.look

@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from sylvinit.execution.batches import Batch
-from sylvinit.execution.guard import CallerModes, forward_modes
+from sylvinit.execution.guard import CallerModes, ModelGuard, forward_modes
 from sylvinit.model import Layer, layers_of
 from sylvinit.model.batch_norm import NORM_TYPES, Norm
 from sylvinit.model.modules import clean_name
@@ -26,49 +25,34 @@ from sylvinit.model.tracing import Branch, ForwardTrace
 SURVEY_SAMPLES = 2
 
 
-@dataclass
 class Survey:
-    """What was seen. A point is a :class:`Layer` or a :class:`Norm`.
+    """What was seen. A point is a :class:`Layer` or a :class:`Norm`; ids are those of points."""
 
-    Attributes:
-        names: qualified name of every module.
-        points: those of the modules that have some, in order of need.
-        order: points that ran, in order of their first call.
-        calls: how often every module ran.
-        inputs: equal for layers whose first calls saw the same patches of the same values, by id.
-        last: the layer whose last call was the last of all.
-        most_calls: how often every module ran on a microbatch later on, at most.
-        rectified: modules whose output passes through a rectifier before the next layer.
-        shapes: of the input of every layer's first call, by id.
-        hidden: ids of points whose input cannot be looked at, as inside of ``torch.vmap``.
-        final_parameter: name of the parameter of a product outside of all layers that follows the
-            last one, if there is such a product.
-        samples: that were run.
-        branches: the ends of residual branches, one for every addition.
-    """
-
-    names: dict[nn.Module, str]
-    points: dict[nn.Module, list[Any]]
-    order: list[Any] = field(default_factory=list)
-    calls: Counter[nn.Module] = field(default_factory=Counter)
-    inputs: dict[int, tuple[Any, ...]] = field(default_factory=dict)
-    last: Layer | None = None
-    most_calls: Counter[nn.Module] = field(default_factory=Counter)
-    rectified: set[nn.Module] = field(default_factory=set)
-    shapes: dict[int, tuple[int, ...]] = field(default_factory=dict)
-    hidden: set[int] = field(default_factory=set)
-    final_parameter: str | None = None
-    samples: int = 0
-    branches: list[Branch] = field(default_factory=list)
+    def __init__(self, names: dict[nn.Module, str], points: dict[nn.Module, list[Any]]) -> None:
+        self.names = names  # qualified, of every module
+        self.points = points  # of the modules that have some, in order of need
+        self.order: list[Any] = []  # points that ran, in order of their first calls
+        self.calls: Counter[nn.Module] = Counter()
+        self.most_calls: Counter[nn.Module] = Counter()  # on a microbatch later on
+        self.last: Layer | None = None  # the layer whose last call was the last of all
+        # Equal for layers whose first calls saw the same patches of the same values.
+        self.inputs: dict[int, tuple[Any, ...]] = {}
+        self.shapes: dict[int, tuple[int, ...]] = {}  # of the inputs of layers' first calls
+        self.hidden: set[int] = set()  # whose input cannot be looked at, as inside of torch.vmap
+        self.rectified: set[nn.Module] = set()  # whose output is rectified before the next layer
+        self.branches: list[Branch] = []  # ends of residual branches, one for every addition
+        # Name of the parameter of a product outside of all layers that follows the last one.
+        self.final_parameter: str | None = None
+        self.samples = 0  # that were run
 
     @property
     def layers(self) -> list[Layer]:
-        """Layers that ran, in order of their first call."""
+        """Layers that ran, in order of their first calls."""
         return [point for point in self.order if isinstance(point, Layer)]
 
     @property
     def norms(self) -> list[Norm]:
-        """Normalizations that ran, in order of their first call."""
+        """Normalizations that ran, in order of their first calls."""
         return [point for point in self.order if isinstance(point, Norm)]
 
     def point_names(self) -> tuple[list[str], list[str]]:
@@ -78,8 +62,35 @@ class Survey:
         return layers, [point.name for point in found if not isinstance(point, Layer)]
 
 
-def find_points(model: nn.Module) -> Survey:
-    """The layers and normalizations of a model, before anything has run."""
+def survey_model(
+    model: nn.Module,
+    batch: Batch,
+    call: Callable[[Batch], Any],
+    caller: CallerModes,
+    guard: ModelGuard,
+) -> Survey:
+    """What runs on the first samples of a batch, including modules that their forward makes."""
+    first = batch.head(SURVEY_SAMPLES)
+    if any(is_lazy(parameter) for parameter in model.parameters()):
+        with forward_modes(caller):
+            call(first)
+        guard.restore_forward()
+        guard.remember()
+
+    def look() -> Survey:
+        survey = _find_points(model)
+        _run(survey, first, call, caller)
+        guard.restore_forward()  # a mask that was cached for two samples would not fit the others
+        return survey
+
+    survey = look()
+    for _ in range(2):  # some forwards make new modules every time
+        if guard.remember():
+            survey = look()
+    return survey
+
+
+def _find_points(model: nn.Module) -> Survey:
     names = {module: clean_name(name) for name, module in model.named_modules()}
     points: dict[nn.Module, list[Any]] = {}
     owned: set[nn.Module] = set()  # the output projection of attention never runs itself
@@ -94,10 +105,8 @@ def find_points(model: nn.Module) -> Survey:
     return Survey(names, points)
 
 
-def run_survey(
-    survey: Survey, batch: Batch, call: Callable[[Batch], Any], caller: CallerModes
-) -> None:
-    """Run the model on the first samples of a batch and write down what happens."""
+def _run(survey: Survey, batch: Batch, call: Callable[[Batch], Any], caller: CallerModes) -> None:
+    """Run the model and write down what happens."""
     kept: list[Tensor] = []  # alive, so that no two inputs share an address
     trace = ForwardTrace(_parameter_names(survey))
     asking = False  # a layer for its input, for which it may call its module
@@ -148,9 +157,8 @@ def run_survey(
                 stack.callback(handle.remove)
         stack.enter_context(forward_modes(caller))
         stack.enter_context(trace)
-        first = batch.head(SURVEY_SAMPLES)
-        survey.samples = first.size
-        call(first)
+        survey.samples = batch.size
+        call(batch)
     survey.rectified, survey.branches = trace.rectified, trace.branches
     survey.final_parameter = trace.final_parameter
 
@@ -179,14 +187,3 @@ def _is_hidden(x: Tensor) -> bool:
     except NotImplementedError:
         return True
     return False
-
-
-def materialize(
-    model: nn.Module, batch: Batch, call: Callable[[Batch], Any], caller: CallerModes
-) -> bool:
-    """Let lazy modules take their shapes from a first forward; whether there were any."""
-    if not any(is_lazy(parameter) for parameter in model.parameters()):
-        return False
-    with forward_modes(caller):
-        call(batch.head(SURVEY_SAMPLES))
-    return True
