@@ -55,14 +55,12 @@ def check_number(
 def check_count(argument: str, value: Any, otherwise: str = "") -> int:
     """A whole number of at least 1; ``otherwise`` says what else the argument may be."""
     otherwise = f" {otherwise}" if otherwise else ""
-    if isinstance(value, (bool, np.bool_)):
-        raise OptionTypeError(f"{argument} must be a positive integer{otherwise}, got {value!r}")
     try:
-        count = operator.index(value)
-    except TypeError as error:
-        raise OptionTypeError(
-            f"{argument} must be a positive integer{otherwise}, got {value!r}"
-        ) from error
+        count = None if isinstance(value, (bool, np.bool_)) else operator.index(value)
+    except TypeError:
+        count = None
+    if count is None:
+        raise OptionTypeError(f"{argument} must be a positive integer{otherwise}, got {value!r}")
     if count < 1:
         raise OptionError(f"{argument} must be at least 1{otherwise}, got {value!r}")
     return count
@@ -141,11 +139,7 @@ class Selection:
 
     @staticmethod
     def of(include: Any, exclude: Any) -> Selection:
-        """From the arguments of these names; None selects everything.
-
-        Raises:
-            OptionTypeError: something is no pattern.
-        """
+        """From the arguments of these names; None selects everything."""
         return Selection(
             None if include is None else check_patterns("include", include),
             () if exclude is None else check_patterns("exclude", exclude),

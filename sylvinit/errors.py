@@ -30,7 +30,7 @@ class LabelError(DataError):
 
 
 class ModelError(SylvinitError, ValueError):
-    """The model cannot be initialised as given (meta device, mixed devices, no such head, ...)."""
+    """The model cannot be initialized as given (meta device, mixed devices, no such head, ...)."""
 
 
 class RowLayoutError(SylvinitError, ValueError):

@@ -37,34 +37,22 @@ _LARGEST_GAIN = 1e4  # which every floating type of parameters holds
 
 @dataclass(frozen=True)
 class Preset:
-    """Values of arguments that belong together.
-
-    Attributes:
-        name: for reports.
-        patches, lam, rescale, branch_gain: the arguments of these names.
-        labelled_head: code of a head that has an output for every class.
-        supervised: whether hidden layers behind the first one use labels, if there are some.
-        pairs: whether layers whose output is rectified have entries in pairs of opposite sign.
-    """
+    """Values of arguments that belong together."""
 
     name: PresetName
     patches: int = 10
     lam: float = 10.0
     rescale: str = "variance"
     branch_gain: BranchGain = "none"
-    labelled_head: Code = field(default_factory=OneHot)
-    supervised: bool = False
-    pairs: bool = False
+    labelled_head: Code = field(default_factory=OneHot)  # if it has an output for every class
+    supervised: bool = False  # whether hidden layers behind the first one use labels
+    pairs: bool = False  # whether rectified layers have entries in pairs of opposite sign
 
     def hidden(self, *, first: bool, labelled: bool, rectified: bool) -> Code:
-        """Code of a hidden layer.
+        """Code of a hidden layer, the first of the network or not, with class labels or not.
 
-        Args:
-            first: whether it is the first layer of the network. What it does not pass on is lost to
-                all others, and single patches of the input tell little of the class: so it keeps
-                the principal components.
-            labelled: whether there are class labels.
-            rectified: whether its output passes through a rectifier before the next layer.
+        What the first layer does not pass on is lost to all others, and single patches of the input
+        tell little of the class: so it keeps the principal components.
         """
         code = Discriminant() if self.supervised and labelled and not first else PCA()
         return SignPairs(code) if self.pairs and rectified else code
@@ -125,12 +113,8 @@ def _preset(argument: str, value: Any) -> Preset:
     return PRESETS[check_choice(argument, value, tuple(PRESETS))]
 
 
-def _code(argument: str, value: Any) -> Code | None:
-    return None if value is None else get_code(value)
-
-
 def _codes(argument: str, value: Any) -> ByName[Code | None]:
-    return _by_name(argument, value, None, _code)
+    return _by_name(argument, value, None, lambda _, code: None if code is None else get_code(code))
 
 
 def _head_code(argument: str, value: Any) -> Code | None:
@@ -150,19 +134,13 @@ def _lam(argument: str, value: Any) -> ByName[float]:
 
 
 def _patches(argument: str, value: Any) -> int | None:
-    return (
-        None
-        if isinstance(value, str) and value == "all"
-        else check_count(argument, value, "or 'all'")
-    )
+    if isinstance(value, str) and value == "all":
+        return None
+    return check_count(argument, value, "or 'all'")
 
 
-def _count(argument: str, value: Any) -> int | None:
-    return None if value is None else check_count(argument, value, "or None")
-
-
-def _include(argument: str, value: Any) -> tuple[str, ...] | None:
-    return None if value is None else check_patterns(argument, value)
+def _count(argument: str, value: Any) -> int:
+    return check_count(argument, value, "or None")
 
 
 def _exclude(argument: str, value: Any) -> tuple[str, ...]:
@@ -186,8 +164,8 @@ def _seed(argument: str, value: Any) -> int:
     return check_seed(value)
 
 
-def _name(argument: str, value: Any) -> str | None:
-    if value is not None and not isinstance(value, str):
+def _name(argument: str, value: Any) -> str:
+    if not isinstance(value, str):
         raise OptionTypeError(
             f"{argument} must be a module name or None, got {type(value).__name__}"
         )
@@ -195,13 +173,13 @@ def _name(argument: str, value: Any) -> str | None:
 
 
 def _function(argument: str, value: Any) -> Any:
-    if value is not None and not callable(value):
+    if not callable(value):
         raise OptionTypeError(f"{argument} must be callable, got {type(value).__name__}")
     return value
 
 
-def _flag_or_none(argument: str, value: Any) -> bool | None:
-    return None if value is None else check_flag(argument, value)
+def _optional(check: Callable[[str, Any], T]) -> Callable[[str, Any], T | None]:
+    return lambda argument, value: None if value is None else check(argument, value)
 
 
 def _one_of(*choices: str) -> Callable[[str, Any], str]:
@@ -218,22 +196,19 @@ class Options:
     A field's type comes with the check that makes it from what was given, and with what None reads
     in reports if that is not null.
 
-    Attributes:
-        patches: None stands for all.
-        head_code: None stands for "auto".
-        head_only: whether the head alone is solved, as :func:`sylvinit.initialize_head_` does.
+    ``patches`` is None for all, ``head_code`` for "auto".
     """
 
     preset: Annotated[Preset, _preset]
     code: Annotated[ByName[Code | None], _codes]
-    head: Annotated[str | None, _name]
+    head: Annotated[str | None, _optional(_name)]
     head_code: Annotated[Code | None, _head_code, "auto"]
     lam: Annotated[ByName[float], _lam]
     patches: Annotated[int | None, _patches, "all"]
-    include: Annotated[tuple[str, ...] | None, _include]
+    include: Annotated[tuple[str, ...] | None, _optional(check_patterns)]
     exclude: Annotated[tuple[str, ...], _exclude]
-    microbatch: Annotated[int | None, _count]
-    max_samples: Annotated[int | None, _count]
+    microbatch: Annotated[int | None, _optional(_count)]
+    max_samples: Annotated[int | None, _optional(_count)]
     storage: Annotated[str, _one_of("memory", "recompute")]
     siblings: Annotated[str, _one_of("split", "same")]
     calibrate_norm: Annotated[bool, check_flag]
@@ -241,19 +216,18 @@ class Options:
     branch_gain: Annotated[BranchGain, _branch_gain]
     seed: Annotated[int, _seed]
     backend: Annotated[str, _backend]
-    progress: Annotated[bool | None, _flag_or_none]
+    progress: Annotated[bool | None, _optional(check_flag)]
     dry_run: Annotated[bool, check_flag]
-    forward_fn: Annotated[ForwardFn | None, _function]
-    row_to_sample: Annotated[RowToSample | None, _function]
-    head_only: bool = False
+    forward_fn: Annotated[ForwardFn | None, _optional(_function)]
+    row_to_sample: Annotated[RowToSample | None, _optional(_function)]
+    head_only: bool = False  # as in initialize_head_
 
     @classmethod
     def checked(cls, given: Mapping[str, Any], *, head_only: bool = False) -> Options:
-        """From a driver's arguments by name; those that it lacks or that are None are the preset's.
+        """From a driver's arguments by name; those that are None are the preset's.
 
         Raises:
-            OptionError: a value is outside its domain.
-            OptionTypeError: a value has the wrong type.
+            OptionError, OptionTypeError: a value is outside its domain, or of the wrong type.
         """
         preset = _preset("preset", given["preset"])
         values: dict[str, Any] = {}

@@ -14,11 +14,6 @@ from torch import Tensor
 from sylvinit.errors import NonFiniteError
 
 
-def looks_at_once(x: Tensor) -> bool:
-    """Whether a look at a tensor costs no waiting."""
-    return x.device.type == "cpu"
-
-
 class InputWatch:
     """Whether all inputs of a layer were finite, and not only the patches that were taken."""
 
@@ -26,14 +21,10 @@ class InputWatch:
         self._finite: Tensor | None = None
 
     def look(self, x: Tensor, name: str, kind: str) -> None:
-        """Look at an input of the layer of that name and kind.
-
-        Raises:
-            NonFiniteError: it is on the CPU and holds NaN or Inf.
-        """
+        """Look at an input; raise NonFiniteError if it is on the CPU and holds NaN or Inf."""
         if not x.is_floating_point() or x.numel() == 0:
             return
-        if looks_at_once(x):
+        if x.is_cpu:
             # A sum is the cheapest look at all of it.
             if not (bool(x.sum(dtype=torch.float32).isfinite()) or bool(x.isfinite().all())):
                 raise non_finite_input(name, kind)
@@ -65,11 +56,7 @@ class OutputWatch:
         self._nan: Tensor | None = None
 
     def look(self, output: Any) -> None:
-        """Look at the output of one microbatch: a tensor, or a container of tensors.
-
-        Raises:
-            NonFiniteError: it is on the CPU and holds NaN.
-        """
+        """Look at an output, or at all in it; raise NonFiniteError for NaN on the CPU."""
         if isinstance(output, dict):
             output = tuple(output.values())
         if isinstance(output, (tuple, list)):
@@ -78,7 +65,7 @@ class OutputWatch:
         elif isinstance(output, Tensor) and output.is_floating_point():
             nan = output.detach().isnan().any()
             self._nan = nan if self._nan is None else self._nan | nan.to(self._nan.device)
-            if looks_at_once(output):
+            if output.is_cpu:
                 self.check()
 
     def check(self) -> None:

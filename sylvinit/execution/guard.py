@@ -67,12 +67,9 @@ class ModelGuard:
             stack.callback(self.restore_forward, keep=not failed)
 
     def remember(self) -> bool:
-        """Remember all modules that are not remembered yet, and put them in evaluation mode.
+        """Remember modules that are new, in evaluation mode from now on; whether there were any.
 
         Lazy modules are left for later.
-
-        Returns:
-            Whether there were any.
         """
         found = [module for module in self._model.modules() if module not in self._known]
         for module in found:

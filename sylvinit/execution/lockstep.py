@@ -28,19 +28,12 @@ from sylvinit.execution.switches import Switches, exchange_switches, read_switch
 
 @dataclass
 class Arrival:
-    """A microbatch waiting at a layer or normalization.
+    """A microbatch waiting at a layer or normalization."""
 
-    Attributes:
-        point: that layer or normalization.
-        call: which call of its module this is, from 0.
-        x: its input.
-        args, kwargs: all arguments of the module's forward.
-    """
-
-    point: Any
-    call: int
-    x: Tensor
-    args: tuple[Any, ...]
+    point: Any  # the layer or normalization
+    call: int  # which call of its module this is, from 0
+    x: Tensor  # its input
+    args: tuple[Any, ...]  # of the module's forward, like kwargs
     kwargs: Mapping[str, Any]
 
 
@@ -107,16 +100,10 @@ class Runner:
 class Propagation:
     """All microbatches on their way through the model.
 
-    Args:
-        call: runs the model on a batch.
-        modules: of the model.
-        points: the layers or normalization of a module, in the order in which they are needed.
-        pending: whether microbatches have to stop at one of them.
-        caller: the caller's modes, for the forward.
-        check: called with the output of a finished forward.
-
-    Attributes:
-        calls: how often modules with points have been called in one forward, at most.
+    ``call`` runs the model on a batch, in the modes of ``caller``; ``check`` is given its output.
+    ``points`` are the layers or the normalization of a module, in order of need; microbatches stop
+    at those that are ``pending``. :attr:`calls` counts how often modules with points have been
+    called in one forward, at most.
     """
 
     def __init__(

@@ -52,10 +52,9 @@ class _Slot:
 
 
 class ModuleState:
-    """The state of modules between forwards, and which parts of it forwards change.
+    """The state of modules between forwards (as they are now), and which parts forwards change.
 
-    Args:
-        modules: those that are looked at, as they are now; parts in TorchScript are passed over.
+    Modules in TorchScript are passed over.
     """
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
@@ -74,8 +73,7 @@ class ModuleState:
     def restore(self, *, left: Container[nn.Module] = ()) -> None:
         """Put everything back, but for children and parameters that have come since.
 
-        Args:
-            left: modules whose attributes, parameters, buffers and children stay as they are.
+        Of modules in ``left``, only containers are put back.
         """
         for slot, saved in zip(self._slots, self._saved, strict=True):
             if slot.is_container or slot.module not in left:

@@ -39,10 +39,6 @@ class _Progress:
         self.reports: dict[int, LayerReport] = {}
         self.only: Task | None = None
 
-    def restart(self) -> None:
-        for task in self.unfinished():
-            task.reset()
-
     def unfinished(self) -> list[Task]:
         """In order of their first calls."""
         return [task for task in self.order if id(task) not in self.reports]
@@ -85,10 +81,7 @@ def solve_in_order(
     run to the end with the weights they have, the task is finished from the sum, and all start
     again. They also start again, after every task, where the forward puts tensors made of the old
     weights in the place of parameters (``torch.func.functional_call``), and with ``recompute``,
-    where nothing but the inputs is held.
-
-    Returns:
-        Reports by the id of the task.
+    where nothing but the inputs is held. Reports are given by the id of the task.
     """
     progress = _Progress(survey, worklist)
     for task in progress.order:  # before anything runs, for modules may be called again
@@ -121,7 +114,8 @@ def solve_in_order(
                 done(report)
                 if progress.calls[id(task)] > 1 or state.replaces_weights:
                     runners = _abandon(runners)
-                    progress.restart()
+                    for unfinished in progress.unfinished():
+                        unfinished.reset()
         finally:
             survey.most_calls = propagation.calls
             _abandon(runners)

@@ -62,11 +62,7 @@ class LayerUnit:
         )
 
     def watch(self, arrival: Arrival) -> None:
-        """Look for NaN and Inf in an input.
-
-        Raises:
-            NonFiniteError: there is some; where looking would wait, :meth:`finish` raises it.
-        """
+        """Raise NonFiniteError for NaN or Inf; where looking would wait, :meth:`finish` does."""
         self._watch.look(arrival.x, arrival.point.name, arrival.point.kind)
 
     def collect(self, arrival: Arrival, batch: Batch) -> None:
@@ -90,8 +86,7 @@ class LayerUnit:
         """Solve from everything collected, write the weights, and report.
 
         Raises:
-            NonFiniteError: the input of the layer holds NaN or Inf.
-            SolverError: the equation could not be solved.
+            NonFiniteError, SolverError: inputs are not finite; the equation could not be solved.
         """
         begin = time.perf_counter()
         kind = self.layers[0].kind

@@ -20,12 +20,9 @@ def solve_classifier(
     The ridge is not known to be the best where it is at an end of those tried; the notes say so.
 
     An output whose class has no rows gets the mean of the other scores, less log(n + 1): it never
-    has the highest score, and starts from there in training.
-
-    Args:
-        stats: of the layer's input, one group, with a reservoir of rows and their labels.
-        k: outputs, at least the classes.
-        strength, steps: of :func:`refine_logistic`.
+    has the highest score, and starts from there in training. ``stats`` are those of one group, with
+    a reservoir of labeled rows; k is at least the number of classes; ``strength`` and ``steps`` are
+    those of :func:`refine_logistic`.
     """
     counts, rows, labels = stats.class_counts, stats.reservoir, stats.reservoir_labels
     if counts is None or rows is None or labels is None:

@@ -53,13 +53,9 @@ def solve_layer(
     constant: bool = False,
     fill: bool = True,
 ) -> LayerSolution:
-    """Solve one layer, all its groups in one batch.
+    """Solve one layer of ``k`` outputs per group, all its groups in one batch.
 
     Args:
-        stats: of the layer's input.
-        code: what its outputs are asked to be.
-        k: outputs per group.
-        lam: weight of the encoding loss.
         seed: for codes that draw, and for the orthogonal mixtures.
         skip: leading code entries that sibling layers have taken.
         constant: append 1 to the input, so that the bias is part of the solution (the last layer).

@@ -51,11 +51,8 @@ def fill_with_mixtures(
     A full orthogonal R applied to all solved rows W solves the equation for the code R s: mixtures
     are as good a solution as the rows they are made of. The last block is cut off where k ends.
 
-    Args:
-        weight, bias: (groups, rows, d_in) and (groups, rows), zero where not ``solved``.
-        solved, fresh: as in :class:`Choice`; fresh rows are used as they are.
-        k: outputs per group.
-        seed: of the orthogonal matrices.
+    ``weight`` (groups, rows, d_in) and ``bias`` (groups, rows) are zero where not ``solved``; rows
+    that are ``fresh`` (see :class:`Choice`) are used as they are.
 
     Returns:
         weight (groups, k, d_in), bias (groups, k), and bool (groups, k), where a mixture stands.

@@ -43,8 +43,7 @@ class GaussianClassifier(NamedTuple):
     loss: float  # leave-one-out cross-entropy at r, in nats a row
 
 
-# Most rows that are left out, one at a time, to choose the ridge: enough to tell half decades
-# apart.
+# Rows that are left out, at most, to choose the ridge: enough to tell half decades apart.
 _LEFT_OUT = 1000
 # Scores of left-out rows that are computed at once, for all ridges together (three times 8 MB).
 _MOST_SCORES = 2**20
@@ -55,20 +54,12 @@ _ABSENT = -30.0
 def fit_gaussian(
     x: Tensor, labels: Tensor, classes: int, ridges: tuple[float, ...] = RIDGES
 ) -> GaussianClassifier:
-    """The classifier of rows x (n, d) with ``labels`` (n,) in [0, classes).
+    """The classifier of rows x, float64 (n, d), with ``labels``, int64 (n,) in [0, classes).
 
     Of more than 1,000 rows only every n/1,000-th is left out, counted in the order of the labels:
     classes have their shares whatever the order of the rows. A row that is alone in its class says
     nothing about leaving it out and is not counted; if all are, the largest ridge is taken.
-
-    Args:
-        x: float64 (n, d), n >= 1.
-        labels: int64 (n,).
-        classes: how many.
-        ridges: to choose from, ascending.
-
-    Returns:
-        The classifier of least leave-one-out cross-entropy.
+    ``ridges`` are ascending.
     """
     n, d = x.shape
     counts = torch.bincount(labels, minlength=classes).to(x)

@@ -14,10 +14,9 @@ away,
     (tau I) D + D M = (Y - P)^T Z - tau (V - V_0),     P = softmax(V Z^T)^T,
 
 with the one-hot labels Y: a Sylvester equation whose matrices are both diagonal in these
-coordinates, one division per entry.
-Steps are taken from the extrapolated points of Nesterov (1983). V_0 stands in for the data that are
-not there: with few rows the result stays near it, and the more rows there are the closer it comes
-to the maximum of the likelihood.
+coordinates, one division per entry. Steps are taken from the extrapolated points of Nesterov
+(1983). V_0 stands in for the data that are not there: with few rows the result stays near it, and
+the more rows there are the closer it comes to the maximum of the likelihood.
 """
 
 from __future__ import annotations
@@ -43,9 +42,8 @@ def refine_logistic(
     """The classifier after ``steps`` steps from (and near) ``weight`` and ``bias``.
 
     Args:
-        x: float64 (n, d).
-        labels: int64 (n,), less than classes.
-        weight, bias: float64 (classes, d) and (classes,), V_0.
+        x, labels: float64 (n, d) and int64 (n,), less than classes.
+        weight, bias: float64 (classes, d) and (classes,), V_0; so are the results.
         strength: tau / d, in rows: how much the given classifier counts. (A weight of more
             entries fits more of what is accident in the same rows.)
         steps: how many.
@@ -54,9 +52,6 @@ def refine_logistic(
         precision: of the probabilities and of their sums over the rows, most of the work; the
             rest is in float64. With float32, and given weights of mean zero over the classes, the
             result differs by up to about 1e-7 of its norm.
-
-    Returns:
-        weight and bias, float64.
     """
     n = x.shape[0]
     mean = x.mean(dim=0)

@@ -38,11 +38,8 @@ def scale_rows(
     else. (Rounding alone deviates by about 0.3 of that where features are of like size and their
     errors independent, and by up to sqrt(d_in) times as much where they are not.)
 
-    Args:
-        weight: float64 (groups, k, d_in).
-        stats: of the layer's input.
-        inputs: what the activations were rounded to.
-        held: what the weight will be rounded to.
+    ``weight`` is float64 (groups, k, d_in); ``inputs`` is the type that the activations were
+    rounded to, ``held`` the one that the weight will be rounded to.
     """
     std = output_std(weight, stats)
     power = stats.covariance.diagonal(dim1=1, dim2=2).sum(dim=1) + stats.mean.square().sum(dim=1)

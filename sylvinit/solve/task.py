@@ -32,27 +32,16 @@ class _Backup(Protocol):
 
 @dataclass(frozen=True)
 class LayerTask:
-    """What is asked of a weight.
-
-    Attributes:
-        code: of its outputs.
-        lam: weight of the encoding loss.
-        patches: per sample, or None for all.
-        seed: of the patch positions and of the code.
-        skip: code entries that earlier siblings have taken.
-        head: whether this is the classifier with one-hot codes.
-        classes: number of classes, if the code needs them.
-        rescale: scale rows to unit output variance; never those of the last layer.
-    """
+    """What is asked of a weight."""
 
     code: Code
     lam: float
-    patches: int | None
-    seed: int
-    skip: int
-    head: bool
-    classes: int
-    rescale: bool
+    patches: int | None  # per sample; None for all
+    seed: int  # of the patch positions and of the code
+    skip: int  # code entries that earlier siblings have taken
+    head: bool  # whether this is the classifier with one-hot codes
+    classes: int  # their number if the code needs them, else 0
+    rescale: bool  # to unit output variance; never the last layer
 
 
 def fits_likelihood(layers: list[Layer], task: LayerTask) -> bool:
@@ -72,7 +61,6 @@ def _why_one_hot(layers: list[Layer], task: LayerTask) -> str | None:
 
 
 def _writable_biases(layers: list[Layer]) -> list[Layer]:
-    """The layers with a bias that may be written."""
     return [
         layer
         for layer in layers
@@ -90,12 +78,7 @@ def solve_and_write(
 ) -> LayerReport:
     """Solve for the weight that layers share, write it and their biases, and report.
 
-    Args:
-        layers: with one weight.
-        task: what is asked of it.
-        stats: of the layers' input.
-        inputs: what that was rounded to.
-        backup: told of the parameters before they are written.
+    ``stats`` are of the layers' input, which was rounded to the type ``inputs``.
 
     Raises:
         SolverError: the equation could not be solved.
@@ -133,7 +116,7 @@ def solve_and_write(
         residual=solution.residual,
         std_before=float(before.square().mean().sqrt()),
         std_after=float(after.square().mean().sqrt()),
-        notes=list(solution.notes),
+        notes=solution.notes,
     )
     if bool(solution.empty.all()):
         report.reason = "dead inputs: they never vary, so there is nothing to solve for"
