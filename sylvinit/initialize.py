@@ -273,11 +273,11 @@ def _report(
         skipped[name].reason = _MISSED
     if late:
         worklist.warnings.append(f"skipped, for {_MISSED}: {', '.join(late)}")
-    rest = dict(reports)
+    untold = dict(reports)
     for point in survey.order:
         task = worklist.task_of.get(id(point))
-        if id(task) in rest:
-            done = rest.pop(id(task))
+        if id(task) in untold:
+            done = untold.pop(id(task))
             most = survey.most_calls[point.module]
             if survey.calls[point.module] == 1 and most > 1:
                 done.notes.append(

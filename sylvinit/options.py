@@ -272,7 +272,7 @@ class Options:
 
 @cache
 def _checks() -> dict[str, tuple[Any, ...]]:
-    """What stands beside the type of every field that is an argument."""
+    """For every argument its check, and what None reads in reports if that is not null."""
     hints = get_type_hints(Options, include_extras=True)
     return {name: hint.__metadata__ for name, hint in hints.items() if name != "head_only"}
 

@@ -56,7 +56,7 @@ class OutputWatch:
         self._nan: Tensor | None = None
 
     def look(self, output: Any) -> None:
-        """Look at an output, or at all in it; raise NonFiniteError for NaN on the CPU."""
+        """Look at a tensor or a container of them; raise NonFiniteError for NaN on the CPU."""
         if isinstance(output, dict):
             output = tuple(output.values())
         if isinstance(output, (tuple, list)):

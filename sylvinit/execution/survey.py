@@ -1,7 +1,7 @@
 """One look at the model on two samples: what runs, in which order, how often, and on which input.
 
-So the classifier, the layers that share an input or a weight, and how many calls of a module to
-wait for are known before the data are propagated.
+This tells, before the data are propagated, which layer is the classifier, which layers share an
+input or a weight, and how many calls of a module to wait for.
 """
 
 from __future__ import annotations

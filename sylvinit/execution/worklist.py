@@ -24,9 +24,9 @@ from sylvinit.solve.task import LayerTask
 
 Task = LayerUnit | Norm
 
-# Sums are kept for every class up to the largest label, so labels that are hashes must not get by.
+# Sums are kept for every class up to the largest label, so labels must not be hashes.
 _MAX_CLASSES = 2**20
-# A preset uses class means in every layer only where they are few beside the moments.
+# Up to so many classes their means are small beside the moments, and presets use them in any layer.
 _MOST_DISCRIMINANT_CLASSES = 2**12
 
 
@@ -68,7 +68,7 @@ class Worklist:
             self.skipped[point.name] = LayerReport(point.name, point.kind, "skipped", reason)
 
     def _unwanted(self, point: Layer | Norm) -> str | None:
-        """Why a layer or normalization is left alone whatever it is like."""
+        """Why a layer or normalization is not asked for, or cannot be looked at."""
         options = self._options
         if options.head_only and point is not self._head:
             return "not the head"
@@ -107,7 +107,7 @@ class Worklist:
         return None
 
     def _solvable_head(self) -> str | None:
-        """Name of the head, or None, with a warning, if it is left alone although selected."""
+        """Name of the head; None, with a warning, if it was selected but cannot be solved."""
         head = self._head
         if head is None or head.name not in self.skipped:
             return None if head is None else head.name
@@ -238,7 +238,7 @@ class Worklist:
         return preset.hidden(first=first, labelled=count > 0 and few, rectified=rectified)
 
     def _head_code(self, head: Layer, outputs: int) -> Code:
-        """As asked; else the preset's if the labels allow it, else that of a hidden layer."""
+        """The code asked for; else the preset's if the labels allow it, else a hidden layer's."""
         options, classes = self._options, self._classes
         if options.head_code is not None:
             return options.head_code

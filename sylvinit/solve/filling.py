@@ -1,4 +1,4 @@
-"""Outputs beyond a code's entries: orthogonal mixtures; siblings."""
+"""The code entries that a layer takes after its siblings, and mixtures for outputs beyond them."""
 
 from __future__ import annotations
 
