@@ -194,9 +194,7 @@ class Options:
     """Checked arguments of :func:`sylvinit.initialize_`, a field for each of its keywords.
 
     A field's type comes with the check that makes it from what was given, and with what None reads
-    in reports if that is not null.
-
-    ``patches`` is None for all, ``head_code`` for "auto".
+    in reports if that is not null: ``patches`` is None for "all", ``head_code`` for "auto".
     """
 
     preset: Annotated[Preset, _preset]

@@ -83,10 +83,9 @@ class Runner:
             try:
                 self._hub.switch()
             except greenlet.error as error:
-                layer: Any = arrival.point
                 raise ModelError(
-                    f"the forward runs {layer.name} in another thread, where it cannot be stopped; "
-                    "leave the layer out with exclude="
+                    f"the forward runs {arrival.point.name} in another thread, where it cannot be "
+                    "stopped; leave the layer out with exclude="
                 ) from error
 
     def abandon(self) -> None:
