@@ -14,8 +14,7 @@ from sylvinit.codes.code import Latent
 from sylvinit.moments.statistics import LayerStatistics
 from sylvinit.priors.distance import resample_correlation
 from sylvinit.priors.files import loaded
-from sylvinit.priors.matrix import check_correlation, kernel_of
-from sylvinit.priors.spatial import spatial_correlation
+from sylvinit.priors.matrix import check_correlation, kernel_of, spatial_correlation
 from sylvinit.priors.strength import factor, repaired_correlation
 
 

@@ -15,8 +15,7 @@ from sylvinit.execution.guard import CallerModes, ModelGuard, forward_modes, pla
 from sylvinit.model import ConvLayer, layers_of
 from sylvinit.model.modules import check_module, clean_name, device_of, refuse_lazy
 from sylvinit.moments.collect import InputCollector
-from sylvinit.priors.matrix import FilterCorrelation
-from sylvinit.priors.spatial import spatial_correlation
+from sylvinit.priors.matrix import FilterCorrelation, spatial_correlation
 
 
 def input_correlation(
@@ -102,11 +101,9 @@ class _Watch:
         self._calls = 0
 
     def begin(self, batch: Batch) -> None:
-        """The next forward is that of this batch."""
         self._batch, self._calls = batch, 0
 
     def collect(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """A forward pre-hook of the layer's module."""
         layer, geometry, batch = self.layer, self.layer.geometry, self._batch
         if batch is None or geometry is None:
             return
@@ -130,10 +127,9 @@ class _Watch:
         self._calls += 1
 
     def result(self) -> FilterCorrelation:
-        """The matrix."""
         moments, geometry = self.inputs.moments, self.layer.geometry
-        if moments is None or geometry is None:
-            raise ModelError(f"layer {self.layer.name} did not run")
+        assert moments is not None
+        assert geometry is not None
         return FilterCorrelation.of(
             spatial_correlation(moments.covariance(), geometry.taps),
             tuple(geometry.kernel),

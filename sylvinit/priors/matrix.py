@@ -1,4 +1,4 @@
-"""Correlation matrices of spatial filters: the type, and the checks.
+"""Correlation matrices of spatial filters: the type, the checks, and those of a layer's input.
 
 R is indexed by the taps of a kernel in row-major order: for a k x k kernel it is k^2 x k^2 and
 R[i, j] is the correlation of the weights at taps i and j of one spatial filter.
@@ -105,9 +105,7 @@ def kernel_of(
 
     ``wanted`` is the kernel of the layer that it is for: if that is not two-dimensional, or there
     is no square kernel with as many taps, it is also the kernel of a plain matrix of its size.
-
-    Raises:
-        CorrelationError: the matrix does not fit the kernel, or nothing says which kernel it is.
+    CorrelationError if nothing says which kernel it is, or the kernel does not fit.
     """
     if kernel_size is None:
         kernel_size = getattr(corr, "kernel_size", None)
@@ -219,6 +217,27 @@ def check_correlation(corr: Any, taps: int | None = None, argument: str = "corr"
             "variables have negative variance in any direction"
         )
     return matrix
+
+
+def spatial_correlation(covariance: Tensor, taps: int) -> Tensor:
+    """Correlation of a patch's pixels, averaged over channels, float64 (taps, taps) on the CPU.
+
+        R = C / sqrt(diag(C) diag(C)^T),   C = mean over channels c of Sigma[c, c],
+
+    where Sigma, float64 (groups, channels * taps, channels * taps) with taps fastest, is the
+    covariance of the patches. A tap that never varies (it reads padding alone) is uncorrelated with
+    the others.
+    """
+    groups, features, _ = covariance.shape
+    channels = features // taps
+    blocks = covariance.reshape(groups, channels, taps, channels, taps)
+    mean = blocks.diagonal(dim1=1, dim2=3).mean(dim=(0, 3)).cpu()
+    scale = mean.diagonal().clamp(min=0).sqrt()
+    # Far below the largest, a variance is what rounding has left of zero.
+    varies = scale > 1e-7 * scale.max()
+    inverse = torch.where(varies, 1 / scale.clamp(min=1e-300), 0.0)
+    matrix = mean * inverse[:, None] * inverse[None, :]
+    return ((matrix + matrix.mT) / 2).clamp(-1, 1).fill_diagonal_(1)
 
 
 def mean_off_diagonal(corr: Tensor) -> float:
