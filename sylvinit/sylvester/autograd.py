@@ -31,11 +31,7 @@ _caller = _Caller()
 
 
 def refuse_tangents() -> None:
-    """Called by an operator, which might drop a tangent.
-
-    Raises:
-        BackendError: forward mode is on and the operator was not called by its function.
-    """
+    """Raise BackendError if forward mode is on and the operator's function did not call it."""
     if forward_ad._current_level >= 0 and not _caller.is_function:
         raise BackendError(
             "a compiled graph with the solver cannot run under forward-mode differentiation: call "
@@ -53,16 +49,15 @@ def differentiable(
 ) -> Solve:
     """An operator that solves a linear equation, with all derivatives and a rule for vmap.
 
-    Its inputs are tensors, of which the third one is the right side Q, then options. Saved for the
-    derivatives are the tensors with the solution in the place of Q.
+    Its inputs are tensors, of which the third one is the right side Q, then options. ``saved`` are
+    the tensors with the solution in the place of Q.
 
     Args:
-        name: "sylvinit::" and the operator's name.
-        operator: as torch.library.custom_op returns it.
-        dimensions: (shapes without mapped dimensions, options) -> dimensions of one entry of each
-            tensor; all others are batch dimensions, which broadcast.
+        name, operator: "sylvinit::" and its name, and what torch.library.custom_op returned.
+        dimensions: (tensors, options) -> dimensions of one entry of each tensor; all before these
+            are batch dimensions, which broadcast.
         gradients: (solve, saved, options, gradient, whether each is needed) -> those of the first
-            inputs before broadcasting is undone.
+            inputs, summed over broadcast dimensions afterwards.
         tangent: (solve, saved, options, tangents) -> that of the solution.
     """
 
@@ -142,12 +137,9 @@ def differentiable(
 def broadcastable(
     moved: Sequence[Tensor], in_dims: Sequence[int | None], dimensions: Sequence[int]
 ) -> list[Tensor]:
-    """Tensors with the mapped dimension in front of all batch dimensions, which then broadcast.
+    """Tensors whose mapped dimension, if any, stays first while their batch dimensions broadcast.
 
-    Args:
-        moved: tensors, the mapped dimension of those that have one in front.
-        in_dims: from vmap, None for tensors without a mapped dimension.
-        dimensions: how many dimensions one entry of each tensor has.
+    ``in_dims`` comes from vmap; ``dimensions`` are those of one entry of each tensor.
     """
     mapped = [dim is not None for dim, _ in zip(in_dims, moved, strict=False)]
     ranks = [x.ndim - own - at for x, own, at in zip(moved, dimensions, mapped, strict=True)]

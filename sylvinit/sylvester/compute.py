@@ -40,11 +40,7 @@ def choose_form(structure: str, device: torch.device) -> str:
 
 
 def inspect(name: str, x: Tensor) -> tuple[float, float]:
-    """Largest modulus of an entry of a widened tensor, and of x - x^H where it is square.
-
-    Raises:
-        MatrixError: an entry is NaN or Inf.
-    """
+    """Largest modulus in a widened x, and in x - x^H if it is square; MatrixError for NaN, Inf."""
     if x.numel() == 0:
         return 0.0, 0.0
     if lapack.AVAILABLE and x.device.type == "cpu":
@@ -74,8 +70,8 @@ def structure_of(a: Tensor, b: Tensor, assume: str, eps: float) -> tuple[str, Te
 def factor(a: Tensor, b: Tensor, structure: str, form: str) -> Factors:
     """Decompose a (..., k, k) and b (..., d, d), each in its own batch.
 
-    With "schur" and "auto", matrices that are Hermitian to the bit get an eigendecomposition, which
-    is a Schur form.
+    For "schur" with "auto", matrices that are Hermitian to the bit are diagonalized, which gives a
+    Schur form.
     """
     eps = torch.finfo(a.dtype).eps
     seen, a, b = structure_of(widen(a), widen(b), structure, eps)
@@ -136,10 +132,7 @@ def solve(
     adjoint: bool,
     checked: bool,
 ) -> Tensor:
-    """X in q's dtype from factors with the same structure and form; all batches broadcast.
-
-    For ``adjoint`` and ``checked`` see :class:`Mode`.
-    """
+    """X in q's dtype from factors of this structure and form; see :class:`Mode` for the flags."""
     mode = Mode(torch.finfo(q.dtype).eps, structure == "pos", adjoint, checked)
     wide_a, wide_b, wide_q = widen(a), widen(b), widen(q)
     if structure in ("sym", "pos"):  # what was factored; no change where it is exact

@@ -37,9 +37,9 @@ def is_plain(*tensors: Tensor) -> bool:
 
 
 def solve_directly(a: Tensor, b: Tensor, q: Tensor, structure: str) -> Tensor | None:
-    """X, or None where this is not the way; the structure is "auto", "sym" or "pos".
+    """X, or None where the long way has to be taken, for "auto", "sym" or "pos".
 
-    Nothing has been checked but that a, b and q are tensors of two dimensions or more.
+    So far a, b and q are only known to be dense floating tensors of two dimensions or more.
     """
     dtype, shape = q.dtype, q.shape
     k, d = shape[-2:]

@@ -7,17 +7,18 @@ import math
 import torch
 from torch import Tensor
 
+from sylvinit.checks import check_choice
 from sylvinit.errors import OptionError, OptionTypeError
 from sylvinit.sylvester import operators
 from sylvinit.sylvester.compute import Factors
 from sylvinit.sylvester.matrices import (
     REAL,
+    STRUCTURES,
     broadcast,
     check_alike,
     check_matrix,
     check_right_side,
     check_square,
-    check_structure,
     number_like,
 )
 from sylvinit.sylvester.schur import eigenvalues
@@ -147,7 +148,7 @@ def sylvester_factor(a: Tensor, b: Tensor, *, assume_a: str = "auto") -> Sylvest
         >>> w = sylvinit.sylvester_factor(a, b).solve(q, scale=lams)  # (7, k, d)
     """
     a, b = check_square("a", a), check_square("b", b)
-    structure = check_structure(assume_a)
+    structure = check_choice("assume_a", assume_a, STRUCTURES)
     check_alike(a=a, b=b)
     broadcast(a=a.shape[:-2], b=b.shape[:-2])
     still_a, still_b = a.detach(), b.detach()

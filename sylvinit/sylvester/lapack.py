@@ -88,7 +88,7 @@ def blas_for(threads: int) -> Iterator[None]:
 
 
 def inspect(x: Tensor) -> tuple[float, float]:
-    """Largest |x_ij|, and for square matrices largest |x_ij - conj(x_ji)|, over a batch."""
+    """Largest |x_ij| over a batch and, for square matrices, largest |x_ij - conj(x_ji)|."""
     rows, columns = x.shape[-2:]
     count = math.prod(x.shape[:-2])
     return _lapack.inspect(x.data_ptr(), count, rows, columns, x.dtype.is_complex)
@@ -107,13 +107,9 @@ def core_dtype(form: str, dtype: torch.dtype) -> torch.dtype:
 
 
 def decompose(name: str, x: Tensor, form: str) -> tuple[Tensor, Tensor]:
-    """Basis (..., n, n) and core of matrices in the form of csrc/solver, opaque to others.
+    """Basis (..., n, n) and core (see :func:`core_shape`), in the storage of csrc/solver.
 
-    The core is (..., n) for "spectral", (..., 3 or 4, n) for "tridiagonal", (..., n, n) for
-    "schur".
-
-    Raises:
-        SolverError: the iteration did not converge, or the matrices are too large.
+    SolverError if the iteration does not converge or the matrices are too large.
     """
     n, count = x.shape[-1], math.prod(x.shape[:-2])
     if n > LARGEST:
@@ -142,11 +138,9 @@ def decompose(name: str, x: Tensor, form: str) -> tuple[Tensor, Tensor]:
 def solve_hermitian_direct(
     a: Tensor, b: Tensor, q: Tensor, eps: float, positive: bool
 ) -> tuple[Tensor, Outcome] | None:
-    """Everything for one a, b and q each per equation, k <= d, in one call.
+    """The whole solve in one call, where each equation has its own a, b and q, and k <= d.
 
-    Returns:
-        X and what to say of it, or None if an entry is not finite or a matrix not Hermitian to the
-        bit.
+    None if an entry is not finite or a matrix is not Hermitian to the bit.
     """
     *batch, k, d = q.shape
     count = math.prod(batch)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sylvinit.errors import BackendError, MatrixError, OptionError, OptionTypeError
+from sylvinit.errors import BackendError, MatrixError, OptionTypeError
 
 # Supported dtypes and the real ones that go with them.
 REAL = {
@@ -85,13 +85,6 @@ def check_alike(**tensors: Tensor) -> None:
                 f"{first} and {name} must be on one device, got {a.device} and {x.device}; move "
                 "with .to()"
             )
-
-
-def check_structure(assume_a: object) -> str:
-    """One of "auto", "gen", "sym", "pos"."""
-    if assume_a not in STRUCTURES:
-        raise OptionError(f"assume_a must be one of {', '.join(STRUCTURES)}, got {assume_a!r}")
-    return str(assume_a)
 
 
 def check_right_side(

@@ -29,20 +29,14 @@ class Status(IntEnum):
 
 
 class Mode(NamedTuple):
-    """How an equation is solved.
+    """How an equation is solved."""
 
-    Attributes:
-        eps: of the caller's dtype.
-        positive: pairs with a_i + b_j <= max(k, d) eps (|a| + |b|) become 0 ("pos"); otherwise a
-            modulus up to that bound is an error.
-        adjoint: A^H X + X B^H = Q is solved instead.
-        checked: False for derivatives: nothing is said of q's values or of the spectra.
-    """
-
-    eps: float
+    eps: float  # of the caller's dtype
+    # "pos": pairs with a_i + b_j <= max(k, d) eps (|a| + |b|) become 0. Without, a modulus up to
+    # that bound is an error.
     positive: bool = False
-    adjoint: bool = False
-    checked: bool = True
+    adjoint: bool = False  # solve A^H X + X B^H = Q instead
+    checked: bool = True  # False for derivatives: q's values and the spectra are not judged
 
 
 class Outcome(NamedTuple):
@@ -83,19 +77,10 @@ def closest_pair(
 
 
 def judge(outcome: Outcome, batch: tuple[int, ...], eps: float, checked: bool = True) -> None:
-    """Raise or warn as the outcome asks for.
+    """Raise or warn as the outcome asks for; the batch shape serves to name the problem.
 
-    Args:
-        outcome: of the solve.
-        batch: batch shape, to name the problem.
-        eps: of the caller's dtype.
-        checked: False for derivatives, which may carry the caller's own NaN and repeat what was
-            said of the solve itself.
-
-    Raises:
-        SingularEquationError: spectra of A and -B meet.
-        MatrixError: an eigenvalue is clearly negative in an equation declared positive.
-        SolverError: LAPACK did not converge, memory ran out, or the residual is too large.
+    Derivatives are not ``checked``: they may carry the caller's own NaN, and would repeat the
+    warnings of the solve itself.
     """
     if math.prod(batch) == 0:
         return
@@ -140,10 +125,7 @@ def judge(outcome: Outcome, batch: tuple[int, ...], eps: float, checked: bool = 
 
 
 def _callers_level() -> int:
-    """The stacklevel of the first frame outside this package and torch, for a warning raised above.
-
-    How many frames lie between differs: the operators go through torch's dispatcher.
-    """
+    """The stacklevel of the caller outside this package and torch, whose dispatcher adds frames."""
     inside = tuple(
         os.path.join(os.path.dirname(path), "")
         for path in (os.path.dirname(__file__), torch.__file__)

@@ -35,12 +35,9 @@ def frobenius_norm(x: Tensor) -> Tensor:
 
 
 def relative_residual(defect: Tensor, norms: Tensor, x: Tensor, q: Tensor) -> Tensor:
-    """|D| / ((|A| + |B|) |X| + |Q|) in Frobenius norms, 0 where the denominator is.
+    """|D| / ((|A| + |B|) |X| + |Q|) in Frobenius norms, (...); 0 where the denominator is.
 
-    Args:
-        defect: D = Q - A X - X B, or what of it counts, (..., m, n).
-        norms: |A| + |B|, (...).
-        x, q: (..., k, d).
+    The defect D is Q - A X - X B or the part of it that counts; ``norms`` are |A| + |B|, (...).
     """
     size = norms * frobenius_norm(x) + frobenius_norm(q)
     return frobenius_norm(defect) / torch.where(size > 0, size, 1.0)
@@ -56,16 +53,12 @@ def refine(
     above: float = REFINED,
     kept: Callable[[Tensor], Tensor] = lambda defect: defect,
 ) -> tuple[Tensor, float]:
-    """X and its largest relative residual, refined while the residual asks for it and falls.
+    """X and its largest relative residual, after up to ``steps`` of iterative refinement.
 
-    Args:
-        q: right side.
-        solve: from a right side to its solution, up to rounding.
-        defect: from X to Q - A X - X B.
-        norms: |A| + |B|, (...).
-        steps: the most that are taken.
-        above: residual from which on a step is tried.
-        kept: what of a defect the zero rule leaves, in any orthonormal coordinates.
+    A step is taken while the residual is above ``above``, and kept if the residual falls. ``solve``
+    maps a right side to its solution up to rounding, ``defect`` X to Q - A X - X B, and ``kept`` a
+    defect to what the zero rule leaves of it, in any orthonormal coordinates; ``norms`` are
+    |A| + |B|, (...).
     """
     x = solve(q)
     left = defect(x)

@@ -41,19 +41,11 @@ def solve_positive(
 ) -> Solution:
     """Minimum-norm solution of A W + W B = Q for positive semi-definite A and B.
 
-    Pairs with a_i and b_j both below their thresholds are set to zero, and their part of the defect
-    does not count. Eigenvalues below zero that are rounding are zero in the equation that is
-    solved, and the residual is that of it: where the moments are those of float32 and there are
-    fewer rows than features, they alone would be a residual of 1e-12. A note says so where they
-    are.
-
-    Args:
-        a: float64 (batch, k, k), symmetric positive semi-definite.
-        b: float64 (batch, d, d), likewise.
-        q: float64 (batch, k, d).
-        thresholds: up to where eigenvalues may be rounding.
-        backend: for the eigendecompositions and the division.
-        notes: of eigendecompositions.
+    a, b and q are float64 (batch, k, k), (batch, d, d) and (batch, k, d). Pairs with a_i and b_j
+    both below their thresholds are set to zero, and their part of the defect does not count.
+    Negative eigenvalues that are rounding are taken as zero, and the residual is that of the
+    equation so changed: with float32 moments of fewer rows than features they alone would give a
+    residual of 1e-12. ``notes`` takes a sentence where they do.
     """
     (values_a, u), (values_b, v) = backend.eigh_pair(a, b, notes)
     y, keep = backend.divide(u.mT @ q @ v, values_a, values_b, thresholds)
@@ -90,14 +82,7 @@ def solve_rank_one(
 
     In the eigenvectors u_i of A, row i solves (a_i I + V diag(s) V^T + m m^T) w = q, a diagonal
     matrix plus one of rank one (Sherman and Morrison 1950), followed by up to two steps of
-    iterative refinement.
-
-    Args:
-        a, b, q, thresholds, backend, notes: as for :func:`solve_positive`.
-        factors: of B.
-
-    Returns:
-        The solution, or None where some a_i is so small that the zero rule may apply.
+    iterative refinement. None where some a_i is so small that the zero rule may apply.
     """
     values, u = backend.eigh(a, notes)
     if bool((values <= thresholds.a[:, None]).any()):

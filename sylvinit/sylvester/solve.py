@@ -5,15 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sylvinit.checks import check_choice
 from sylvinit.sylvester import operators
 from sylvinit.sylvester.direct import solve_directly
 from sylvinit.sylvester.matrices import (
+    STRUCTURES,
     broadcast,
     check_alike,
     check_matrix,
     check_right_side,
     check_square,
-    check_structure,
 )
 from sylvinit.sylvester.rounding import frobenius_norm, relative_residual
 
@@ -63,7 +64,7 @@ def solve_sylvester(a: Tensor, b: Tensor, q: Tensor, *, assume_a: str = "auto") 
         tensor([[2.]])
     """
     a, b, q = check_square("a", a), check_square("b", b), check_matrix("q", q)
-    structure = check_structure(assume_a)
+    structure = check_choice("assume_a", assume_a, STRUCTURES)
     if structure != "gen":
         x = solve_directly(a, b, q, structure)
         if x is not None:

@@ -67,17 +67,10 @@ def solve_divided(
     norms: Tensor,
     refine_above: float = REFINED,
 ) -> tuple[Tensor, Outcome]:
-    """X of an equation that is a division by a_i + b_j in other coordinates.
+    """X of an equation that is a division by a_i (..., m) plus b_j (..., n) in other coordinates.
 
-    Args:
-        values_a, values_b: a_i, (..., m), and b_j, (..., n).
-        q: (..., k, d), not empty.
-        mode: what is solved.
-        enter: from (..., k, d) to these coordinates, (..., m, n), with the same norm.
-        leave: back.
-        defect: from X to Q - A X - X B.
-        norms: |A| + |B|, (...).
-        refine_above: residual from which on a step of refinement is tried.
+    ``enter`` maps (..., k, d) to these coordinates (..., m, n) and keeps the norm; ``leave`` maps
+    back. q is not empty. For ``defect``, ``norms`` and ``refine_above`` see :func:`refine`.
     """
     sums = values_a[..., :, None] + values_b[..., None, :]
     radius_a, radius_b = values_a.abs().amax(dim=-1), values_b.abs().amax(dim=-1)
