@@ -7,7 +7,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from sylvinit.correlated.estimate import filter_correlation
-from sylvinit.diagnostics.drawing import require_matplotlib, save
+from sylvinit.diagnostics.drawing import add_grid, require_matplotlib, save
 from sylvinit.errors import OptionError, OptionTypeError
 from sylvinit.priors.distance import DistanceProfile, correlation_by_distance
 from sylvinit.priors.matrix import Kernel
@@ -101,8 +101,7 @@ def _draw_panel(axis: Axes, layers: Mapping[str, DistanceProfile]) -> None:
     axis.axhline(0, color="black", linewidth=0.8)
     axis.set_xticks(list(depth), list(layers), rotation=60, ha="right", fontsize="small")
     axis.set_xlabel("layer, from input to output")
-    axis.grid(alpha=0.25)
-    axis.spines[["top", "right"]].set_visible(False)
+    add_grid(axis)
 
 
 def _panels(profiles: Any) -> dict[str, Mapping[str, DistanceProfile]]:

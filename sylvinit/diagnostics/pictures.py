@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sylvinit.diagnostics.drawing import require_matplotlib, save
+from sylvinit.diagnostics.drawing import add_grid, require_matplotlib, save
 from sylvinit.diagnostics.record import LAYER_COLUMNS, OTHER_COLUMNS, Record
 from sylvinit.errors import DataError, OptionError, OptionTypeError
 
@@ -215,7 +215,7 @@ def _label(axes: Axes, name: str, x_label: str) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     # A common factor of the ticks would be written over the title.
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.6g}"))
-    _plain(axes)
+    add_grid(axes)
 
 
 def _draw_ends(axes: Axes, layers: list[list[float]], updates: list[int], log: bool) -> None:
@@ -240,7 +240,7 @@ def _draw_ends(axes: Axes, layers: list[list[float]], updates: list[int], log: b
             if log and end[which] == 0:  # has no place on the axis
                 x, transform = 0.02 + 0.05 * which, axes.get_yaxis_transform()
                 axes.annotate("0", (x, row), xycoords=transform, color=color, va="center")
-    _plain(axes)
+    add_grid(axes)
 
 
 def _log_ticks(axes: Axes, values: list[float]) -> None:
@@ -251,8 +251,3 @@ def _log_ticks(axes: Axes, values: list[float]) -> None:
     if values and max(values) < 50 * min(values):
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-
-
-def _plain(axes: Axes) -> None:
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)

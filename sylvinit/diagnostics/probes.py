@@ -44,22 +44,15 @@ def _is_layer(module: nn.Module) -> bool:
 class LayerProbe:
     """Statistics of one layer over the forwards and backwards of an update.
 
-    Args:
-        module: the layer.
-        begin_forward: called at every forward with gradients; whether that one is recorded.
-
-    Attributes:
-        active: whether a gradient that arrives is still of interest.
-        seen: whether any forward has been recorded.
-        units: channels of the output; None before the first gradient.
+    ``begin_forward`` is called at every forward with gradients and says whether to record it.
     """
 
     def __init__(self, module: nn.Module, begin_forward: Callable[[], bool]) -> None:
         kernel = module.kernel_size if isinstance(module, _CONVOLUTIONS) else ()
-        self.active = True
-        self.seen = False
+        self.active = True  # False: gradients that still arrive are ignored
+        self.seen = False  # a forward has been recorded
         self._module = module
-        self.units: int | None = None
+        self.units: int | None = None  # channels of the output, from the first gradient on
         self._axis = -1 - len(kernel)  # of the channels, with or without a batch axis
         self._begin_forward = begin_forward
         self._leaves: list[RemovableHandle] = []
@@ -197,10 +190,9 @@ def _mean_variance(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Hook:
-    """A hook that stays behind when its module is copied or pickled.
+    """A hook that stays behind when its module is copied (as for a moving average) or pickled.
 
-    A copy of the model, say a moving average of its weights, is another model; and a closure would
-    keep the module from being pickled.
+    A closure could not be pickled.
     """
 
     def __init__(self, function: Callable[..., None]) -> None:
@@ -218,10 +210,9 @@ def _do_nothing(*args: Any) -> None: ...
 
 
 def _is_training_forward() -> bool:
-    """Whether the forward that runs is one that a gradient can be taken of.
+    """Whether gradients are on, and torch does not trace or capture the program.
 
-    Not so without gradients (evaluation), and where torch traces or captures the program:
-    statistics would become a part of what it makes of it.
+    Statistics would become a part of what it captures.
     """
     return (
         torch.is_grad_enabled()
@@ -231,9 +222,9 @@ def _is_training_forward() -> bool:
 
 
 def _is_readable(value: Any) -> TypeGuard[Tensor]:
-    """Whether a value is a tensor with statistics of its own: floating, dense and not empty.
+    """Whether a value is a floating, dense tensor with entries.
 
-    The tensors of torch.func (vmap, grad) exist only inside their transform.
+    Tensors of torch.func (vmap, grad) are not read: they exist only inside their transform.
     """
     return (
         isinstance(value, Tensor)

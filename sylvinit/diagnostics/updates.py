@@ -86,7 +86,7 @@ class _Step:
     frame: FrameType
 
     def runs(self) -> bool:
-        """Whether it has not ended, by an exception, without a word."""
+        """Whether its frame is on the stack: an exception ends a step without the post hook."""
         frame = sys._getframe()
         while frame is not None and frame is not self.frame:
             frame = frame.f_back
@@ -96,10 +96,8 @@ class _Step:
 class UpdateWatch:
     """Sees every step of every torch optimizer that holds a parameter of the model.
 
-    Args:
-        parameters: of the model.
-        every: record the updates 0, every, 2 every, ... of each optimizer.
-        on_update: called at each update, with the statistics if it is one to be recorded.
+    ``on_update`` is called at each update, with statistics if it is one to be recorded: 0, every,
+    2 every, ... of each optimizer.
     """
 
     def __init__(
@@ -133,11 +131,7 @@ class UpdateWatch:
         return not memories or any(memory.updates % self._every == 0 for memory in memories)
 
     def update(self) -> None:
-        """Count an update of all parameters, made without a torch optimizer.
-
-        Raises:
-            ModelError: steps of an optimizer have been counted.
-        """
+        """Count an update without a torch optimizer; ModelError if steps of one were counted."""
         if self._memories:
             names = sorted({type(optimizer).__name__ for optimizer in self._memories})
             raise ModelError(
