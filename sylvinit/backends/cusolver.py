@@ -101,19 +101,11 @@ def routines_for(n: int, batch: int, xsyev_batched: bool) -> list[Rule]:
 
 
 def eigh(a: Tensor, notes: list[str] | None = None) -> Pair:
-    """Eigendecomposition of symmetric matrices on a CUDA device.
+    """Eigenvalues (..., n), ascending, and eigenvectors of symmetric matrices on a CUDA device.
 
-    Args:
-        a: float64 (..., n, n), of which one triangle is read; complex128 is left to torch.linalg.
-        notes: takes a sentence if the first routine failed.
-
-    Returns:
-        Eigenvalues (..., n), ascending, and eigenvectors (..., n, n), the latter transposed in
-        memory.
-
-    Raises:
-        SolverError: every routine failed, or entries are not finite.
-        DeviceMemoryError: memory ran out.
+    One triangle of the float64 matrices (..., n, n) is read, and the eigenvectors are transposed in
+    memory; complex128 is left to torch.linalg. ``notes`` takes a sentence if the first routine
+    failed. SolverError if all failed or entries are not finite.
     """
     if a.numel() == 0:
         return a.new_empty(a.shape[:-1], dtype=torch.float64), a.clone()
@@ -298,8 +290,7 @@ class _Decomposition:
 def _side_by_side(a: Tensor, b: Tensor) -> tuple[_Decomposition, _Decomposition]:
     """Both run, b on a stream and a thread of its own.
 
-    Parts of cuSOLVER's routines may wait for the device on the host, and one thread would then feed
-    one stream after the other.
+    One thread would feed one stream after the other, since cuSOLVER may wait for the device.
     """
     current, side = torch.cuda.current_stream(a.device), _side_stream(a.device.index or 0)
     side.wait_stream(current)

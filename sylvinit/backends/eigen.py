@@ -28,16 +28,10 @@ class Thresholds(NamedTuple):
 def eigh(a: Tensor, notes: list[str] | None = None) -> Pair:
     """Eigenvalues (..., n), ascending, and eigenvectors by torch.linalg, else by SciPy.
 
-    Matrices are scaled to unit size first: graded low-rank Gram matrices are where the libraries'
-    routines are known to fail. Results are checked on a vector; SciPy's QR iteration is slower than
-    divide and conquer, and fails less.
-
-    Args:
-        a: float64 or complex128 (..., n, n), symmetric or Hermitian.
-        notes: takes a sentence if the first route failed.
-
-    Raises:
-        SolverError: every route failed.
+    Matrices, float64 or complex128, are scaled to unit size first, since the libraries' routines
+    are known to fail for graded low-rank Gram matrices. Results are checked on a vector. SciPy's QR
+    iteration is slower than divide and conquer, and fails less; ``notes`` takes a sentence if it
+    was needed. SolverError if both fail.
     """
     scale = a.abs().amax(dim=(-2, -1), keepdim=True)
     scale = torch.where((scale > 0) & scale.isfinite(), scale, torch.ones_like(scale))
@@ -60,14 +54,7 @@ def eigh_pair(a: Tensor, b: Tensor, notes: list[str] | None = None) -> tuple[Pai
 
 
 def eigh_scipy(a: Tensor) -> Pair:
-    """Eigendecomposition on the host by QR iteration, checked.
-
-    Args:
-        a: float64 or complex128 (..., n, n) of unit size, on any device.
-
-    Raises:
-        SolverError: it failed.
-    """
+    """Like :func:`eigh` for matrices of unit size, by QR iteration on the host alone."""
     flat = a.reshape(-1, *a.shape[-2:]).cpu().numpy()
     try:
         pairs = [scipy.linalg.eigh(matrix, driver="ev") for matrix in flat]
@@ -93,9 +80,9 @@ def _defect(a: Tensor, values: Tensor, vectors: Tensor) -> str:
 
 
 def defects(a: Tensor, values: Tensor, vectors: Tensor) -> Tensor:
-    """The error of each eigendecomposition of matrices (..., n, n) of unit size, (...).
+    """Errors (...) of eigendecompositions of matrices (..., n, n) of unit size.
 
-    A vector r shows it in O(n^2): V diag(values) V^T r against A r, and V V^T r against r.
+    A vector r shows them in O(n^2): V diag(values) V^T r against A r, and V V^T r against r.
     """
     n = a.shape[-1]
     r = torch.arange(n, dtype=torch.float64, device=a.device).mul(2.3).cos().to(a.dtype)[:, None]
@@ -118,15 +105,10 @@ def divide_kept(c: Tensor, sums: Tensor, keep: Tensor) -> Tensor:
 
 
 def divide(c: Tensor, values_a: Tensor, values_b: Tensor, thresholds: Thresholds) -> Pair:
-    """The quotient c_ij / (a_i + b_j), eigenvalues below 0 taken as 0, and which pairs are kept.
+    """The quotient c_ij / (a_i + b_j) of c (batch, k, d), and which pairs (i, j) are kept.
 
-    Pairs of which a_i and b_j are both at most their thresholds are not kept: their quotient is 0.
-    NaN is above any threshold.
-
-    Args:
-        c: float64 (batch, k, d).
-        values_a, values_b: float64 (batch, k) and (batch, d).
-        thresholds: up to where eigenvalues may be rounding.
+    Eigenvalues below 0 are taken as 0. Where a_i and b_j are both at most their thresholds, the
+    pair is not kept and its quotient is 0; NaN is above any threshold.
     """
     sums = values_a.clamp(min=0)[..., :, None] + values_b.clamp(min=0)[..., None, :]
     small_a = values_a <= thresholds.a[:, None]

@@ -27,8 +27,7 @@ except ImportError as error:
 def reason() -> str:
     """Why the extension cannot run on this process's GPUs; empty if it can on one of them.
 
-    Asks torch for the GPUs, which initializes its CUDA state: only for tensors on a GPU, and where
-    the user wants to know.
+    This initializes torch's CUDA state: ask only for tensors on a GPU, or if the user wants it.
     """
     if module is None:
         if _import_error:

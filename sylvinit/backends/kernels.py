@@ -19,14 +19,10 @@ def place(x: Tensor) -> tuple[int, int]:
 
 
 def scale_to_unit(a: Tensor) -> Pair:
-    """Matrices divided by their largest entry, and that entry.
+    """Float64 matrices (batch, n, n) divided by their largest moduli, and these, (batch,).
 
-    Args:
-        a: float64 (batch, n, n).
-
-    Returns:
-        (batch, n, n) and (batch,): 1 for matrices of zeros, and NaN for those with entries that
-        are not finite, which come out as zeros.
+    The moduli are 1 for matrices of zeros, and NaN for those with entries that are not finite,
+    which come out as zeros.
     """
     a = a.contiguous()
     batch, entries = len(a), math.prod(a.shape[1:])

@@ -12,10 +12,9 @@ from sylvinit.errors import DeviceMemoryError
 
 
 def to_device(x: Tensor, device: torch.device) -> Tensor:
-    """A copy on a device, or the tensor itself if it is there.
+    """The tensor on a device, copied without waiting for a GPU to finish its queue.
 
-    From ordinary host memory torch waits until a GPU has done all it was asked before. From pinned
-    memory it does not, and keeps that memory until the copy is made.
+    That takes pinned host memory, which torch keeps until the copy is made.
     """
     if x.device == device or device.type != "cuda" or x.device.type != "cpu":
         return x.to(device)
@@ -24,14 +23,9 @@ def to_device(x: Tensor, device: torch.device) -> Tensor:
 
 @contextlib.contextmanager
 def memory_for(what: str, size: int) -> Iterator[None]:
-    """Name the sizes and the remedy where memory runs out.
+    """DeviceMemoryError with sizes and a remedy, in place of torch.OutOfMemoryError.
 
-    Args:
-        what: that was computed, with its sizes.
-        size: bytes of it, without workspace.
-
-    Raises:
-        DeviceMemoryError: instead of torch.OutOfMemoryError.
+    ``what`` says what was computed, with its sizes, and ``size`` its bytes without workspace.
     """
     try:
         yield

@@ -14,11 +14,11 @@ from sylvinit.errors import BackendError, OptionError
 
 @dataclass(frozen=True)
 class Backend:
-    """A row of the table.
+    """A row of the table: routines like those of :mod:`sylvinit.backends.eigen`.
 
-    ``missing`` says why it cannot run on a device (None: in this process), or "". Asking may
-    initialize CUDA, which is left alone where all tensors are on the CPU. The routines are as those
-    of :mod:`sylvinit.backends.eigen`; ``divide`` may overwrite its first argument.
+    ``missing`` says why they cannot run on a device (None: in this process), or "". Asking may
+    initialize CUDA, so it is not asked where all tensors are on the CPU. ``divide`` may overwrite
+    its first argument.
     """
 
     name: str
@@ -85,12 +85,7 @@ def _extension_missing(device: torch.device | None) -> str:
 
 
 def choose(name: str, device: torch.device) -> Backend:
-    """The backend for tensors on ``device``.
-
-    Raises:
-        OptionError: there is no backend of that name.
-        BackendError: it cannot run here, or not on that device.
-    """
+    """The backend for a device; BackendError if it cannot run there, OptionError if unknown."""
     if device.type == "mps":
         raise BackendError(
             "sylvinit solves in float64, which mps devices do not have; move the model to the CPU "

@@ -15,12 +15,7 @@ from torch.nn.utils import parametrize
 
 from sylvinit.checks import Selection, check_choice, check_number
 from sylvinit.correlated.choice import Job, assign_matrices, choose_layers
-from sylvinit.correlated.draw import (
-    KAIMING_GAIN,
-    check_drawing,
-    draw_filters,
-    rewound_on_failure,
-)
+from sylvinit.correlated.draw import KAIMING_GAIN, check_drawing, draw_filters, rewound_on_failure
 from sylvinit.errors import ModelError, SylvinitWarning
 from sylvinit.execution.guard import ModelGuard
 from sylvinit.model.modules import check_module, device_of

@@ -12,39 +12,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from sylvinit.checks import Selection, check_used, matches
-from sylvinit.errors import ModelError, OptionError, OptionTypeError
+from sylvinit.checks import Selection, check_patterns, check_used, matches
+from sylvinit.errors import ModelError, OptionError
 from sylvinit.model import ConvLayer, ConvTransposeLayer, Layer, LinearLayer, layers_of
 from sylvinit.model.modules import clean_name, memory_key, parameter_holders, refuse_lazy
 from sylvinit.priors.distance import resample_correlation
 from sylvinit.priors.files import loaded
-from sylvinit.priors.matrix import (
-    check_correlation,
-    kernel_of,
-    mean_off_diagonal,
-    shown,
-)
+from sylvinit.priors.matrix import check_correlation, kernel_of, mean_off_diagonal, shown
 from sylvinit.priors.strength import scaled_correlation
 from sylvinit.report import LayerReport
 
 
 @dataclass
 class Job:
-    """A layer to be drawn.
-
-    Attributes:
-        layer: where the weight lies.
-        shape: (units, channels / groups, *kernel); without kernel axes for layers on rows.
-        report: on it.
-        dtype, device: of the weight.
-        matrix: R at the wanted strength, float64 (taps, taps); None for He's distribution.
-    """
+    """A layer to be drawn."""
 
     layer: Layer
-    shape: tuple[int, ...]
+    shape: tuple[int, ...]  # (units, channels / groups, *kernel), without kernel for other layers
     report: LayerReport
-    dtype: torch.dtype
+    dtype: torch.dtype  # of the weight
     device: torch.device
+    # R at the wanted strength, float64 (taps, taps); None for He's distribution.
     matrix: Tensor | None = field(default=None, repr=False)
 
     @property
@@ -60,23 +48,15 @@ class Job:
 
 @dataclass
 class Choice:
-    """Layers to draw in the order of the modules, reports on the others, and which have filters.
-
-    ``convolutions`` names all convolutions with spatial filters, drawn or not.
-    """
+    """Layers to draw, in the order of the modules, and reports on the others."""
 
     jobs: list[Job]
     skipped: list[LayerReport]
-    convolutions: list[str]
+    convolutions: list[str]  # all with spatial filters, drawn or not
 
 
 def choose_layers(model: nn.Module, selection: Selection) -> Choice:
-    """Which layers are drawn, and which are not, with the reason.
-
-    Raises:
-        ModelError: a weight is lazy; or nothing with spatial filters is left.
-        OptionError: a pattern of the selection matches no layer.
-    """
+    """Which layers are drawn, and why others are not; ModelError if no spatial filters are left."""
     layers = _layers(model)
     selection.check([layer.name for layer in layers])
     reasons = {layer.name: _reason(layer, selection) for layer in layers}
@@ -98,7 +78,7 @@ def choose_layers(model: nn.Module, selection: Selection) -> Choice:
 def _leave_shared_weights(
     model: nn.Module, layers: list[Layer], reasons: dict[str, str | None]
 ) -> None:
-    """Of layers that share a weight one is drawn; none if something else uses it, too."""
+    """Of layers that share a weight one is drawn; none if something else uses it too."""
     holders = parameter_holders(model.modules())
     owners = {module for layer in layers for module in _owning(layer)}
     names = {module: clean_name(name) for name, module in model.named_modules()}
@@ -146,10 +126,7 @@ def _layers(model: nn.Module) -> list[Layer]:
 
 
 def _subclass(module: nn.Module, name: str) -> list[Layer]:
-    """The layer of a convolution or linear layer with a forward of its own.
-
-    What it computes is unknown, but its weight means the same.
-    """
+    """For a subclass of a convolution or Linear: a forward of its own, but the usual weight."""
     weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor):
         return []
@@ -196,14 +173,7 @@ def _job(layer: Layer) -> Job:
 
 
 def assign_matrices(corr: Any, choice: Choice, strength: float) -> list[str]:
-    """Give every job with spatial filters its matrix, and say in its report what was done.
-
-    Returns:
-        Warnings.
-
-    Raises:
-        CorrelationError, OptionError, OptionTypeError: as :func:`sylvinit.correlated_init_`.
-    """
+    """Give every job with spatial filters its matrix and notes on it; returns the warnings."""
     spatial = [job for job in choice.jobs if job.spatial]
     scaled: dict[tuple[int, tuple[int, ...]], tuple[Tensor, list[str]]] = {}
     matrices = _by_job(corr, spatial, choice.convolutions)
@@ -239,9 +209,7 @@ def _by_job(corr: Any, jobs: list[Job], convolutions: list[str]) -> list[Tensor 
     if isinstance(corr, Mapping):
         if not corr:
             raise OptionError("corr: expected at least one pattern with a matrix, got {}")
-        for pattern in corr:
-            if not isinstance(pattern, str):
-                raise OptionTypeError(f"corr: patterns must be strings, got {pattern!r}")
+        check_patterns("corr", corr)
         try:
             # Those that are left alone, too: matrices for all layers go with any selection.
             check_used("corr", corr, convolutions)

@@ -77,7 +77,7 @@ def correlated_normal_(
 
 
 def check_drawing(gain: float, mode: str, generator: Any) -> float:
-    """The gain, where all three are in their domains."""
+    """The gain, if all three are valid."""
     check_choice("mode", mode, ("fan_in", "fan_out"))
     check_generator(generator)
     return check_number("gain", gain, positive=True)
@@ -117,18 +117,11 @@ def draw_filters(
     mode: str,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """Weights of algorithm 1, (units, channels, *kernel), for a checked R.
-
-    float64 on the CPU or the generator's device.
-    """
+    """Weights of algorithm 1 for a checked R, float64 on the CPU or the generator's device."""
     fan = shape[1] if mode == "fan_in" else shape[0]
     device = torch.device("cpu") if generator is None else generator.device
-    white = torch.randn(
-        (shape[0] * shape[1], matrix.shape[0]),
-        dtype=torch.float64,
-        device=device,
-        generator=generator,
-    )
+    size = shape[0] * shape[1], matrix.shape[0]
+    white = torch.randn(size, dtype=torch.float64, device=device, generator=generator)
     # An empty weight has no fan; it has no entries to scale either.
     scale = gain / math.sqrt(max(fan, 1) * float(matrix.sum()))
     return (white @ factor(matrix).mT.to(device) * scale).reshape(shape)

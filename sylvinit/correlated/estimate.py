@@ -55,7 +55,7 @@ def filter_correlation(
         R[i, j] = C[i, j] / sqrt(C[i, i] C[j, j]),   C = mean of (w - m) (w - m)^T,
 
     as in "Correlated Initialization for Correlated Data", section 5. The standard error of an entry
-    is that of its linearisation, with z the standardized filters,
+    is that of its linearization, with z the standardized filters,
 
         z_i z_j - R[i, j] (z_i^2 + z_j^2) / 2,
 

@@ -28,18 +28,10 @@ _NESTED = ("state_dict", "model_state_dict", "model", "module")
 def spatial_filters(source: Any, kernel: tuple[int, ...]) -> dict[str, Tensor]:
     """The weights (units, channels, *kernel) with filters of one size, by layer, in their order.
 
-    Args:
-        source: a module (its Conv1d/2d/3d layers, each shared weight once), a mapping of names to
-            tensors, a .safetensors file or one of torch.save, or a single weight.
-        kernel: one number per axis.
-
-    Returns:
-        Detached tensors, as they are stored (8-bit ones as float32), not empty.
-
-    Raises:
-        ModelError: there are no such filters, or they have no values yet.
-        DataError: a file is missing or damaged, or a weight is not finite.
-        OptionTypeError: ``source`` is none of the above, or a weight is not floating point.
+    The source is a module (its Conv1d/2d/3d layers, each shared weight once), a mapping of names to
+    tensors, a .safetensors file or one of torch.save, or a single weight. Weights are detached,
+    finite, not empty, and as they are stored, but 8-bit ones are float32. ModelError if there are
+    none.
     """
     found = _weights(source)
     chosen = {

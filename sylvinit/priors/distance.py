@@ -37,10 +37,7 @@ class DistanceProfile:
 
 
 def distance_classes(kernel: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Distances within a kernel, and which of them each pair of taps is at.
-
-    float64 (m + 1,), ascending from 0, and int64 (taps, taps) of indices into it.
-    """
+    """Distances within a kernel, from 0 up, and their index for each pair of taps, (taps, taps)."""
     axes = torch.meshgrid(*(torch.arange(axis, device="cpu") for axis in kernel), indexing="ij")
     place = torch.stack([axis.flatten() for axis in axes], dim=1)
     squared = ((place[:, None] - place[None]) ** 2).sum(dim=2)
