@@ -126,7 +126,7 @@ def _layers(model: nn.Module) -> list[Layer]:
 
 
 def _subclass(module: nn.Module, name: str) -> list[Layer]:
-    """For a subclass of a convolution or Linear: a forward of its own, but the usual weight."""
+    """The layer of a subclass of a convolution or Linear: its weight means the same as theirs."""
     weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor):
         return []

@@ -35,7 +35,7 @@ def add_grid(axes: Axes) -> None:
 
 
 def save(figure: Figure, path: str | PathLike[str]) -> None:
-    """Write a figure in the format of the path's suffix, PNG without one, or OptionError."""
+    """Write a figure in the format of the path's suffix, else PNG; OptionError if it is unknown."""
     suffix = Path(path).suffix.lstrip(".").lower() or "png"
     known = figure.canvas.get_supported_filetypes()
     if suffix not in known:

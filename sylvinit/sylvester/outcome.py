@@ -77,7 +77,7 @@ def closest_pair(
 
 
 def judge(outcome: Outcome, batch: tuple[int, ...], eps: float, checked: bool = True) -> None:
-    """Raise or warn as the outcome asks for; the batch shape serves to name the problem.
+    """Raise or warn as the outcome asks for; ``batch`` is the shape that problems are named by.
 
     Derivatives are not ``checked``: they may carry the caller's own NaN, and would repeat the
     warnings of the solve itself.

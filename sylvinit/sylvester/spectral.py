@@ -70,7 +70,7 @@ def solve_divided(
     """X of an equation that is a division by a_i (..., m) plus b_j (..., n) in other coordinates.
 
     ``enter`` maps (..., k, d) to these coordinates (..., m, n) and keeps the norm; ``leave`` maps
-    back. q is not empty. For ``defect``, ``norms`` and ``refine_above`` see :func:`refine`.
+    back. q is not empty. ``defect``, ``norms`` and ``refine_above`` go to :func:`refine`.
     """
     sums = values_a[..., :, None] + values_b[..., None, :]
     radius_a, radius_b = values_a.abs().amax(dim=-1), values_b.abs().amax(dim=-1)
