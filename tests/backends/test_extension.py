@@ -163,7 +163,7 @@ def test_the_shipped_list_is_well_formed() -> None:
 
 def test_info_tells_all_three(gpu: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     gpu.setattr(torch.version, "cuda", "12.8")
-    gpu.setattr(cli, "_gpus", lambda: ["NVIDIA H100"])
+    gpu.setattr(torch.cuda, "get_device_name", lambda index: "NVIDIA H100")
     assert cli.main(["info"]) == 0
     out = capsys.readouterr().out
     for text in (extension.description(), extension.reason(), extension.verification()):
