@@ -15,7 +15,7 @@ from sylvinit.moments.statistics import LayerStatistics
 class Latent:
     """A latent code s of the rows x, by the moments that the layer's equation needs.
 
-    Every tensor is float64 with a leading axis of groups, k is the number of code entries.
+    Every tensor is float64 with a leading axis of groups; k is the number of code entries.
 
     Attributes:
         second_moment: A = E[s s^T], (groups, k, k).
@@ -39,11 +39,8 @@ class Latent:
         """The moments of s = E (x - m).
 
         A = E Sigma E^T + e e^T and E[s x^T] = E Sigma + e mu^T with e = E[s] = E (mu - m).
-
-        Args:
-            stats: of the layer's input.
-            encoder: E, (groups, k, d) or (k, d).
-            center: m, (groups, d); by default zero. Pass ``stats.mean`` for a centered code.
+        ``encoder`` is E, (groups, k, d) or (k, d); ``center`` is m, (groups, d), by default zero:
+        pass ``stats.mean`` for a centered code.
         """
         encoder = encoder.to(stats.mean).expand(stats.groups, *encoder.shape[-2:])
         offset = stats.mean if center is None else stats.mean - center

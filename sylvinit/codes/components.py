@@ -1,4 +1,4 @@
-"""Codes that are components of the input: PCA, LDA, ICA."""
+"""Codes that are components of the input (PCA, LDA, ICA), and components of what a code leaves."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _log = logging.getLogger(__name__)
 def top_eigenvectors(
     stats: LayerStatistics, spectrum: tuple[Tensor, Tensor], k: int, threshold: Tensor
 ) -> Tensor:
-    """Rows of the k leading eigenvectors, signs fixed; zero rows beyond the numerical rank.
+    """Rows (groups, min(k, d), d) of the leading eigenvectors, signs fixed.
 
-    The spectrum has eigenvalues (groups, d), ascending, and eigenvectors (groups, d, d); up to the
-    threshold (groups, 1) an eigenvalue counts as zero. The rows are (groups, min(k, d), d).
+    The spectrum has eigenvalues (groups, d), ascending, and eigenvectors (groups, d, d). Rows of
+    eigenvalues up to the threshold (groups, 1) are zero.
     """
     values, vectors = spectrum
     k = min(k, stats.d)
@@ -33,27 +33,32 @@ def top_eigenvectors(
 
 def fisher_directions(
     stats: LayerStatistics,
-    spread: Tensor,
+    rows: LayerStatistics,
     spectrum: tuple[Tensor, Tensor],
     threshold: Tensor,
     k: int,
 ) -> Tensor:
     """Leading solutions e of B e = gamma M e within the range of M, of unit length, signs fixed.
 
-    ``spread`` (groups, classes, d) is a factor of the between-class covariance
-    B = spread^T spread; spectrum and threshold are those of M, as for :func:`top_eigenvectors`. The
-    rows are (groups, at most k, d), and zero without a share gamma of the variance.
+    B is the between-class covariance of ``rows``; spectrum and threshold are those of M, as for
+    :func:`top_eigenvectors`. Returns (groups, at most min(k, classes - 1), d), zero where gamma may
+    be rounding.
     """
+    if rows.class_counts is None or rows.class_means is None:
+        raise ValueError("Fisher directions need class statistics")
+    k = min(k, int((rows.class_counts > 0).sum()) - 1)
+    weight = (rows.class_counts / rows.n).sqrt()[None, :, None]
+    spread = weight * (rows.class_means - rows.mean[:, None, :])  # B = spread^T spread
     values, vectors = spectrum
     keep = values > threshold
     scale = torch.where(keep, values.clamp(min=0), 1.0).rsqrt() * keep
     whitener = vectors * scale[:, None, :]
     # B has rank < classes: a thin SVD of its factor is enough.
     factor = torch.linalg.svd(spread @ whitener, full_matrices=False)
-    ratio, rows = factor.S[:, :k], factor.Vh[:, :k] @ whitener.mT
-    rows = rows / torch.linalg.vector_norm(rows, dim=-1, keepdim=True).clamp(min=1e-300)
+    ratio, found = factor.S[:, :k], factor.Vh[:, :k] @ whitener.mT
+    found = found / torch.linalg.vector_norm(found, dim=-1, keepdim=True).clamp(min=1e-300)
     significant = ratio**2 > stats.tolerance
-    return torch.where(significant[:, :, None], fix_signs(stats, rows), 0.0)
+    return torch.where(significant[:, :, None], fix_signs(stats, found), 0.0)
 
 
 @dataclass(frozen=True)
@@ -104,12 +109,7 @@ class LDA:
 
     def fit(self, stats: LayerStatistics, k: int, seed: int) -> Latent:
         """The min(k, classes - 1) directions."""
-        if stats.class_counts is None or stats.class_means is None:
-            raise ValueError("LDA needs class statistics")
-        weight = (stats.class_counts / stats.n).sqrt()[None, :, None]
-        spread = weight * (stats.class_means - stats.mean[:, None, :])
-        k = min(k, int((stats.class_counts > 0).sum()) - 1)
-        encoder = fisher_directions(stats, spread, stats.spectrum(), stats.threshold(), k)
+        encoder = fisher_directions(stats, stats, stats.spectrum(), stats.threshold(), k)
         return Latent.affine(stats, encoder, stats.mean)
 
 
@@ -151,3 +151,33 @@ class ICA:
             rows = torch.from_numpy(np.ascontiguousarray(ica.components_)).to(stats.mean)
             encoder[index, :count] = fix_signs(one, rows[None])[0]
         return Latent.affine(stats, encoder, stats.mean)
+
+
+def components_of_rest(stats: LayerStatistics, latent: Latent, k: int) -> tuple[Tensor, Tensor]:
+    """Leading eigenvectors of Sigma - C^T A_c^+ C, the covariance that the code does not explain.
+
+    Here C = cov(s, x) and A_c = cov(s). Returns float64 (groups, min(k, d), d), the rows beyond the
+    rank zero, and C^T A_c^+ (groups, d, entries), which predicts x - mu from s - E[s].
+    """
+    cross = latent.cross - latent.mean[:, :, None] * stats.mean[:, None, :]
+    inverse = torch.linalg.pinv(latent.covariance(), hermitian=True, rtol=stats.tolerance)
+    predicted = cross.mT @ inverse
+    left = stats.covariance - predicted @ cross
+    spectrum = stats.backend.eigh((left + left.mT) / 2, stats.notes)
+    return top_eigenvectors(stats, spectrum, k, stats.threshold()), predicted
+
+
+def append_components(stats: LayerStatistics, latent: Latent, k: int) -> Latent:
+    """Append principal components of what the code leaves of x, up to k entries or the rank.
+
+    For an affine code, what is left is x - mu - C^T A_c^+ E (x - mu) with C = E Sigma and
+    A_c = C E^T: the part of x that the code does not predict, with which it is uncorrelated. For
+    other codes the components are applied to x.
+    """
+    missing = k - int(latent.available().sum(dim=1).min())
+    if missing <= 0:
+        return latent
+    encoder, predicted = components_of_rest(stats, latent, missing)
+    if latent.encoder is not None:
+        encoder = encoder - (encoder @ predicted) @ latent.encoder
+    return latent.joined(Latent.affine(stats, encoder, stats.mean), stats)

@@ -28,9 +28,9 @@ class CorrelatedFilters:
     spatial filters (a single tap) E is white.
 
     Attributes:
-        corr: R, a matrix or the name of a built-in one, made for the layer's kernel by its distance
-            model where they differ; None takes the correlation of the layer's own
-            input, averaged over its channels, which needs no trained network.
+        corr: R, a matrix or the name of a built-in one, fitted to the layer's kernel by a distance
+            model where sizes differ; None takes the correlation of the layer's own input, averaged
+            over its channels, which needs no trained network.
         strength: factor on the entries of R off the diagonal.
     """
 

@@ -8,8 +8,7 @@ import torch
 
 from sylvinit.checks import check_number
 from sylvinit.codes.code import Latent
-from sylvinit.codes.components import fisher_directions
-from sylvinit.codes.rest import components_of_rest
+from sylvinit.codes.components import components_of_rest, fisher_directions
 from sylvinit.moments.statistics import LayerStatistics
 
 
@@ -30,8 +29,8 @@ class Discriminant:
     ``prior`` samples: the fewer there are, the less their own covariance is believed.
 
     The other entries of s = E (x - mu) are the principal components of the covariance that these
-    directions do not explain, applied to x as they are. (Made uncorrelated with the directions,
-    they would take on the directions' noise.)
+    directions do not explain, applied to x as they are: made uncorrelated with the directions, they
+    would take on their noise.
 
     Attributes:
         prior: how many samples Sigma_w counts for.
@@ -53,17 +52,14 @@ class Discriminant:
     def fit(self, stats: LayerStatistics, k: int, seed: int) -> Latent:
         """The min(k, classes - 1) directions, rows of unit length, then components up to k."""
         samples = stats.samples
-        if samples is None or samples.class_counts is None or samples.class_means is None:
+        if samples is None:
             raise ValueError("discriminant codes need class statistics of the samples' means")
         spectrum = stats.backend.eigh(self._metric(stats, samples), stats.notes)
-        weight = (samples.class_counts / samples.n).sqrt()[None, :, None]
-        spread = weight * (samples.class_means - samples.mean[:, None, :])
-        count = min(k, int((samples.class_counts > 0).sum()) - 1)
-        encoder = fisher_directions(stats, spread, spectrum, stats.threshold(spectrum[0]), count)
-        count = encoder.shape[1]
+        encoder = fisher_directions(stats, samples, spectrum, stats.threshold(spectrum[0]), k)
         latent = Latent.affine(stats, encoder, stats.mean)
-        if count < k:
-            rest, _ = components_of_rest(stats, latent, k - count)
+        missing = k - encoder.shape[1]
+        if missing > 0:
+            rest, _ = components_of_rest(stats, latent, missing)
             latent = Latent.affine(stats, torch.cat((encoder, rest), dim=1), stats.mean)
         return latent
 

@@ -31,8 +31,7 @@ class KMeans:
         encoder = stats.mean.new_zeros((stats.groups, k, stats.d))
         for index in range(stats.groups):
             sample = stats.reservoir[index].double().cpu()
-            distinct = len(torch.unique(sample, dim=0))
-            count = min(k, distinct)
+            count = min(k, len(torch.unique(sample, dim=0)))
             means = SklearnKMeans(
                 count, n_init=1, max_iter=self.max_iter, random_state=seed % 2**32
             ).fit(sample.numpy())

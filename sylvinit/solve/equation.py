@@ -19,7 +19,7 @@ from torch.nn.functional import pad
 
 from sylvinit.backends.eigen import Thresholds
 from sylvinit.codes.code import Code, Latent, is_mirrored
-from sylvinit.codes.rest import append_components
+from sylvinit.codes.components import append_components
 from sylvinit.errors import SolverError
 from sylvinit.moments.statistics import LayerStatistics
 from sylvinit.solve.filling import choose_entries, fill_with_mixtures
