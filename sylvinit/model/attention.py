@@ -44,10 +44,8 @@ class ProjectionLayer(_AttentionLayer):
 
     def tensors(self) -> dict[str, str]:
         weight = "in_proj_weight" if self._packed else f"{self.slot}_proj_weight"
-        names = {"weight": weight}
-        if self.module.in_proj_bias is not None:
-            names["bias"] = "in_proj_bias"
-        return names
+        biased = self.module.in_proj_bias is not None
+        return {"weight": weight, "bias": "in_proj_bias"} if biased else {"weight": weight}
 
     def input(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
         name = ("query", "key", "value")[self.index]

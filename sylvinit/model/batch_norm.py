@@ -18,17 +18,13 @@ class Norm:
 
     As in training, the variance kept is the unbiased one; unlike there, it is that of all samples
     and not an average over batches.
-
-    Attributes:
-        gain: what all entries of its scale become, or None to leave them.
-        buffers: names of the buffers that calibration writes.
     """
 
     def __init__(self, module: nn.modules.batchnorm._BatchNorm, name: str) -> None:
         self.module = module
         self.name = name
         self.kind = type(module).__name__
-        self.gain: float | None = None
+        self.gain: float | None = None  # what all entries of the scale become; None leaves them
         names = ("running_mean", "running_var", "num_batches_tracked")
         self.buffers = [name for name in names if getattr(module, name) is not None]
         self.reset()
@@ -70,11 +66,8 @@ class Norm:
     def finish(self) -> tuple[float, float]:
         """Write the running statistics.
 
-        Returns:
-            Root mean square over channels of the running deviation before, and of the new one.
-
-        Raises:
-            NonFiniteError: the statistics are not finite, or too large for the buffers.
+        Returns the root mean square over channels of the running deviation before, and of the new
+        one. Raises NonFiniteError if they are not finite, or too large for the buffers.
         """
         module, mean = self.module, self._mean
         if not self.count or module.running_mean is None:
@@ -114,9 +107,9 @@ _AT_ONCE = 2**18  # entries of some samples whose squares are in memory: few eno
 def _mean_and_scatter(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """float64 mean and sum of squared deviations (channels,) of x (samples, channels, ...).
 
-    On the CPU the statistics of a training step would not do: with the channels last they are
-    plain float32 sums over all entries (250 maps of 32 x 32, ReLUs, have a variance that is 0.2 %
-    off), and for contiguous maps they take longer.
+    The statistics of torch's training step are not used on the CPU. Channels last, they are plain
+    float32 sums over all entries (the variance of 250 maps of 32 x 32, ReLUs, is 0.2 % off), and
+    for contiguous maps they take longer.
     """
     if x.device.type != "cpu":
         mean, variance = torch.batch_norm_update_stats(x, None, None, 0.0)

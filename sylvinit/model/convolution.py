@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from math import prod
 from typing import Any
 
@@ -14,6 +14,15 @@ from sylvinit.model.layer import Layer, assign, register_layer
 
 class _Convolution(Layer):
     module: nn.modules.conv._ConvNd
+
+    def __init__(self, module: nn.Module, name: str) -> None:
+        super().__init__(module, name)
+        self.groups = self.module.groups
+
+    def _geometry(self, before: Iterable[Any], after: Iterable[Any], **rest: Any) -> PatchGeometry:
+        conv = self.module
+        sizes = tuple(conv.kernel_size), tuple(conv.stride), tuple(conv.dilation)
+        return PatchGeometry(*sizes, tuple(map(int, before)), tuple(map(int, after)), **rest)
 
     def get_bias(self) -> Tensor | None:
         bias = self.module.bias
@@ -29,19 +38,10 @@ class ConvLayer(_Convolution):
 
     def __init__(self, module: nn.Module, name: str) -> None:
         super().__init__(module, name)
-        conv = self.module
-        self.groups = conv.groups
         # torch keeps the padding per side, last axis first, with "same" already resolved.
-        sides = conv._reversed_padding_repeated_twice
-        axes = range(len(conv.kernel_size))
-        self.geometry = PatchGeometry(
-            kernel=tuple(conv.kernel_size),
-            stride=tuple(conv.stride),
-            dilation=tuple(conv.dilation),
-            pad_before=tuple(int(sides[2 * axis]) for axis in reversed(axes)),
-            pad_after=tuple(int(sides[2 * axis + 1]) for axis in reversed(axes)),
-            padding_mode=conv.padding_mode,
-        )
+        sides = self.module._reversed_padding_repeated_twice
+        mode = self.module.padding_mode
+        self.geometry = self._geometry(sides[::2][::-1], sides[1::2][::-1], padding_mode=mode)
 
     def get_weight(self) -> Tensor:
         weight = self.module.weight.detach()
@@ -62,18 +62,8 @@ class ConvTransposeLayer(_Convolution):
 
     def __init__(self, module: nn.Module, name: str) -> None:
         super().__init__(module, name)
-        conv = self.module
-        self.groups = conv.groups
-        padding = tuple(int(p) for p in conv.padding)
-        self.geometry = PatchGeometry(
-            kernel=tuple(conv.kernel_size),
-            stride=tuple(conv.stride),
-            dilation=tuple(conv.dilation),
-            pad_before=padding,
-            pad_after=padding,
-            transposed=True,
-            output_padding=tuple(conv.output_padding),
-        )
+        padding, extra = self.module.padding, tuple(self.module.output_padding)
+        self.geometry = self._geometry(padding, padding, transposed=True, output_padding=extra)
 
     def output_size(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], in_size: tuple[int, ...]

@@ -34,10 +34,8 @@ def axis_index_table(
     Convolution: ``u = o * stride - pad_before + k * dilation``, mapped into the input by the
     padding mode. Transposed convolution, taps in the order in which the kernel is stored: the input
     ``i`` with ``i * stride = o + pad_before - k * dilation`` (this is the stride-1 convolution of
-    the zero-stuffed input with the flipped kernel, without the zeros).
-
-    Returns:
-        Read-only int64 array of shape (out_size, kernel).
+    the zero-stuffed input with the flipped kernel, without the zeros). The array (out_size, kernel)
+    is read-only.
     """
     out = np.arange(out_size, dtype=np.int64)[:, None]
     tap = np.arange(kernel, dtype=np.int64)[None, :] * dilation
@@ -79,7 +77,7 @@ class PatchGeometry:
 
     @property
     def taps(self) -> int:
-        """Number of kernel positions, the product of the kernel sizes."""
+        """Number of kernel positions."""
         return prod(self.kernel)
 
     def output_size(self, in_size: tuple[int, ...]) -> tuple[int, ...]:

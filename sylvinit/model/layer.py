@@ -155,8 +155,7 @@ class RowLayer(Layer):
 def assign(module: nn.Module, attribute: str, value: Tensor) -> None:
     """Write a tensor in place, through its parametrization where it has one.
 
-    Raises:
-        ModelError: the parametrization has no right inverse, or cannot represent the value.
+    Raises ModelError if that has no right inverse or cannot represent the value.
     """
     current = getattr(module, attribute)
     value = value.to(device=current.device, dtype=current.dtype)

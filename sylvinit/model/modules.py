@@ -15,8 +15,7 @@ from sylvinit.errors import ModelError, OptionTypeError
 def check_module(model: Any) -> nn.Module:
     """The module inside torch.compile, DataParallel and DistributedDataParallel.
 
-    Raises:
-        OptionTypeError: ``model`` is no module.
+    Raises OptionTypeError if ``model`` is no module.
     """
     if not isinstance(model, nn.Module):
         raise OptionTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -32,8 +31,7 @@ def check_module(model: Any) -> nn.Module:
 def device_of(model: nn.Module) -> torch.device:
     """The one device of the model's parameters and buffers.
 
-    Raises:
-        ModelError: there is none, several, or the meta device.
+    Raises ModelError if there is none, there are several, or it is the meta device.
     """
     devices = {x.device for x in (*model.parameters(), *model.buffers())}
     if any(device.type == "meta" for device in devices):
@@ -63,7 +61,7 @@ def clean_name(name: str) -> str:
 
 
 def memory_key(parameter: Tensor) -> Hashable:
-    """Equal for parameters that are one, or that lie in the same memory (``a.data = b.data``)."""
+    """Equal for the same parameter, and for those in the same memory (``a.data = b.data``)."""
     dense = parameter.layout == torch.strided and type(parameter.data) is Tensor
     if not dense or is_lazy(parameter) or parameter.is_meta or parameter.numel() == 0:
         return id(parameter)

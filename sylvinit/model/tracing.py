@@ -55,26 +55,17 @@ class Branch:
 
 @dataclass(frozen=True)
 class _Trace:
-    """How a tensor came about. Outputs of layers, normalizations and sums are numbered.
+    """How a tensor came about. Outputs of layers, normalizations and sums are numbered."""
 
-    Attributes:
-        depth: layers on the longest way to it.
-        number: the last one on that way.
-        past: all numbers on all ways to it, as bits.
-        layer: the last layer on the longest way, if that is a module.
-        norm: the batch normalization whose output it is.
-        projected: if it is what one layer, with or without a normalization behind it, makes of an
-            input: the numbers of the layer and of that input.
-        unrectified: the layers whose outputs it still stands for.
-    """
-
-    depth: int = 0
-    number: int = 0
-    past: int = 0
-    layer: nn.Module | None = None
-    norm: nn.Module | None = None
+    depth: int = 0  # layers on the longest way to it
+    number: int = 0  # the last one on that way
+    past: int = 0  # all numbers on all ways to it, as bits
+    layer: nn.Module | None = None  # the last layer on the longest way, if that is a module
+    norm: nn.Module | None = None  # the batch normalization whose output it is
+    # If one layer, with or without a normalization behind it, has made it of an input: the numbers
+    # of the layer and of that input.
     projected: tuple[int, int] | None = None
-    unrectified: frozenset[nn.Module] = frozenset()
+    unrectified: frozenset[nn.Module] = frozenset()  # the layers whose outputs it still stands for
 
     def is_made_from(self, number: int) -> bool:
         return bool(self.past >> number & 1)
@@ -90,21 +81,15 @@ class ForwardTrace(TorchFunctionMode):
     normalization, and a shortcut with fewer layers behind it, which is something that the branch
     was made from, or what a single layer makes of that (a projection, normalized or not).
 
-    Args:
-        parameters: names of the model's parameters, by their ids.
-
-    Attributes:
-        rectified: modules whose output is rectified.
-        branches: the ends of residual branches, one for every addition.
-        final_parameter: name of the parameter in the last product outside of all layers with
-            something made of the last layer's output (a classifier written as
-            ``x @ self.prototypes.T``, say; tensors made of parameters alone count as parameters).
+    ``final_parameter`` is the name of the parameter in the last product outside of all layers with
+    something made of the last layer's output: a classifier written as ``x @ self.prototypes.T``,
+    say. Tensors made of parameters alone count as parameters. ``parameters`` maps ids to names.
     """
 
     def __init__(self, parameters: Mapping[int, str]) -> None:
         super().__init__()
-        self.rectified: set[nn.Module] = set()
-        self.branches: list[Branch] = []
+        self.rectified: set[nn.Module] = set()  # modules whose output is rectified
+        self.branches: list[Branch] = []  # one for every addition that ends one
         self.final_parameter: str | None = None
         self._parameters = dict(parameters)
         self._traces: dict[int, _Trace] = {}
@@ -131,7 +116,7 @@ class ForwardTrace(TorchFunctionMode):
         self._norm = module
 
     def leave_norm(self) -> None:
-        """It has ended."""
+        """The forward of a batch normalization ends."""
         self._norm = None
 
     def __torch_function__(
