@@ -36,7 +36,7 @@ def correlation_is_cheaper(
 ) -> bool:
     """Whether a product for each lag costs less than unfolding and one product.
 
-    Counted in multiply-adds for an entry and a pair of channels. Unfolded patches take taps**2 / 2
+    Costs are multiply-adds for an entry and a pair of channels. Unfolded patches take taps**2 / 2
     for each output (the upper triangle), and each feature is copied once. A lag takes one for each
     padded pixel, and one more, with copies of both factors, for each pixel of the border.
     """
@@ -70,13 +70,9 @@ def pad_channels_last(x: Tensor, geometry: PatchGeometry) -> Tensor:
 
 
 def window_sums(padded: Tensor, geometry: PatchGeometry, outputs: tuple[int, ...]) -> Tensor:
-    """Sum over all output positions of every tap's pixel.
+    """Sum over all output positions of every tap's pixel, float64 (..., taps, channels).
 
-    Args:
-        padded: (..., *padded spatial, channels); leading axes are kept.
-
-    Returns:
-        float64 tensor (..., taps, channels).
+    ``padded`` is (..., *padded spatial, channels).
     """
     dims = len(geometry.kernel)
     axes = tuple(range(padded.ndim - 1 - dims, padded.ndim - 1))
@@ -103,15 +99,10 @@ def correlation_gram(
 ) -> Tensor:
     """Sum over all patches p of p p^T, per group of channels.
 
-    Args:
-        padded: (entries, *padded spatial, channels), contiguous.
-        geometry: stride 1, not transposed.
-        outputs: spatial size of the layer's output.
-        groups: channel groups.
-        arithmetic: of the patch_gram operator where it takes this activation; None to do without.
-
-    Returns:
-        float64 tensor (groups, taps * c, taps * c) with c = channels // groups, features tap-major.
+    ``padded`` is contiguous (entries, *padded spatial, channels), ``geometry`` has stride 1 and is
+    not transposed, ``outputs`` is the spatial size of the layer's output. Without ``arithmetic``
+    the patch_gram operator is not used. Returns float64 (groups, taps * c, taps * c) with
+    c = channels // groups, features tap-major.
     """
     size, channels = tuple(padded.shape[1:-1]), padded.shape[-1]
     width = channels // groups
@@ -167,8 +158,7 @@ def _border(
     """The pixels that some tap's output window leaves out, sorted into cells.
 
     A cell is a box that lies wholly inside or wholly outside every tap's window, so that one
-    product per cell and lag serves all pairs of taps with that lag. The microbatches of a layer
-    share the result.
+    product per cell and lag serves all pairs of taps with that lag.
 
     Returns:
         (pixels of the flattened activation sorted by cell, the end of every cell in them, and a
@@ -208,8 +198,8 @@ def _strip_products(
 ) -> Tensor:
     """One product per cell of the border with the rows ``shift`` further on.
 
-    Those may belong to the next line or entry: what the product over all rows has counted there is
-    what must be taken away. The last rows have no partner, and none was counted.
+    Those may belong to the next line or entry, as in the product over all rows, from which this is
+    taken away. The last rows have no partner in either.
     """
     partner = border + shift
     alone = partner >= len(flat)
@@ -224,19 +214,13 @@ def _strip_products(
 
 @dataclass(frozen=True)
 class _Lags:
-    """The lags between two taps i <= j in row-major order.
+    """The lags between two taps i <= j in row-major order."""
 
-    Attributes:
-        layout: of the convolution over the padded activation, features (lag, channel).
-        zero: index of the lag 0.
-        first, second, lag: int64 (pairs,), the taps of every pair and the lag between them.
-    """
-
-    layout: PatchLayout
-    zero: int
-    first: Tensor
-    second: Tensor
-    lag: Tensor
+    layout: PatchLayout  # of the convolution over the padded activation, features (lag, channel)
+    zero: int  # index of the lag 0
+    first: Tensor  # int64 (pairs,), as the next two: the first tap of every pair,
+    second: Tensor  # the second tap,
+    lag: Tensor  # and the index of the lag between them
 
     @classmethod
     @lru_cache(maxsize=64)
@@ -248,10 +232,7 @@ class _Lags:
         width: int,
         device: torch.device,
     ) -> _Lags:
-        """Of a padded activation of that spatial size, with so many channels in each group.
-
-        The microbatches of a layer share the result.
-        """
+        """For a padded activation of spatial size ``size``, with ``width`` channels a group."""
         kernel = geometry.kernel
         # The first axis has no negative lags, since the later tap comes second.
         behind = [0, *(k - 1 for k in kernel[1:])]

@@ -23,35 +23,20 @@ from sylvinit.moments.streaming import PatchMoments, product_precision
 
 @dataclass
 class InputCollector:
-    """Moments of the input of one weight, over all its layers, calls and microbatches.
-
-    Attributes:
-        name: of the weight, for messages.
-        patches: random patches (or rows) of every sample, or None for all.
-        seed: of their positions.
-        classes: how many classes are told apart; 0 for none.
-        reservoir: most rows that are kept as a random sample; 0 for none.
-        sample_means: keep moments of the mean row of every sample, too.
-        per_channel: every channel is a group of its own.
-        row_to_sample: see :func:`sylvinit.moments.rows.assign_rows`.
-        arithmetic: of the patch_gram operator, or None to do without.
-        moments: of the rows, features in the order of :class:`PatchSource`; None without any.
-        dtype: of the inputs, the coarsest of all.
-        raw: whether all of them were the data as they came.
-    """
+    """Moments of the input of one weight, over all its layers, calls and microbatches."""
 
     name: str
-    patches: int | None
+    patches: int | None  # random patches (or rows) of every sample; None for all
     seed: int
-    classes: int = 0
-    reservoir: int = 0
-    sample_means: bool = False
-    per_channel: bool = False
+    classes: int = 0  # 0 for none
+    reservoir: int = 0  # most rows that are kept as a random sample; 0 for none
+    sample_means: bool = False  # keep moments of the mean row of every sample, too
+    per_channel: bool = False  # every channel is a group of its own
     row_to_sample: RowToSample | None = None
-    arithmetic: str | None = None
-    moments: PatchMoments | None = field(default=None, init=False)
-    dtype: torch.dtype = field(default=torch.float64, init=False)
-    raw: bool = field(default=True, init=False)
+    arithmetic: str | None = None  # of the patch_gram operator; None does without
+    moments: PatchMoments | None = field(default=None, init=False)  # features tap-major
+    dtype: torch.dtype = field(default=torch.float64, init=False)  # the coarsest of all inputs
+    raw: bool = field(default=True, init=False)  # whether all inputs were the data as they came
     _means: PatchMoments | None = field(default=None, init=False)
     _kernel: tuple[int, ...] = field(default=(), init=False)
 
@@ -71,10 +56,9 @@ class InputCollector:
         """Add the rows or patches of one microbatch at one call.
 
         Args:
-            layer: which reads ``x``.
-            x: its input (entries, channels, *spatial), or rows (..., features).
-            call: index of the call of its module in this forward.
-            out_size: spatial size of its output, () for rows.
+            x: input of the layer, (entries, channels, *spatial), or rows (..., features).
+            call: index of the call of the layer's module in this forward.
+            out_size: spatial size of the layer's output, () for rows.
             size, start: number of samples, and index of the first one in the stream of data.
             labels: int64 (size,), known to be valid; needed if there are classes.
             mask: bool (size, length), True for real tokens.
@@ -118,9 +102,7 @@ class InputCollector:
     def statistics(self, backend: Backend, reduce: bool) -> LayerStatistics | None:
         """Everything collected, features in the order of a weight; None if it is not finite.
 
-        Args:
-            backend: where eigendecompositions run.
-            reduce: work in the span of the rows where there are fewer of them than features.
+        With ``reduce``, in the span of the rows where there are fewer of them than features.
 
         Raises:
             ModelError: nothing was collected.
@@ -133,20 +115,18 @@ class InputCollector:
         few = reduce and self.moments.n < self.moments.d_in
         size = sum(8 * m.groups * m.d_in * (m.n if few else m.d_in) for m in held)
         with memory_for(f"the moments of {self.name}", size):
-            moments, *means = map(self._in_order_of_weight, held)
+            # Features are gathered taps first; a weight has channels first.
+            kernel = self._kernel
+            moments, *means = (m.transposed(prod(kernel)) if kernel else m for m in held)
             stats = layer_statistics(
                 moments,
                 backend,
                 sample_means=means[0] if means else None,
                 reduce=reduce,
-                kernel=self._kernel,
+                kernel=kernel,
                 raw=self.raw,
             )
             return stats if bool(stats.covariance.isfinite().all()) else None
-
-    def _in_order_of_weight(self, moments: PatchMoments) -> PatchMoments:
-        """Features are gathered taps first; a weight has channels first."""
-        return moments.transposed(prod(self._kernel)) if self._kernel else moments
 
 
 def add_sample_means(means: PatchMoments, source: PatchSource) -> None:

@@ -37,11 +37,9 @@ def can_fuse(x: Tensor, layout: PatchLayout, classes: int) -> bool:
 class PatchAccumulator:
     """Adds patches of one layer's activations with the patch_gram operator.
 
-    Args:
-        classes: number of classes whose sums are kept; 0 for none.
-        tap_major: order of the features while they are added up: (tap, channel) suits channels_last
-            activations, (channel, tap) contiguous ones.
-        arithmetic: how products are taken, see :data:`sylvinit.moments.fused.ARITHMETICS`.
+    Features are added up in the order (tap, channel) if ``tap_major``, which suits channels_last
+    activations, else (channel, tap), which suits contiguous ones. Sums of classes are kept if
+    there are any.
     """
 
     def __init__(self, classes: int, *, tap_major: bool, arithmetic: str = "3xtf32") -> None:
@@ -60,7 +58,7 @@ class PatchAccumulator:
         entry: Tensor | None = None,
         position: Tensor | None = None,
     ) -> None:
-        """Add the patches of an activation; see :func:`sylvinit.moments.fused.patch_gram`."""
+        """Add the patches of an activation; see :func:`patch_gram`."""
         x = x.detach()
         labels = None if labels is None else labels.contiguous()
         # The rows beside the patches and the constant would be codes times codes: known already.

@@ -79,19 +79,18 @@ def patch_gram(
     """Add the products of the patches of an activation to a Gram matrix.
 
     Args:
-        x: float32, bfloat16 or float16 (entries, channels, *spatial), or (rows, features); any
-            strides.
+        x: float32, bfloat16 or float16 (entries, channels, *spatial), or (rows, features).
         gram: float64 (groups, D, D), contiguous; the upper triangle is added to. Columns are the
             features of a patch, the constant, the classes and the code. With ``layout.rows`` only
             those rows, (groups, rows, D).
         status: int32 (1,); bit 0 is set if a label is out of range, bit 1 if a listed patch is.
         shift: float32 (groups, d), or None for zero.
         labels: int64, one per sample (or per listed patch), or None.
-        classes: number of classes; 0 without labels.
+        classes: 0 without labels.
         code: float32 (n, codes), a row for each patch, or None.
         entry, position: int64 (n,), the patches; or None, then ``layout`` gives the rule.
         layout: :meth:`PatchLayout.numbers`.
-        arithmetic: one of :data:`ARITHMETICS`; the CPU computes in float64 whatever it is.
+        arithmetic: one of :data:`ARITHMETICS`; the CPU always computes in float64.
 
     Raises:
         DataError: a tensor has the wrong shape, dtype, strides or device.
@@ -118,8 +117,8 @@ def patch_gram(
     if code is not None:
         z.append(code.double().expand(where.groups, -1, -1))
     whole = torch.cat(z, dim=2)
-    first, rows_wanted = where.first_row, gram.shape[1]
-    left = whole[:, :, first : first + rows_wanted]
+    first = where.first_row
+    left = whole[:, :, first : first + gram.shape[1]]
     gram += (left.mT @ whole).triu(first)
 
 
@@ -188,13 +187,9 @@ def patch_mean(
     entry: Tensor | None = None,
     position: Tensor | None = None,
 ) -> Tensor:
-    """Mean of the first patches of an activation, float32 (groups, d): a shift for the products.
+    """Mean of the first ``count`` patches, float32 (groups, d): a shift for the products.
 
-    Args:
-        x: as for :func:`patch_gram`.
-        layout: :meth:`PatchLayout.numbers`.
-        count: patches, at most as many as there are.
-        entry, position: as for :func:`patch_gram`; a listed patch that does not exist counts as 0.
+    Arguments are those of :func:`patch_gram`; a listed patch that does not exist counts as 0.
     """
     where = PatchLayout.from_numbers(layout)
     rows = _reference_rows(x, where, entry, position)

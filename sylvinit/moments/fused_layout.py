@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from math import prod
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from sylvinit.model.geometry import PADDING_MODES, PatchGeometry
@@ -17,19 +18,9 @@ ELEMENT_TYPES = {"torch.float32": 0, "torch.bfloat16": 1, "torch.float16": 2}
 
 @dataclass(frozen=True)
 class PatchLayout:
-    """Integers that describe the patches of an activation; three spatial axes, padded in front.
+    """Integers that describe the patches of an activation with three spatial axes.
 
-    Attributes:
-        kernel, stride, dilation, pad_before, out_size: per axis.
-        padding_mode: index into PADDING_MODES.
-        transposed: whether the layer is a transposed convolution.
-        groups: channel groups.
-        tap_major: features of a patch are ordered (tap, channel), else (channel, tap).
-        entries_per_sample: entries of the activation that belong to one sample.
-        first_sample: index of the first sample in the data.
-        draws: random positions of every sample; 0 takes each position once.
-        key: of the random positions.
-        first_row, rows: the rows of the Gram matrix that are wanted; rows = 0 means all.
+    Axes that it lacks come first and have one position.
     """
 
     kernel: tuple[int, ...]
@@ -37,16 +28,16 @@ class PatchLayout:
     dilation: tuple[int, ...]
     pad_before: tuple[int, ...]
     out_size: tuple[int, ...]
-    padding_mode: int
+    padding_mode: int  # index into PADDING_MODES
     transposed: bool
     groups: int
-    tap_major: bool
+    tap_major: bool  # features of a patch are ordered (tap, channel), else (channel, tap)
     entries_per_sample: int = 1
-    first_sample: int = 0
-    draws: int = 0
-    key: tuple[int, int] = (0, 0)
-    first_row: int = 0
-    rows: int = 0
+    first_sample: int = 0  # its index in the data
+    draws: int = 0  # random positions of every sample; 0 takes each position once
+    key: tuple[int, int] = (0, 0)  # of the random positions
+    first_row: int = 0  # of the rows of the Gram matrix that are wanted
+    rows: int = 0  # how many of those; 0 means all
 
     @classmethod
     def of(
@@ -58,15 +49,11 @@ class PatchLayout:
         tap_major: bool = True,
         **rest: Any,
     ) -> PatchLayout:
-        """The layout of a convolution, or of plain rows if the geometry is None.
-
-        ``rest`` are attributes with defaults.
-        """
+        """The layout of a convolution, or of plain rows if the geometry is None."""
         found = geometry or PatchGeometry((), (), (), (), ())
-        missing = AXES - len(found.kernel)
 
         def padded(values: tuple[int, ...], fill: int) -> tuple[int, ...]:
-            return (fill,) * missing + tuple(values)
+            return (fill,) * (AXES - len(values)) + tuple(values)
 
         return cls(
             kernel=padded(found.kernel, 1),
@@ -96,7 +83,7 @@ class PatchLayout:
         return x.shape[1] // self.groups * self.taps
 
     def patches(self, x: Tensor, entry: Tensor | None) -> int:
-        """How many patches are taken of an activation: those listed, or what the rule takes."""
+        """How many patches are taken of an activation: those listed, else drawn ones or all."""
         if entry is not None:
             return len(entry)
         available = self.entries_per_sample * prod(self.out_size)
@@ -105,12 +92,7 @@ class PatchLayout:
 
     def numbers(self) -> list[int]:
         """All attributes in one list, the form in which an operator takes them."""
-        values = (getattr(self, field.name) for field in fields(self))
-        return [
-            int(number)
-            for value in values
-            for number in (value if isinstance(value, tuple) else (value,))
-        ]
+        return np.hstack([getattr(self, field.name) for field in fields(self)]).tolist()
 
     @classmethod
     def from_numbers(cls, numbers: Sequence[int]) -> PatchLayout:

@@ -53,18 +53,12 @@ def gather_patches(
     position: Tensor,
     out_size: tuple[int, ...] | None = None,
 ) -> Tensor:
-    """Patches of ``x`` at the given positions.
+    """Patches (n, taps, channels) of an activation (entries, channels, *spatial).
 
-    Args:
-        x: activation (entries, channels, *spatial), any strides.
-        geometry: which pixels a patch reads.
-        entry: int64 (n,), index along the first axis of ``x``.
-        position: int64 (n,), flat row-major output position.
-        out_size: spatial size of the layer's output, where the geometry alone does not fix it.
-
-    Returns:
-        Tensor (n, taps, channels) in the dtype of ``x``. Features are tap-major, so that the
-        channels of a channels_last activation are copied as contiguous runs.
+    ``entry`` and ``position`` are int64 (n,): indices of entries, and flat row-major output
+    positions. ``out_size``, the spatial size of the layer's output, may be given where the geometry
+    does not fix it. Features are tap-major, so that the channels of a channels_last activation are
+    copied as contiguous runs.
     """
     channels, in_size = x.shape[1], tuple(x.shape[2:])
     area, out_size = prod(in_size), out_size or geometry.output_size(in_size)

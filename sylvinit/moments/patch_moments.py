@@ -50,8 +50,7 @@ def patch_moments(
         classes: how many there are, for moments that are to be merged; by default the largest label
             plus one.
         reservoir: rows to keep as a random sample.
-        seed, name, start: of the random positions: the layer's name and the index of the first
-            sample.
+        seed, name, start: seed, layer name and first sample's index, for the random positions.
         backend: "auto", "cpu", "torch" or "cuda".
         arithmetic: of the products of float32 on the backend "cuda": "3xtf32" (as accurate as
             float32, on tensor cores), "tf32" (factors rounded to 11 bits) or "ffma" (float32).

@@ -33,28 +33,17 @@ _RESERVOIR_DRAWS = 10
 
 @dataclass(frozen=True)
 class PatchSource:
-    """An activation, how a layer reads it, and which patches of it are taken.
+    """An activation, how a layer reads it, and which patches of it are taken."""
 
-    Attributes:
-        x: (entries, channels, *spatial), any strides; or rows (entries, features).
-        geometry: which pixels a patch reads; None for rows, which are patches of one pixel.
-        groups: channel groups.
-        out_size: spatial size of the layer's output; () for rows.
-        rows: which entries belong to which sample.
-        labels: int64 (samples,), known to be valid, or None.
-        key, start, patches: which patches, see :meth:`sylvinit.moments.rows.Rows.draw`; patches is
-            None for all of them.
-    """
-
-    x: Tensor
-    geometry: PatchGeometry | None
+    x: Tensor  # (entries, channels, *spatial), any strides; or rows (entries, features)
+    geometry: PatchGeometry | None  # None for rows, which are patches of one pixel
     groups: int
-    out_size: tuple[int, ...]
+    out_size: tuple[int, ...]  # spatial size of the layer's output; () for rows
     rows: Rows
-    labels: Tensor | None
-    key: Key = (0, 0)
-    start: int = 0
-    patches: int | None = None
+    labels: Tensor | None  # int64 (samples,), known to be valid
+    key: Key = (0, 0)  # of the random positions, see Rows.draw
+    start: int = 0  # index of the first sample in the data
+    patches: int | None = None  # per sample; None for all of them
 
     @property
     def features(self) -> int:
@@ -64,16 +53,11 @@ class PatchSource:
 
     def gather(self, entry: Tensor, position: Tensor) -> Tensor:
         """Patches (groups, n, taps * channels), features tap-major."""
-        device = self.x.device
+        x, entry = self.x, to_device(entry, self.x.device)
         if self.geometry is None:
-            return self.x.index_select(0, to_device(entry, device))[None]
-        patches = gather_patches(
-            self.x,
-            self.geometry,
-            to_device(entry, device),
-            to_device(position, device),
-            self.out_size,
-        )
+            return x.index_select(0, entry)[None]
+        position = to_device(position, x.device)
+        patches = gather_patches(x, self.geometry, entry, position, self.out_size)
         n, taps, channels = patches.shape
         split = patches.view(n, taps, self.groups, channels // self.groups)
         return split.permute(2, 0, 1, 3).reshape(self.groups, n, -1)
@@ -92,14 +76,14 @@ class PatchSource:
 def add_patches(moments: PatchMoments, source: PatchSource, arithmetic: str | None) -> None:
     """Add the patches of an activation to moments, whose features are tap-major.
 
-    ``arithmetic`` is that of the patch_gram operator, which is used where it takes these patches;
-    None does without.
+    With ``arithmetic`` the patch_gram operator is used where it takes these patches.
     """
     if _correlation_fits(source):
         _correlate(moments, source, arithmetic)
         if moments.reservoir_size:
-            some = source.rows.draw(source.key, source.start, _RESERVOIR_DRAWS)
-            sample, entry, position, priority = some
+            sample, entry, position, priority = source.rows.draw(
+                source.key, source.start, _RESERVOIR_DRAWS
+            )
             gathered = source.gather(entry, position)
             moments.offer(gathered, to_device(priority, gathered.device), source.labels_of(sample))
     elif not (arithmetic and _add_fused(moments, source, arithmetic)):
@@ -139,8 +123,8 @@ def _add_gathered(moments: PatchMoments, source: PatchSource) -> None:
 def _add_fused(moments: PatchMoments, source: PatchSource, arithmetic: str) -> bool:
     """Add patches by the patch_gram operator; False, with nothing done, where it cannot be used.
 
-    Such as where the rows themselves are wanted: for a reservoir, and while there are fewer of them
-    than features.
+    It cannot where the rows themselves are wanted: for a reservoir, or while they are fewer than
+    features.
     """
     rows, x = source.rows, source.x
     draws, counts = source.patches or 0, rows.counts * rows.width

@@ -23,15 +23,10 @@ class Rows:
     An entry is what the leading axes of the input count: a token of a Linear, an image of a
     convolution. Each entry offers ``width`` output positions (one, or those of the output map), so
     that sample i has ``counts[i] * width`` positions, in the order of its entries.
-
-    Attributes:
-        entries: int64 (entries,), entry indices sorted by sample; None if already in order.
-        counts: int64 (samples,), entries of each sample.
-        width: output positions of an entry.
     """
 
-    entries: npt.NDArray[np.int64] | None
-    counts: npt.NDArray[np.int64]
+    entries: npt.NDArray[np.int64] | None  # (entries,), sorted by sample; None if all are in order
+    counts: npt.NDArray[np.int64]  # (samples,), entries of each sample
     width: int
 
     @classmethod
@@ -40,7 +35,7 @@ class Rows:
         return cls(None, np.ones(samples, dtype=np.int64), width)
 
     def entries_of_each(self) -> int | None:
-        """How many entries every sample has, if all have as many, in the order of the samples."""
+        """How many entries each sample has; None unless all have as many, and in order."""
         if self.entries is not None or len(self.counts) == 0:
             return None
         first = int(self.counts[0])
@@ -63,10 +58,8 @@ class Rows:
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(sample, entry, position, priority) of the drawn positions; see sampling.py.
 
-        Args:
-            key: of this call of this layer.
-            start: global index of the first sample.
-            patches: draws per sample; None takes every position once.
+        ``start`` is the global index of the first sample, ``patches`` the number of draws per
+        sample; None takes every position once.
         """
         samples, available = start + np.arange(len(self.counts)), self.counts * self.width
         limit = int(available.max(initial=1)) if patches is None else patches
@@ -99,14 +92,14 @@ def assign_rows(
     tokens are dropped where r is the length of the padding mask.
 
     Args:
-        name: of the layer, for messages and for ``row_to_sample``.
-        x: the input; (entries, channels, *spatial) or (..., features).
+        name: name of the layer.
+        x: (entries, channels, *spatial) or (..., features).
         samples: size of the microbatch.
         features: number of trailing axes that are not entries.
         width: output positions of an entry.
         mask: bool (samples, length), True for real tokens.
         row_to_sample: (name, x, samples) -> int64 (entries,), -1 for entries to drop; the mask is
-            not applied then. None from it means the rule above.
+            not applied then. If it returns None, the rule above holds.
 
     Raises:
         RowLayoutError: the entries cannot be assigned.

@@ -52,7 +52,7 @@ def philox4x32(counter: npt.ArrayLike, key: Key) -> WordArray:
 def stream_key(seed: int, name: str, call: int) -> Key:
     """The Philox key of one call of one module.
 
-    The hash is BLAKE2b with an 8-byte digest, read as a little-endian integer, of
+    It is the 8-byte BLAKE2b digest, read as a little-endian integer, of
     ``int64le(seed) + int64le(call) + utf8(name)``.
     """
     message = struct.pack("<qq", seed, call) + name.encode()
@@ -73,17 +73,11 @@ def draws(key: Key, samples: IntArray, count: int) -> WordArray:
 def choose_positions(
     key: Key, samples: IntArray, available: IntArray, patches: int
 ) -> tuple[IntArray, IntArray, WordArray]:
-    """Positions of the patches drawn from each sample.
+    """Positions of the patches drawn from each sample: (row, position, priority).
 
-    Args:
-        key: from :func:`stream_key`.
-        samples: int64 (n,), global sample indices.
-        available: int64 (n,), P of each sample; at most 2**32.
-        patches: draws per sample. Where P <= patches, every position is taken once.
-
-    Returns:
-        (row, position, priority): ``row`` indexes ``samples``, ``position`` is in [0, P), and
-        ``priority`` is a uniform uint32 that orders a reservoir. Sorted by row, then draw.
+    Samples (n,) are global indices; ``available`` (n,) is P of each sample, at most 2**32. Where
+    P <= patches, every position is taken once. ``row`` indexes ``samples``, ``position`` is in
+    [0, P), and ``priority`` is a uniform uint32 that orders a reservoir. Sorted by row, then draw.
     """
     samples, available = np.asarray(samples), np.asarray(available)
     everything = available <= patches
@@ -140,7 +134,7 @@ class Reservoir:
             self.offer(other.rows, 0, other._priority, other.labels)
 
     def mapped(self, function: Callable[[Tensor], Tensor]) -> Reservoir:
-        """The same rows with a function applied to their features."""
+        """The same rows with a function applied to them."""
         other = Reservoir(self.capacity)
         other._priority, other.labels = self._priority, self.labels
         if self.rows is not None:

@@ -24,7 +24,7 @@ class LayerStatistics:
         n: number of rows.
         mean: float64 (groups, d).
         covariance: float64 (groups, d, d), divided by n.
-        eps: variance, relative to the largest, that may be rounding of what is behind the moments.
+        eps: variance, relative to the largest, that may be rounding of the rows or products.
         rows_eps: unit round-off of the rows themselves, that of float32 for halves.
         basis: float64 (groups, d, d_in), or None where d = d_in.
         kernel: of the patches, one number per spatial axis: the features of a layer's input are
@@ -134,19 +134,18 @@ def layer_statistics(
     kernel: tuple[int, ...] = (),
     raw: bool = False,
 ) -> LayerStatistics:
-    """The statistics of a layer from its moments.
+    """The statistics of a layer from its moments, of at least one row.
+
+    With ``reduce``, in the span of the rows where there are fewer of them than features.
 
     Args:
-        moments: at least one row.
-        backend: where eigendecompositions run.
         sample_means: moments of the mean row of every sample. Where there are fewer rows than
             features there are no more means, so that they are still held one by one, and nothing of
             the size of a Gram matrix of all features is made.
-        reduce: work in the span of the rows where there are fewer of them than features.
         kernel: of the patches, () for rows.
-        raw: whether the rows are data as they come, each entry rounded once. Layers subtract
-            means, so that their outputs may be rounding: eigenvalues of up to eps times the largest
-            are not trusted there, however precise the products.
+        raw: whether the rows are data as they come, each entry rounded once. The outputs of layers
+            that subtract means may be mere rounding: if not raw, eigenvalues of up to eps times the
+            largest are not trusted, however precise the products.
     """
     rows, basis = moments.columns(), None
     if rows is not None and reduce:
@@ -173,7 +172,6 @@ def layer_statistics(
 
 def _in_basis(moments: PatchMoments, backend: Backend, basis: Tensor | None) -> LayerStatistics:
     """The moments alone, in a basis (groups, r, d) or as they are; eps is that of float64."""
-    rows_eps = moments.rows_eps
     if basis is None:
         covariance = moments.covariance()
         mean, counts, means = moments.mean(), moments.class_counts(), moments.class_means()
@@ -194,7 +192,7 @@ def _in_basis(moments: PatchMoments, backend: Backend, basis: Tensor | None) -> 
         mean=mean,
         covariance=covariance,
         eps=torch.finfo(torch.float64).eps,
-        rows_eps=rows_eps,
+        rows_eps=moments.rows_eps,
         backend=backend,
         basis=basis,
         class_counts=counts,

@@ -72,7 +72,7 @@ class PatchMoments:
         self._pending_labels: list[Tensor] = []
         self._pending_rows = 0
         self._reservoir = Reservoir(reservoir)
-        #: Rows that are added up elsewhere; they count as seen, and are merged when needed.
+        #: Adds up rows elsewhere; they count as seen, and are merged when needed.
         self.accumulator: PatchAccumulator | None = None
 
     @property
@@ -107,7 +107,7 @@ class PatchMoments:
         copy: bool = True,
         labels_checked: bool = False,
     ) -> PatchMoments:
-        """Add rows.
+        """Add rows; returns self.
 
         Args:
             x: floating tensor (n, d_in), or (groups, n, d_in).
@@ -115,12 +115,8 @@ class PatchMoments:
             priority: int64 (n,), the order in which a reservoir prefers rows (least first); by
                 default a counter-based random one, the same for every instance: give priorities
                 of your own where reservoirs will be merged.
-            copy: keep a copy of the rows until there are enough of them to be multiplied; pass
-                False for a tensor that will not be changed.
+            copy: copy rows that wait to be multiplied; pass False if ``x`` will not be changed.
             labels_checked: the labels are known to be valid; looking at them waits for a GPU.
-
-        Returns:
-            self.
 
         Raises:
             DataError: the shape or dtype of ``x`` does not fit.
@@ -143,21 +139,20 @@ class PatchMoments:
         eps = torch.finfo(self.precision).eps
         self._eps = max(self._eps, eps)
         self._rows_eps = max(self._rows_eps, eps, torch.finfo(precise).eps)
-        checked = None
-        if self.classes:
-            if labels is None:
-                raise LabelError(f"labels are needed for moments with {self.classes} classes")
-            if not labels_checked:
-                check_classes(labels, x.shape[1], self.classes)
-            checked = labels
+        if not self.classes:
+            labels = None
+        elif labels is None:
+            raise LabelError(f"labels are needed for moments with {self.classes} classes")
+        elif not labels_checked:
+            check_classes(labels, x.shape[1], self.classes)
         if self._reservoir.capacity:
-            self._reservoir.offer(x.to(precise), self.n, priority, checked)
+            self._reservoir.offer(x.to(precise), self.n, priority, labels)
         step = self._chunk_rows()
         for begin in range(0, x.shape[1], step):
             part = x[:, begin : begin + step]
             self._pending.append(part.to(self.precision, copy=copy))
-            if checked is not None:
-                self._pending_labels.append(checked[begin : begin + step])
+            if labels is not None:
+                self._pending_labels.append(labels[begin : begin + step])
             self._pending_rows += part.shape[1]
             if self._pending_rows >= step:
                 self._flush()
@@ -181,7 +176,7 @@ class PatchMoments:
         return self
 
     def _settle(self) -> None:
-        """Merge what was added up elsewhere."""
+        """Merge what the accumulator has added up."""
         if self.accumulator is not None:
             sums = self.accumulator.sums()
             self.accumulator = None
@@ -330,8 +325,7 @@ class PatchMoments:
             return
         old_mean, scatter = self._mean_and_scatter
         total = self._merged + n
-        step = mean - old_mean
-        weight = self._merged * n / total
+        step, weight = mean - old_mean, self._merged * n / total
         scatter += second.baddbmm_(step[:, :, None], step[:, None, :], alpha=weight)
         self._mean_and_scatter = old_mean + step * (n / total), scatter
         self._merged = total

@@ -20,10 +20,7 @@ _GRAM_BLOCK = 96  # columns of a block of a symmetric product, of which half nee
 
 
 def row_products(left: Tensor, right: Tensor) -> Tensor:
-    """left^T right, float64 (..., p, q), for tensors (..., n, p) and (..., n, q) of one dtype.
-
-    The products are computed in the dtype of the arguments.
-    """
+    """left^T right in float64, for (..., n, p) and (..., n, q), with products in their dtype."""
     if left.dtype == torch.float64 or min(left.shape[-1], right.shape[-1]) >= _WIDE:
         return (left.mT @ right).double()
     whole = left.shape[-2] // _BLOCK * _BLOCK
@@ -37,8 +34,8 @@ def row_products(left: Tensor, right: Tensor) -> Tensor:
 def gram(x: Tensor) -> Tensor:
     """x^T x for x (..., n, d), in float64, from the blocks of the upper triangle.
 
-    The products are computed in the dtype of x. Symmetric to the bit, which a product is with some
-    libraries and processors only.
+    Products are computed in the dtype of x. The result is exactly symmetric, which a plain product
+    is with some libraries and processors only.
     """
     d = x.shape[-1]
     if d < 2 * _GRAM_BLOCK:
@@ -61,22 +58,12 @@ def mirrored(a: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class RowSums:
-    """Sums of n rows x about a shift.
-
-    Attributes:
-        n: rows.
-        total: float64 (groups, d), sum of x - shift.
-        second: float64 (groups, d, d), sum of (x - shift)(x - shift)^T.
-        shift: (groups, d).
-        class_counts: float64 (classes,), or None.
-        class_totals: float64 (groups, classes, d), class sums of x - shift, or None.
-        eps: unit round-off of the products.
-    """
+    """Sums of n rows x about a shift; tensors are float64 except for the shift."""
 
     n: int
-    total: Tensor
-    second: Tensor
-    shift: Tensor
-    class_counts: Tensor | None = None
-    class_totals: Tensor | None = None
-    eps: float = torch.finfo(torch.float32).eps
+    total: Tensor  # (groups, d), sum of x - shift
+    second: Tensor  # (groups, d, d), sum of (x - shift)(x - shift)^T
+    shift: Tensor  # (groups, d)
+    class_counts: Tensor | None = None  # (classes,)
+    class_totals: Tensor | None = None  # (groups, classes, d), class sums of x - shift
+    eps: float = torch.finfo(torch.float32).eps  # unit round-off of the products
