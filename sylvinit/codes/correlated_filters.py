@@ -47,7 +47,7 @@ class CorrelatedFilters:
             check_correlation(loaded(self.corr))
 
     def fit(self, stats: LayerStatistics, k: int, seed: int) -> Latent:
-        """K rows for every group; CorrelationError where R does not fit the layer's kernel."""
+        """Random filters, k a group; CorrelationError where R does not fit the layer's kernel."""
         channels = stats.d // stats.taps
         generator = np.random.default_rng(seed)
         white = generator.standard_normal((stats.groups, k, channels, stats.taps))

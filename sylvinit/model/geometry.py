@@ -94,14 +94,13 @@ class PatchGeometry:
         return tuple(sizes)
 
     def tables(
-        self, in_size: tuple[int, ...], out_size: tuple[int, ...] | None = None
+        self, in_size: tuple[int, ...], out_size: tuple[int, ...]
     ) -> list[npt.NDArray[np.int64]]:
         """Index table of every axis, see :func:`axis_index_table`."""
-        outputs = self.output_size(in_size) if out_size is None else out_size
         return [
             axis_index_table(
                 in_size[axis],
-                outputs[axis],
+                out_size[axis],
                 self.kernel[axis],
                 self.stride[axis],
                 self.dilation[axis],

@@ -157,7 +157,7 @@ class ForwardTrace(TorchFunctionMode):
         if given is None or name in _RESHAPES:
             return given
         if name == "batch_norm":
-            return self._numbered(given, norm=self._norm, projected=given.projected)
+            return replace(self._numbered(given), norm=self._norm, projected=given.projected)
         if name in _ADDITIONS and "alpha" not in kwargs and _have_one_shape(args):
             return self._sum(*args)
         if name in _RECTIFIERS or (name in _CLAMPS and _is_at_zero(args, kwargs)):
@@ -184,16 +184,10 @@ class ForwardTrace(TorchFunctionMode):
         joined = self._joined([a, b])
         return None if joined is None else self._numbered(joined)
 
-    def _numbered(
-        self,
-        trace: _Trace,
-        *,
-        norm: nn.Module | None = None,
-        projected: tuple[int, int] | None = None,
-    ) -> _Trace:
+    def _numbered(self, trace: _Trace) -> _Trace:
         self._count += 1
         past = trace.past | 1 << self._count
-        return replace(trace, number=self._count, past=past, norm=norm, projected=projected)
+        return replace(trace, number=self._count, past=past, norm=None, projected=None)
 
     def _joined(self, tensors: list[Tensor]) -> _Trace | None:
         """The trace of what is made of all these tensors; None if none of them has one."""

@@ -38,8 +38,7 @@ class PatchAccumulator:
     """Adds patches of one layer's activations with the patch_gram operator.
 
     Features are added up in the order (tap, channel) if ``tap_major``, which suits channels_last
-    activations, else (channel, tap), which suits contiguous ones. Sums of classes are kept if
-    there are any.
+    activations, else (channel, tap), which suits contiguous ones.
     """
 
     def __init__(self, classes: int, *, tap_major: bool, arithmetic: str = "3xtf32") -> None:

@@ -92,11 +92,9 @@ def assign_rows(
     tokens are dropped where r is the length of the padding mask.
 
     Args:
-        name: name of the layer.
-        x: (entries, channels, *spatial) or (..., features).
+        x: input of the layer ``name``, (entries, channels, *spatial) or (..., features).
         samples: size of the microbatch.
         features: number of trailing axes that are not entries.
-        width: output positions of an entry.
         mask: bool (samples, length), True for real tokens.
         row_to_sample: (name, x, samples) -> int64 (entries,), -1 for entries to drop; the mask is
             not applied then. If it returns None, the rule above holds.
