@@ -102,7 +102,7 @@ class InputCollector:
     def statistics(self, backend: Backend, reduce: bool) -> LayerStatistics | None:
         """Everything collected, features in the order of a weight; None if it is not finite.
 
-        With ``reduce``, in the span of the rows where there are fewer of them than features.
+        With ``reduce``, they are in a basis of the rows' span where rows are fewer than features.
 
         Raises:
             ModelError: nothing was collected.

@@ -79,7 +79,7 @@ def patch_gram(
     """Add the products of the patches of an activation to a Gram matrix.
 
     Args:
-        x: float32, bfloat16 or float16 (entries, channels, *spatial), or (rows, features).
+        x: float32 or a half, (entries, channels, *spatial) or (rows, features), any strides.
         gram: float64 (groups, D, D), contiguous; the upper triangle is added to. Columns are the
             features of a patch, the constant, the classes and the code. With ``layout.rows`` only
             those rows, (groups, rows, D).

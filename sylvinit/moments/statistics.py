@@ -134,9 +134,9 @@ def layer_statistics(
     kernel: tuple[int, ...] = (),
     raw: bool = False,
 ) -> LayerStatistics:
-    """The statistics of a layer from its moments, of at least one row.
+    """The statistics of a layer from its moments, which must have seen a row.
 
-    With ``reduce``, in the span of the rows where there are fewer of them than features.
+    With ``reduce``, they are in a basis of the rows' span where rows are fewer than features.
 
     Args:
         sample_means: moments of the mean row of every sample. Where there are fewer rows than

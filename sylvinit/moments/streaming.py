@@ -72,7 +72,7 @@ class PatchMoments:
         self._pending_labels: list[Tensor] = []
         self._pending_rows = 0
         self._reservoir = Reservoir(reservoir)
-        #: Adds up rows elsewhere; they count as seen, and are merged when needed.
+        #: Adds up rows on the device; they count as seen, and are merged when needed.
         self.accumulator: PatchAccumulator | None = None
 
     @property
