@@ -2,6 +2,7 @@
 //
 // With FAKE_RUNTIME the functions of the CUDA runtime that it uses are here as well, for
 // machines without CUDA: then cuSOLVER has to be tests/csrc/fake_cusolver.cpp.
+#undef dlopen  // see open_candidate
 #include <dlfcn.h>
 
 #include <cstdint>
@@ -30,8 +31,6 @@ const char* cudaGetErrorString(cudaError_t) { return "no such device"; }
 
 // What cusolver.cpp calls in place of dlopen (-Ddlopen=open_candidate): a torch with CUDA has
 // loaded the real library, which is not the one to be found here.
-#undef dlopen
-void* dlopen(const char* path, int mode);
 void* open_candidate(const char* path, int mode) {
   return mode & RTLD_NOLOAD ? nullptr : dlopen(path, mode);
 }
