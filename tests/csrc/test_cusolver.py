@@ -142,7 +142,7 @@ def build(toolkit, tmp_path_factory) -> Build:
     includes = [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc' / 'cuda'}"]
     includes += [f"-isystem{path}" for path in found.includes]
     build = Build(tmp_path_factory.mktemp("cusolver"), compiler, includes)
-    # A torch with CUDA has loaded the real runtime for all: with -Bsymbolic the stand-in's is taken.
+    # A torch with CUDA has loaded the real runtime; with -Bsymbolic the stand-in is taken.
     fake = ("-DFAKE_RUNTIME", "-Ddlopen=open_candidate", "-Wl,-Bsymbolic")
     build.compile("entry", WITH_RUNTIME, *fake, "-pthread")
     return build
