@@ -27,7 +27,7 @@ import sylvinit
 from sylvinit.demo.experiment import he_init_
 from sylvinit.demo.networks import resnet20
 from sylvinit.demo.training import accuracy, calibrate_norm
-from sylvinit.io.datasets import Samples, few_per_class, load_cifar10, normalise_cifar10
+from sylvinit.io.datasets import Samples, few_per_class, load_cifar10, normalize_cifar10
 
 
 def main() -> None:
@@ -44,13 +44,13 @@ def main() -> None:
     train_images, train_labels = load_cifar10(folder, train=True)
     test_images, test_labels = load_cifar10(folder, train=False)
     test = Samples(
-        normalise_cifar10(test_images).to(memory_format=torch.channels_last), test_labels
+        normalize_cifar10(test_images).to(memory_format=torch.channels_last), test_labels
     )
     results: dict[str, list[float]] = {}
     seconds: dict[str, list[float]] = {}
     for seed in range(arguments.seeds):
         chosen = few_per_class(train_labels, arguments.per_class, seed)
-        images = normalise_cifar10(train_images[chosen]).to(memory_format=torch.channels_last)
+        images = normalize_cifar10(train_images[chosen]).to(memory_format=torch.channels_last)
         data = (images, train_labels[chosen])
         he = he_init_(resnet20(), seed)
         calibrate_norm(he, images)

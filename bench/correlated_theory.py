@@ -22,7 +22,7 @@ from torch import Tensor
 
 import sylvinit
 from sylvinit.correlated import output_variance
-from sylvinit.io.datasets import load_cifar10, normalise_cifar10
+from sylvinit.io.datasets import load_cifar10, normalize_cifar10
 from sylvinit.priors.strength import factor
 
 DRAWS = 1_000_000
@@ -33,7 +33,7 @@ def cifar_correlation() -> Tensor | None:
     folder = os.environ.get("SYLVINIT_DATA")
     if not folder:
         return None
-    images = normalise_cifar10(load_cifar10(folder, train=True).inputs)
+    images = normalize_cifar10(load_cifar10(folder, train=True).inputs)
     moments = sylvinit.patch_moments(images, 3, groups=3)
     mean = moments.mean()
     second = (moments.covariance() + mean[:, :, None] * mean[:, None, :]).mean(dim=0)

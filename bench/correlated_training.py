@@ -33,7 +33,7 @@ from torch import nn
 import sylvinit
 from sylvinit.demo.training import accuracy
 from sylvinit.diagnostics import monitor
-from sylvinit.io.datasets import Samples, load_cifar10, normalise_cifar10
+from sylvinit.io.datasets import Samples, load_cifar10, normalize_cifar10
 
 RATES = (0.005, 0.1)
 KAIMING, SCALED, CORRELATED = "Kaiming normal", "Kaiming, scale of correlated", "correlated"
@@ -43,7 +43,7 @@ MOMENTUM = 0.8
 
 def load(folder: str, train: bool) -> Samples:
     images, labels = load_cifar10(folder, train=train)
-    images = normalise_cifar10(images).to(memory_format=torch.channels_last)
+    images = normalize_cifar10(images).to(memory_format=torch.channels_last)
     return Samples(images, labels)
 
 

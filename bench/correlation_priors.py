@@ -29,7 +29,7 @@ import sylvinit
 from sylvinit.correlated import correlation_by_distance
 from sylvinit.demo.training import accuracy
 from sylvinit.diagnostics import draw_filter_profiles, filter_profiles
-from sylvinit.io.datasets import Samples, load_cifar10, normalise_cifar10
+from sylvinit.io.datasets import Samples, load_cifar10, normalize_cifar10
 
 BATCH = 128
 
@@ -116,7 +116,7 @@ def main() -> None:
         if not folder:
             parser.error("set SYLVINIT_DATA to the folder that contains cifar-10-batches-py")
         images, labels = load_cifar10(folder, train=True)
-        samples = Samples(normalise_cifar10(images), labels)
+        samples = Samples(normalize_cifar10(images), labels)
         torch.manual_seed(arguments.seed)
         model = NETWORKS[arguments.network](width=arguments.width)
         model = model.to(memory_format=torch.channels_last)
@@ -127,7 +127,7 @@ def main() -> None:
         train(model, samples, arguments.epochs, arguments.seed)
         seconds = time.perf_counter() - begin
         images, labels = load_cifar10(folder, train=False)
-        reached = accuracy(model, Samples(normalise_cifar10(images), labels))
+        reached = accuracy(model, Samples(normalize_cifar10(images), labels))
         torch.save(model.state_dict(), arguments.weights)
         source = (
             f"{arguments.network} (bench/networks.py, width {arguments.width:g}) trained by "

@@ -59,8 +59,8 @@ def dense_log_likelihood(y: torch.Tensor, parameters: torch.Tensor) -> torch.Ten
     n, m = y.shape
     k, r, _, s2 = covariances(parameters, n, m)
     covariance = torch.kron(k, r) + s2 * torch.eye(n * m, dtype=y.dtype)
-    centre = torch.zeros(n * m, dtype=y.dtype)
-    return torch.distributions.MultivariateNormal(centre, covariance).log_prob(y.flatten())
+    center = torch.zeros(n * m, dtype=y.dtype)
+    return torch.distributions.MultivariateNormal(center, covariance).log_prob(y.flatten())
 
 
 def simulate(parameters: torch.Tensor, n: int, m: int, count: int, generator) -> torch.Tensor:
@@ -74,17 +74,17 @@ def simulate(parameters: torch.Tensor, n: int, m: int, count: int, generator) ->
 def fit(y: torch.Tensor) -> torch.Tensor:
     """Maximum likelihood for each matrix of a batch, all at once: (count, 4) unconstrained."""
     parameters = torch.zeros(len(y), 4, dtype=y.dtype, requires_grad=True)
-    optimiser = torch.optim.LBFGS(
+    optimizer = torch.optim.LBFGS(
         [parameters], max_iter=40, history_size=32, line_search_fn="strong_wolfe"
     )
 
     def loss():
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         value = -log_likelihood(y, parameters).sum() / y[0].numel()
         value.backward()
         return value
 
-    optimiser.step(loss)
+    optimizer.step(loss)
     loss()
     assert parameters.grad.abs().max() < 1e-3, "not at a maximum"
     return parameters.detach()
@@ -108,8 +108,8 @@ def main() -> None:
     found = torch.stack((log_variance.exp(), log_length.exp(), rho.tanh(), log_noise.exp()))
     print(f"{DATA_SETS} data sets of {PLACES} x {TIMES}, each fitted:")
     for name, true, estimates in zip(NAMES, TRUTH, found, strict=True):
-        centre, spread = estimates.mean(), estimates.std()
-        print(f"  {name:8s} true {true:.3f}, estimated {centre:.3f} ± {spread:.3f}")
+        center, spread = estimates.mean(), estimates.std()
+        print(f"  {name:8s} true {true:.3f}, estimated {center:.3f} ± {spread:.3f}")
     assert ((mean - truth).abs() < 4 * error).all()
 
 

@@ -10,7 +10,7 @@ An image of a class that was never seen belongs to the class whose attributes W 
 Here: scikit-learn's digits; two of the ten digits are unseen, for all 45 pairs of them. lam is
 chosen for each pair by hiding, in turn, each two of the eight digits that are seen. The equation
 needs only sums over classes, so leaving classes out is adding up others; all 255 fits, each for
-all lam, are one call. Attributes and images are centred with the seen classes' means.
+all lam, are one call. Attributes and images are centered with the seen classes' means.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def fit(classes: ClassSums, attributes: torch.Tensor, hidden: list[tuple[int, ..
 
 
 def accuracy(classes: ClassSums, attributes: torch.Tensor, fitted, pair) -> torch.Tensor:
-    """Mean over both classes of a pair of the fraction of images recognised, for each lam."""
+    """Mean over both classes of a pair of the fraction of images recognized, for each lam."""
     w, mean_x, mean_s = fitted
     first, second = normalize(attributes[list(pair)] - mean_s, dim=-1)
     direction = w.mT @ (first - second)  # an image x is taken for the first where this . x > 0

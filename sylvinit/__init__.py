@@ -1,4 +1,4 @@
-"""Initialise neural networks from data: each layer's weight solves a Sylvester equation.
+"""Initialize neural networks from data: each layer's weight solves a Sylvester equation.
 
 >>> report = sylvinit.initialize_(model, loader)        # every Conv, Linear, attention projection
 >>> report = sylvinit.initialize_head_(model, loader)   # only the classifier

@@ -44,17 +44,17 @@ class Preset:
     lam: float = 10.0
     rescale: str = "variance"
     branch_gain: BranchGain = "none"
-    labelled_head: Code = field(default_factory=OneHot)  # if it has an output for every class
+    labeled_head: Code = field(default_factory=OneHot)  # if it has an output for every class
     supervised: bool = False  # whether hidden layers behind the first one use labels
     pairs: bool = False  # whether rectified layers have entries in pairs of opposite sign
 
-    def hidden(self, *, first: bool, labelled: bool, rectified: bool) -> Code:
+    def hidden(self, *, first: bool, labeled: bool, rectified: bool) -> Code:
         """Code of a hidden layer, the first of the network or not, with class labels or not.
 
         What the first layer does not pass on is lost to all others, and single patches of the input
         tell little of the class: so it keeps the principal components.
         """
-        code = Discriminant() if self.supervised and labelled and not first else PCA()
+        code = Discriminant() if self.supervised and labeled and not first else PCA()
         return SignPairs(code) if self.pairs and rectified else code
 
 

@@ -25,8 +25,8 @@ class Affine:
     name, needs_labels, reservoir, reducible = "affine", False, 0, False
 
     def fit(self, stats: sylvinit.LayerStatistics, k: int, seed: int) -> sylvinit.Latent:
-        encoder, centre = self.draw(stats.groups, k, stats.d)
-        return sylvinit.Latent.affine(stats, torch.from_numpy(encoder), torch.from_numpy(centre))
+        encoder, center = self.draw(stats.groups, k, stats.d)
+        return sylvinit.Latent.affine(stats, torch.from_numpy(encoder), torch.from_numpy(center))
 
     @staticmethod
     def draw(groups: int, k: int, d: int) -> tuple[np.ndarray, np.ndarray]:
@@ -35,7 +35,7 @@ class Affine:
 
 
 def samples(*shape: int, seed: int = 0) -> Tensor:
-    """Correlated inputs with a mean: neighbours along the last axis are averaged."""
+    """Correlated inputs with a mean: neighbors along the last axis are averaged."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(SAMPLES, *shape, generator=generator, dtype=torch.float64)
     return x + 0.7 * x.roll(1, dims=-1) + 0.4 + 0.3 * torch.arange(shape[-1])
@@ -50,8 +50,8 @@ def expected_scores(
     code: Any, x: np.ndarray, y: np.ndarray, k: int, group: int, groups: int
 ) -> np.ndarray:
     if isinstance(code, Affine):
-        encoder, centre = code.draw(groups, k, len(x))
-        return encoder[group] @ (x - centre[group][:, None])
+        encoder, center = code.draw(groups, k, len(x))
+        return encoder[group] @ (x - center[group][:, None])
     return scores(code, x, y, k)
 
 

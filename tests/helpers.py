@@ -213,7 +213,7 @@ def principal_axes(x: Array, k: int, center: bool = True, scale: float | None = 
 
 
 def discriminants(x: Array, labels: Array, k: int) -> Array:
-    """Fisher's directions: generalised eigenvectors of (between, total), of unit length, as rows.
+    """Fisher's directions: generalized eigenvectors of (between, total), of unit length, as rows.
 
     Where the total covariance is singular the problem is posed in its range.
     """
@@ -238,12 +238,12 @@ def unexplained(x: Array, s: Array) -> Array:
 
 def scores(code: str, x: Array, labels: Array, k: int) -> Array:
     """S of the codes "pca", "pca-uncentred" and "lda" (filled up with PCA of what LDA leaves)."""
-    centred = x - x.mean(axis=1, keepdims=True)
+    centered = x - x.mean(axis=1, keepdims=True)
     if code == "pca-uncentred":
         return principal_axes(x, k, center=False) @ x
     if code == "pca":
-        return principal_axes(x, k) @ centred
-    s = discriminants(x, labels, k) @ centred
+        return principal_axes(x, k) @ centered
+    s = discriminants(x, labels, k) @ centered
     rest = unexplained(x, s)
     largest = np.linalg.eigvalsh(np.cov(x, bias=True).reshape(len(x), -1))[-1]
     return np.concatenate((s, principal_axes(rest, k - len(s), scale=largest) @ rest))

@@ -55,7 +55,7 @@ def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "factories.py").write_text(FACTORIES)
     inputs, labels = load_digits().train
     np.savez(tmp_path / "digits.npz", x=inputs[:200].numpy(), y=labels[:200].numpy())
-    np.save(tmp_path / "unlabelled.npy", inputs[:200].numpy())
+    np.save(tmp_path / "unlabeled.npy", inputs[:200].numpy())
     return tmp_path
 
 
@@ -145,7 +145,7 @@ def test_init_takes_models_in_any_form(workshop: Path, model: str) -> None:
 
 
 def test_init_writes_tied_weights_once(workshop: Path) -> None:
-    assert init(model="tied", data="unlabelled.npy") == 0
+    assert init(model="tied", data="unlabeled.npy") == 0
     model = factory("tied")
     load_model(model, "weights.safetensors")
     written = load_file("weights.safetensors")

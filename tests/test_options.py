@@ -174,7 +174,7 @@ def test_siblings_may_be_the_same() -> None:
 # ------------------------------------------------------------------------------------------ rescale
 
 
-@pytest.mark.parametrize("code", ["pca", "kmeans"])  # the latter is not centred
+@pytest.mark.parametrize("code", ["pca", "kmeans"])  # the latter is not centered
 @pytest.mark.parametrize("net", ["mlp", "conv"])
 def test_rescale_gives_unit_variance_around_zero(net: str, code: str) -> None:
     if net == "mlp":

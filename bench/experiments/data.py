@@ -18,7 +18,7 @@ from sylvinit.io.datasets import (
     few_per_class,
     load_cifar10,
     load_digits,
-    normalise_cifar10,
+    normalize_cifar10,
 )
 from sylvinit.io.safe_pickle import load_plain_dict
 
@@ -183,7 +183,7 @@ def _cifar10(folder: Path, normalisation: str | None) -> Dataset:
         images = channels_last(images)
         if normalisation == "cifar100":
             return Samples(_normalise(images, CIFAR100_MEAN, CIFAR100_STD), labels)
-        return Samples(normalise_cifar10(images), labels)
+        return Samples(normalize_cifar10(images), labels)
 
     return Dataset(read(True), read(False))
 

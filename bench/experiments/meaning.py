@@ -152,13 +152,13 @@ def _of_preset(settings: Mapping[str, Any], network: str) -> list[str]:
     if name not in PRESETS:
         raise ValueError(f"preset: expected one of {tuple(PRESETS)}, got {name!r}")
     preset = PRESETS[name]
-    codes = [preset.hidden(first=first, labelled=True, rectified=True) for first in (True, False)]
+    codes = [preset.hidden(first=first, labeled=True, rectified=True) for first in (True, False)]
     # The gain of branches is a matter of networks that have some.
     values = {
         "name": preset.name,
         "patches": preset.patches,
         "lam": preset.lam,
-        "head": preset.labelled_head,
+        "head": preset.labeled_head,
         "rescale": preset.rescale == "variance",
         "supervised": preset.supervised,
         "pairs": preset.pairs,

@@ -9,7 +9,7 @@
 
 namespace sylvinit {
 
-// V neighbouring elements, read by one instruction.
+// V neighboring elements, read by one instruction.
 template <class Element, int V>
 struct alignas(V * sizeof(Element)) Pack {
   Element item[V];

@@ -67,7 +67,7 @@ void require(bool condition, const std::string& what) {
   if (!condition) throw std::invalid_argument("patch_gram: " + what);
 }
 
-// Whether neighbouring features can be read four at a time: they are neighbouring channels.
+// Whether neighboring features can be read four at a time: they are neighboring channels.
 bool reads_packs(const PatchGram& gram) {
   const std::int64_t bytes = gram.element_type == kFloat32 ? 4 : 2;
   bool aligned = reinterpret_cast<std::uintptr_t>(gram.x) % (4 * bytes) == 0;

@@ -35,7 +35,7 @@ __device__ inline void find_places(const PatchGram& gram, const PatchRow* rows,
   }
 }
 
-// The columns [first, first + Tile) of Z that one thread carries: V neighbouring ones, of
+// The columns [first, first + Tile) of Z that one thread carries: V neighboring ones, of
 // kChunk / kStride patches.
 template <int Tile, int Threads, int V>
 class TileColumns {
@@ -69,7 +69,7 @@ class TileColumns {
     }
   }
 
-  // The numbers about the shift, as float32. The threads of a warp write neighbouring columns.
+  // The numbers about the shift, as float32. The threads of a warp write neighboring columns.
   __device__ void put(const PatchGram& gram, float (*shared)[Tile + kPadding]) const {
     if (beside_ >= 0 || gram.element_type == kFloat32) {
       write<kFloat32>(shared);

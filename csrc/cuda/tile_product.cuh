@@ -117,7 +117,7 @@ __device__ void multiply_tf32(TileProduct<Tile>& c, const Slice<Tile>& a, const 
         const float value = a[k + t + e / 2 * 4][down + 16 * i + g + e % 2 * 8];
         split_tf32(value, left[e], left_low[e]);
       }
-      // All blocks of one kind before the next kind: neighbouring instructions are independent.
+      // All blocks of one kind before the next kind: neighboring instructions are independent.
       if constexpr (kSplit) {
 #pragma unroll
         for (int j = 0; j < Shape::kBlocksAcross; ++j)

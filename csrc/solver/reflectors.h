@@ -6,7 +6,7 @@
 #include <cstddef>
 
 #include "lapack.h"
-#include "vectorise.h"
+#include "vectorize.h"
 
 namespace sylvinit {
 
@@ -14,7 +14,7 @@ namespace sylvinit {
 constexpr int kUnblockedReflectors = 96;
 
 // rows (size x n, row-major) -= factor * v (v^H rows) for v = (1, tail).
-SYLVINIT_VECTORISED inline void reflect(int size, int n, double factor, const double* tail,
+SYLVINIT_VECTORIZED inline void reflect(int size, int n, double factor, const double* tail,
                                         double* rows) {
   double product[kUnblockedReflectors];
   for (int j = 0; j < n; ++j) product[j] = rows[j];

@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "lapack.h"
-#include "vectorise.h"
+#include "vectorize.h"
 
 namespace sylvinit {
 
@@ -41,7 +41,7 @@ struct Tridiagonal {
 constexpr int kPack = 8;
 
 // below[w] = number of eigenvalues smaller than x[w].
-SYLVINIT_VECTORISED inline void count_below(const Tridiagonal& t, const double* x, int* below) {
+SYLVINIT_VECTORIZED inline void count_below(const Tridiagonal& t, const double* x, int* below) {
   const double least = t.least;
   double pivot[kPack], negative[kPack];
   for (int w = 0; w < kPack; ++w) {

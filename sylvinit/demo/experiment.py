@@ -24,7 +24,7 @@ from sylvinit.io.datasets import (
     few_per_class,
     load_cifar10,
     load_digits,
-    normalise_cifar10,
+    normalize_cifar10,
 )
 
 if TYPE_CHECKING:
@@ -212,7 +212,7 @@ def _channels_last_resnet20() -> nn.Module:
 
 
 def _channels_last(images: Tensor) -> Tensor:
-    return normalise_cifar10(images.contiguous(memory_format=torch.channels_last))
+    return normalize_cifar10(images.contiguous(memory_format=torch.channels_last))
 
 
 def run_experiment(task: Task, seeds: int = 3, epochs: int | None = None) -> Result:

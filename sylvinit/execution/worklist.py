@@ -235,7 +235,7 @@ class Worklist:
             if text not in self.warnings:
                 self.warnings.append(text)
         rectified = layer.module in self._survey.rectified
-        return preset.hidden(first=first, labelled=count > 0 and few, rectified=rectified)
+        return preset.hidden(first=first, labeled=count > 0 and few, rectified=rectified)
 
     def _head_code(self, head: Layer, outputs: int) -> Code:
         """The code asked for; else the preset's if the labels allow it, else a hidden layer's."""
@@ -243,7 +243,7 @@ class Worklist:
         if options.head_code is not None:
             return options.head_code
         if isinstance(classes, Classes) and classes.count <= outputs:
-            return options.preset.labelled_head
+            return options.preset.labeled_head
         if isinstance(classes, Classes):
             classes = f"{classes.count} classes, {outputs} outputs"
         code = self._hidden_code(head)

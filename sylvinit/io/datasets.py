@@ -108,7 +108,7 @@ def _read_cifar10_batch(path: Path) -> Samples:
     return Samples(images, torch.tensor(labels, dtype=torch.int64))
 
 
-def normalise_cifar10(images: Tensor) -> Tensor:
+def normalize_cifar10(images: Tensor) -> Tensor:
     """Center and scale uint8 images (N, 3, H, W) to float32, by the training set's channels.
 
     Raises:
@@ -202,7 +202,7 @@ def load_tensors(path: str | PathLike[str]) -> tuple[Tensor, Tensor | None]:
     path = Path(path)
     if path.is_dir():
         images, labels = load_cifar10(path, train=True)
-        return normalise_cifar10(images), labels
+        return normalize_cifar10(images), labels
     if path.suffix not in _TENSOR_SUFFIXES:
         raise DataError(
             f"{path}: expected a file ending in {', '.join(_TENSOR_SUFFIXES)} or a folder "

@@ -70,7 +70,7 @@ def test_a_gpu_without_code_for_it(runs) -> None:
 
 
 def test_the_cpu_is_chosen_without_asking_for_gpus(monkeypatch) -> None:
-    """Asking would initialise CUDA: memory on a GPU, and no more forking."""
+    """Asking would initialize CUDA: memory on a GPU, and no more forking."""
 
     def asked() -> str:
         raise AssertionError("asked")

@@ -260,15 +260,15 @@ def test_operator_names_what_is_wrong() -> None:
         fused.patch_gram(x[:0], gram, status, *nothing, "ffma")
 
 
-@pytest.mark.parametrize("labelled", [False, True])
-def test_operator_is_well_formed(labelled: bool) -> None:
+@pytest.mark.parametrize("labeled", [False, True])
+def test_operator_is_well_formed(labeled: bool) -> None:
     x, layout = torch.randn(4, 3), PatchLayout.of(None, (), 1).numbers()
-    size = 6 if labelled else 4
+    size = 6 if labeled else 4
     gram, status = (
         torch.zeros(1, size, size, dtype=torch.float64),
         torch.zeros(1, dtype=torch.int32),
     )
-    labels, classes = (torch.tensor([0, 1, 1, 0]), 2) if labelled else (None, 0)
+    labels, classes = (torch.tensor([0, 1, 1, 0]), 2) if labeled else (None, 0)
     arguments = (x, gram, status, None, labels, classes, None, None, None, layout, "3xtf32")
     torch.library.opcheck(torch.ops.sylvinit.patch_gram, arguments)
     torch.library.opcheck(torch.ops.sylvinit.patch_mean, (x, layout, 3))

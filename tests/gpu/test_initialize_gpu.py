@@ -188,13 +188,13 @@ def test_a_transformer_with_padding(launches: list[int]) -> None:
     assert_same_report(host, gpu)
 
 
-@pytest.mark.parametrize("labelled", [False, True])
+@pytest.mark.parametrize("labeled", [False, True])
 @pytest.mark.parametrize("patches", [7, "all"])
 @pytest.mark.parametrize("backend", ["cuda", "torch"])
-def test_moments(backend: str, patches: Any, labelled: bool) -> None:
+def test_moments(backend: str, patches: Any, labeled: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(40, 12, 14, 15, generator=generator).cumsum(dim=-1) / 4 + 3
-    labels = torch.arange(40) % 3 if labelled else None
+    labels = torch.arange(40) % 3 if labeled else None
     options = {"padding": 1, "groups": 2, "patches": patches, "name": "layer"}
     exact = sylvinit.patch_moments(x.double(), 3, labels=labels, **options)
     on_gpu = None if labels is None else labels.to(DEVICE)
@@ -205,7 +205,7 @@ def test_moments(backend: str, patches: Any, labelled: bool) -> None:
     # The bounds of tests/gpu/test_patch_gram_gpu.py, for covariances of correlated features.
     assert float((found.covariance().cpu() - covariance).abs().max()) <= 2e-5 * size
     assert float((found.mean().cpu() - exact.mean()).abs().max()) <= 2e-5 * size**0.5
-    if labelled:
+    if labeled:
         counts, means = exact.class_counts(), exact.class_means()
         assert torch.equal(found.class_counts().cpu(), counts)
         assert float((found.class_means().cpu() - means).abs().max()) <= 2e-5 * size**0.5

@@ -74,14 +74,14 @@ def test_wrong_dtypes_and_strides() -> None:
         operator(x, layout, gram=gram)
 
 
-@pytest.mark.parametrize("labelled", [False, True])
-def test_operator_is_well_formed(labelled: bool) -> None:
+@pytest.mark.parametrize("labeled", [False, True])
+def test_operator_is_well_formed(labeled: bool) -> None:
     x, layout = torch.randn(4, 3, device=DEVICE), PatchLayout.of(None, (), 1).numbers()
-    size = 6 if labelled else 4
+    size = 6 if labeled else 4
     gram = torch.zeros(1, size, size, dtype=torch.float64, device=DEVICE)
     status = torch.zeros(1, dtype=torch.int32, device=DEVICE)
-    labels = torch.tensor([0, 1, 1, 0], device=DEVICE) if labelled else None
-    beside = (None, labels, 2 if labelled else 0, None, None, None, layout, "3xtf32")
+    labels = torch.tensor([0, 1, 1, 0], device=DEVICE) if labeled else None
+    beside = (None, labels, 2 if labeled else 0, None, None, None, layout, "3xtf32")
     torch.library.opcheck(torch.ops.sylvinit.patch_gram, (x, gram, status, *beside))
     torch.library.opcheck(torch.ops.sylvinit.patch_mean, (x, layout, 3))
 

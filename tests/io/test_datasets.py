@@ -19,7 +19,7 @@ from sylvinit.io.datasets import (
     load_cifar10,
     load_digits,
     load_tensors,
-    normalise_cifar10,
+    normalize_cifar10,
 )
 from sylvinit.io.safe_pickle import load_plain_dict
 
@@ -210,19 +210,19 @@ def test_real_cifar10(cifar10_folder: Path) -> None:
     images, labels = load_cifar10(cifar10_folder, train=False)
     assert images.shape == (10_000, 3, 32, 32)
     assert labels.bincount().tolist() == [1000] * 10
-    normalised = normalise_cifar10(images)
-    assert normalised.mean().abs() < 0.05
-    assert abs(normalised.std() - 1) < 0.05
+    normalized = normalize_cifar10(images)
+    assert normalized.mean().abs() < 0.05
+    assert abs(normalized.std() - 1) < 0.05
 
 
-def test_normalise_cifar10() -> None:
+def test_normalize_cifar10() -> None:
     images = torch.from_numpy(IMAGES)
-    normalised = normalise_cifar10(images)
+    normalized = normalize_cifar10(images)
     expected = (IMAGES[2, 1, 5, 7] / 255 - 0.4822) / 0.2435
-    assert normalised.dtype == torch.float32
-    assert normalised[2, 1, 5, 7].item() == pytest.approx(expected, rel=1e-6)
+    assert normalized.dtype == torch.float32
+    assert normalized[2, 1, 5, 7].item() == pytest.approx(expected, rel=1e-6)
     with pytest.raises(DataError, match=r"expected uint8 \(N, 3, H, W\), got torch.float32"):
-        normalise_cifar10(images.float())
+        normalize_cifar10(images.float())
 
 
 # ----------------------------------------------------------------------- choice of samples, digits
@@ -290,12 +290,12 @@ def test_load_npz_and_safetensors(tmp_path: Path, names: tuple[str, str]) -> Non
 @pytest.mark.parametrize("suffix", [".pt", ".pth"])
 def test_load_torch(tmp_path: Path, suffix: str) -> None:
     x, y = torch.from_numpy(X).requires_grad_(), torch.from_numpy(Y)
-    for content, labelled in [(x, False), ((x, y), True), ([x, y], True), ({"x": x, "y": y}, True)]:
+    for content, labeled in [(x, False), ((x, y), True), ([x, y], True), ({"x": x, "y": y}, True)]:
         path = tmp_path / f"d{suffix}"
         torch.save(content, path)
         inputs, labels = load_tensors(path)
         assert not inputs.requires_grad
-        assert (labels is not None) == labelled
+        assert (labels is not None) == labeled
         np.testing.assert_array_equal(inputs.numpy(), X)
 
 
@@ -309,7 +309,7 @@ def test_load_tensors_reads_cifar10_folders(folder: Path) -> None:
     inputs, labels = load_tensors(folder)
     assert labels is not None
     assert labels.tolist() == LABELS + [0] * 6
-    torch.testing.assert_close(inputs[:6], normalise_cifar10(torch.from_numpy(IMAGES)))
+    torch.testing.assert_close(inputs[:6], normalize_cifar10(torch.from_numpy(IMAGES)))
 
 
 def test_load_tensors_refuses(tmp_path: Path) -> None:

@@ -17,11 +17,11 @@ from torch import nn
 import sylvinit
 from sylvinit.demo.networks import resnet20
 from sylvinit.demo.training import accuracy, calibrate_norm
-from sylvinit.io.datasets import Samples, few_per_class, load_cifar10, normalise_cifar10
+from sylvinit.io.datasets import Samples, few_per_class, load_cifar10, normalize_cifar10
 
 
 def channels_last(images: torch.Tensor) -> torch.Tensor:
-    return normalise_cifar10(images.contiguous(memory_format=torch.channels_last))
+    return normalize_cifar10(images.contiguous(memory_format=torch.channels_last))
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def he_network() -> nn.Module:
     return model.to(memory_format=torch.channels_last)
 
 
-def initialised_accuracy(samples: tuple[Samples, Samples], **options: Any) -> float:
+def initialized_accuracy(samples: tuple[Samples, Samples], **options: Any) -> float:
     train, test = samples
     model = he_network()
     report = sylvinit.initialize_(model, train, **options)
@@ -58,7 +58,7 @@ def initialised_accuracy(samples: tuple[Samples, Samples], **options: Any) -> fl
 
 @pytest.fixture(scope="module")
 def default_accuracy(samples: tuple[Samples, Samples]) -> float:
-    return initialised_accuracy(samples)
+    return initialized_accuracy(samples)
 
 
 def test_accuracy_before_training(
@@ -87,5 +87,5 @@ def test_accuracy_hardly_depends_on_the_microbatch(
     """
     train, test = samples
     contiguous = Samples(train.inputs.contiguous(), train.labels)
-    other = initialised_accuracy((contiguous, test), microbatch=7)
+    other = initialized_accuracy((contiguous, test), microbatch=7)
     assert abs(other - default_accuracy) < 0.05

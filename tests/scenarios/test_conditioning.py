@@ -101,11 +101,11 @@ def test_head_with_a_frozen_bias_is_solved_without_it() -> None:
 
 
 def test_subclass_that_computes_something_else_is_left_alone() -> None:
-    class Standardised(nn.Linear):
+    class Standardized(nn.Linear):
         def forward(self, input: Tensor) -> Tensor:
             return nn.functional.linear(input, self.weight - self.weight.mean(), self.bias)
 
-    model = nn.Sequential(Standardised(6, 5), nn.Linear(5, 3))
+    model = nn.Sequential(Standardized(6, 5), nn.Linear(5, 3))
     before = model[0].weight.detach().clone()  # type: ignore[union-attr]
     report = sylvinit.initialize_(model, (torch.randn(50, 6), torch.arange(50) % 3))
     assert report["0"].status == "skipped"

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 import sylvinit
 from sylvinit.correlated import correlation_by_distance, output_variance
-from sylvinit.io.datasets import load_cifar10, load_digits, normalise_cifar10
+from sylvinit.io.datasets import load_cifar10, load_digits, normalize_cifar10
 
 PRIOR = sylvinit.priors.load("resnet10-cifar10")
 
 
 @pytest.fixture(scope="module")
 def images(cifar10_folder: Path) -> Tensor:
-    return normalise_cifar10(load_cifar10(cifar10_folder, train=True).inputs[:200])
+    return normalize_cifar10(load_cifar10(cifar10_folder, train=True).inputs[:200])
 
 
 def test_neighboring_pixels_are_alike(images: Tensor) -> None:

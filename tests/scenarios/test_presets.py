@@ -40,7 +40,7 @@ def data() -> tuple[torch.Tensor, torch.Tensor]:
 
 def codes(**settings: object) -> list[str]:
     x, y = data()
-    inputs = x if settings.pop("unlabelled", False) else (x, y)
+    inputs = x if settings.pop("unlabeled", False) else (x, y)
     report = sylvinit.initialize_(net(), inputs, dry_run=True, **settings)  # type: ignore[arg-type]
     return [layer.code for layer in report.layers if layer.kind != "BatchNorm2d"]
 
@@ -71,7 +71,7 @@ def test_frozen() -> None:
     assert codes(preset="frozen", code={"3": "ica"})[:2] == ["pca-pairs", "ica"]
     assert codes(preset="frozen", code="lda")[:3] == ["lda", "lda", "lda"]
     with pytest.warns(sylvinit.SylvinitWarning, match="not one-hot"):
-        assert codes(preset="frozen", unlabelled=True) == ["pca-pairs", "pca", "pca-pairs", "pca"]
+        assert codes(preset="frozen", unlabeled=True) == ["pca-pairs", "pca", "pca-pairs", "pca"]
 
 
 FROZEN = {"0": SignPairs(PCA()), "3": Discriminant(), "5": SignPairs(Discriminant())}

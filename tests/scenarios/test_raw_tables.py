@@ -167,6 +167,6 @@ def test_a_logistic_head_wants_features_of_like_scale() -> None:
         assert (accuracy(head, x, y) > 0.95) == fine
     assert warned(head, x, y) == []
     assert accuracy(head, x, y) > 0.95
-    standardised = (x - x.mean(dim=0)) / x.std(dim=0)
-    assert warned(head, standardised, y, head_code="logistic") == []
-    assert accuracy(head, standardised, y) > 0.95
+    standardized = (x - x.mean(dim=0)) / x.std(dim=0)
+    assert warned(head, standardized, y, head_code="logistic") == []
+    assert accuracy(head, standardized, y) > 0.95

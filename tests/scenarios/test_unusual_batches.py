@@ -151,7 +151,7 @@ def test_a_module_that_is_called_more_often_later_on() -> None:
     assert report["1"].notes == []
 
 
-def test_normalisations_that_depend_on_the_microbatch() -> None:
+def test_normalizations_that_depend_on_the_microbatch() -> None:
     batch = nn.BatchNorm2d(3, track_running_stats=False)
     instance = nn.InstanceNorm2d(3, track_running_stats=True)
     model = nn.Sequential(instance, batch, nn.Flatten(), nn.Linear(108, CLASSES))
@@ -161,12 +161,12 @@ def test_normalisations_that_depend_on_the_microbatch() -> None:
     assert report["1"].reason == "keeps no running statistics"
 
 
-def test_a_parametrised_layer_is_reported_once() -> None:
+def test_a_parametrized_layer_is_reported_once() -> None:
     model = parametrizations.weight_norm(nn.Linear(12, CLASSES))
     assert [layer.name for layer in sylvinit.initialize_(model, (ROWS, Y)).layers] == [""]
 
 
-def test_normalisations_beside_the_head() -> None:
+def test_normalizations_beside_the_head() -> None:
     model = nn.Sequential(nn.BatchNorm1d(12), nn.Linear(12, CLASSES))
     assert sylvinit.initialize_head_(model, (ROWS, Y))["0"].reason == "not the head"
     report = sylvinit.initialize_(model, (ROWS, Y), calibrate_norm=False)

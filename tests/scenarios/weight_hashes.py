@@ -28,7 +28,7 @@ CLASSES = 10
 
 
 def vgg8() -> nn.Sequential:
-    """Convolutions without normalisation, 2 x 2 poolings, a linear head."""
+    """Convolutions without normalization, 2 x 2 poolings, a linear head."""
     layers: list[nn.Module] = []
     channels = 3
     for stage in ((16,), (32,), (48, 48), (64, 64), (64,)):

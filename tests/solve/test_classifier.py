@@ -26,8 +26,8 @@ def classes_of(n: int, classes: int, d: int, seed: int) -> tuple[Array, Array]:
     """Rows of overlapping classes, each with at least two."""
     generator = np.random.default_rng(seed)
     labels = np.concatenate((np.arange(2 * classes) % classes, generator.integers(0, classes, n)))
-    centres = generator.normal(size=(classes, d))
-    return centres[labels] + generator.normal(size=(len(labels), d)), labels
+    centers = generator.normal(size=(classes, d))
+    return centers[labels] + generator.normal(size=(len(labels), d)), labels
 
 
 def gaussian_scores(x: Array, labels: Array, at: Array, ridge: float, nu: float, t: float) -> Array:
@@ -96,9 +96,9 @@ def many_rows(n: int, order: str) -> tuple[Array, Array]:
         labels.sort()
     elif order == "in turns":
         labels = np.array([0, 1, 2, 4])[np.arange(n) % 4]
-    centres = np.array([[0, 0, 0], [0.5, 0, 0], [3, 0, 1], [9, 9, 9], [0, 4, 0]])
+    centers = np.array([[0, 0, 0], [0.5, 0, 0], [3, 0, 1], [9, 9, 9], [0, 4, 0]])
     scale = np.array([1.0, 1, 3, 1, 1])[labels][:, None]
-    return centres[labels] + scale * generator.normal(size=(n, 3)), labels
+    return centers[labels] + scale * generator.normal(size=(n, 3)), labels
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -134,10 +134,10 @@ def test_many_steps_reach_the_minimum(n: int, classes: int, d: int, seed: int) -
     x, labels = classes_of(n, classes, d, seed)
     generator = np.random.default_rng(seed)
     weight, bias = generator.normal(size=(classes, d)), generator.normal(size=classes)
-    centred = x - x.mean(axis=0)
-    values, basis = np.linalg.eigh(centred.T @ centred / len(x))
+    centered = x - x.mean(axis=0)
+    values, basis = np.linalg.eigh(centered.T @ centered / len(x))
     values = values + 0.1 * values.mean()
-    z = np.concatenate((centred @ (basis / np.sqrt(values)), np.ones((len(x), 1))), axis=1)
+    z = np.concatenate((centered @ (basis / np.sqrt(values)), np.ones((len(x), 1))), axis=1)
     before = x @ weight.T + bias
 
     def objective(flat: Array, tau: float = 5.0) -> float:
@@ -175,8 +175,8 @@ def test_steps_lower_the_loss_and_none_change_nothing() -> None:
 def test_steps_in_float32_and_with_a_spectrum_at_hand(n: int, classes: int, d: int) -> None:
     x, labels = (torch.from_numpy(a) for a in classes_of(n, classes, d, 0))
     start = fit_gaussian(x, labels, classes)
-    centred = x - x.mean(dim=0)
-    spectrum = torch.linalg.eigh(centred.mT @ centred / len(x))
+    centered = x - x.mean(dim=0)
+    spectrum = torch.linalg.eigh(centered.mT @ centered / len(x))
     expected = refine_logistic(x, labels, start.weight, start.bias)
     assert not torch.allclose(expected[0], start.weight, rtol=1e-3, atol=1e-3)  # it has moved
     # Seen 0 and 3.1e-8 of the largest entry, over five seeds.
@@ -409,8 +409,8 @@ def test_leave_one_out_is_fooled_by_views_of_one_sample() -> None:
     # As docs/mathematics.md says: the other view gives the left-out row away.
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(100) % 10
-    centres = 0.6 * torch.randn(10, 64, generator=generator, dtype=torch.float64)
-    x = centres[labels] + torch.randn(100, 64, generator=generator, dtype=torch.float64)
+    centers = 0.6 * torch.randn(10, 64, generator=generator, dtype=torch.float64)
+    x = centers[labels] + torch.randn(100, 64, generator=generator, dtype=torch.float64)
     views = [x + 0.3 * torch.randn(x.shape, generator=generator, dtype=x.dtype) for _ in range(2)]
     alone = fit_gaussian(views[0], labels, 10).ridge
     both = fit_gaussian(torch.cat(views), labels.repeat(2), 10).ridge

@@ -97,7 +97,7 @@ def test_uncentred_pca_returns_the_projection(lam: float, n: int) -> None:
 
 @pytest.mark.parametrize("n", [60, 6])
 @pytest.mark.parametrize("lam", [0.01, 10.0, 1e4])
-def test_centred_pca_has_its_closed_form(lam: float, n: int) -> None:
+def test_centered_pca_has_its_closed_form(lam: float, n: int) -> None:
     x = rows(n, 8)
     mean, covariance = x.mean(axis=0), np.cov(x.T, bias=True)
     p = principal_axes(x.T, 4)
@@ -112,7 +112,7 @@ def test_centred_pca_has_its_closed_form(lam: float, n: int) -> None:
     assert report.code == "pca"
 
 
-def test_pca_of_centred_rows_is_the_projection_of_either_kind() -> None:
+def test_pca_of_centered_rows_is_the_projection_of_either_kind() -> None:
     x = rows(50, 6)
     x -= x.mean(axis=0)
     w, b, _ = solved(x, 3, "pca")
@@ -152,8 +152,8 @@ def test_singular_system_takes_its_minimum_norm_solution() -> None:
     generator = np.random.default_rng(4)
     x = rows(40, 3) @ generator.normal(size=(3, 7))  # rank 3: B and A of rank 3 are both singular
     w, _, report = solved(x, 5, Affine())
-    encoder, centre = Affine.draw(1, 5, 7)
-    s = encoder[0] @ (x.T - centre[0][:, None])
+    encoder, center = Affine.draw(1, 5, 7)
+    s = encoder[0] @ (x.T - center[0][:, None])
     a, b, q = equation(s, x.T, 10.0)
     assert relative_defect(a, b, q, w) < DEFECT
     assert_near(w, minimum_norm_solution(a, b, q), CLOSE)

@@ -113,7 +113,7 @@ def test_gradients_are_those_of_the_kronecker_system(structure: str, batches: tu
 
 @pytest.mark.parametrize("dtype", [F64, C128])
 @pytest.mark.parametrize("structure", STRUCTURES)
-def test_gradients_are_not_symmetrised(structure: str, dtype: torch.dtype) -> None:
+def test_gradients_are_not_symmetrized(structure: str, dtype: torch.dtype) -> None:
     a, b = equation_of(structure, *parameters(3, 4, dtype)[:2])
     a, b, q = leaves([a, b, random(3, 4, dtype=dtype)])
     x = solve_sylvester(a, b, q, assume_a=structure)

@@ -5,7 +5,7 @@
 #include <cstdlib>  // says whether this is glibc, which the choice at load time needs
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__GLIBC__)
-#define SYLVINIT_VECTORISED __attribute__((target_clones("avx512f", "avx2", "default")))
+#define SYLVINIT_VECTORIZED __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
-#define SYLVINIT_VECTORISED
+#define SYLVINIT_VECTORIZED
 #endif
