@@ -28,15 +28,15 @@ def check_number(
 ) -> float:
     """A finite number of at least zero, or of either sign where ``largest`` bounds its size.
 
-    Numbers are Python's, NumPy's and floating tensors without dimensions; strings and booleans are
-    not. ``otherwise`` says what else the argument may be.
+    Numbers are Python's, NumPy's and tensors or arrays of one entry; strings and booleans are not.
+    ``otherwise`` says what else the argument may be.
 
     Raises:
         OptionError: negative, too large, not finite, or, if ``positive``, zero.
         OptionTypeError: not a number.
     """
-    otherwise = f", {otherwise}" if otherwise else ""
-    if isinstance(value, Tensor) and value.ndim == 0 and value.is_floating_point():
+    otherwise = f", or {otherwise}" if otherwise else ""
+    if isinstance(value, (Tensor, np.ndarray)) and math.prod(value.shape) == 1:
         value = value.item()
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
         raise OptionTypeError(f"{argument} must be a number{otherwise}, got {value!r}")
@@ -68,6 +68,8 @@ def check_count(argument: str, value: Any, otherwise: str = "") -> int:
 
 def check_seed(value: Any) -> int:
     """A whole number of 64 bits with sign."""
+    if isinstance(value, (bool, np.bool_)):
+        raise OptionTypeError(f"seed must be an integer, got {value!r}")
     try:
         seed = operator.index(value)
     except TypeError as error:

@@ -150,7 +150,7 @@ def _exclude(argument: str, value: Any) -> tuple[str, ...]:
 def _branch_gain(argument: str, value: Any) -> Any:
     otherwise = "'depth', 'none' or None"
     if isinstance(value, str) and value not in ("depth", "none"):
-        raise OptionError(f"{argument} must be a number, {otherwise}, got {value!r}")
+        raise OptionError(f"{argument} must be a number, or {otherwise}, got {value!r}")
     if isinstance(value, str):
         return value
     return check_number(argument, value, largest=_LARGEST_GAIN, otherwise=otherwise)

@@ -47,7 +47,7 @@ class Job:
 
 
 @dataclass
-class Choice:
+class LayerChoice:
     """Layers to draw, in the order of the modules, and reports on the others."""
 
     jobs: list[Job]
@@ -55,13 +55,13 @@ class Choice:
     convolutions: list[str]  # all with spatial filters, drawn or not
 
 
-def choose_layers(model: nn.Module, selection: Selection) -> Choice:
+def choose_layers(model: nn.Module, selection: Selection) -> LayerChoice:
     """Which layers are drawn, and why others are not; ModelError if no spatial filters are left."""
     layers = _layers(model)
     selection.check([layer.name for layer in layers])
     reasons = {layer.name: _reason(layer, selection) for layer in layers}
     _leave_shared_weights(model, layers, reasons)
-    choice = Choice(
+    choice = LayerChoice(
         [_job(layer) for layer in layers if reasons[layer.name] is None],
         [LayerReport(n.name, n.kind, "skipped", r) for n in layers if (r := reasons[n.name])],
         [layer.name for layer in layers if _is_spatial(layer)],
@@ -172,7 +172,7 @@ def _job(layer: Layer) -> Job:
     return Job(layer, shape, report, weight.dtype, weight.device)
 
 
-def assign_matrices(corr: Any, choice: Choice, strength: float) -> list[str]:
+def assign_matrices(corr: Any, choice: LayerChoice, strength: float) -> list[str]:
     """Give every job with spatial filters its matrix and notes on it; returns the warnings."""
     spatial = [job for job in choice.jobs if job.spatial]
     scaled: dict[tuple[int, tuple[int, ...]], tuple[Tensor, list[str]]] = {}

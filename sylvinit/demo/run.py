@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from os import PathLike
 
 
-class Outcome(NamedTuple):
+class DemoResult(NamedTuple):
     """What the demo measured and where it wrote that."""
 
     result: Result
@@ -28,7 +28,7 @@ def run_demo(
     data: str | PathLike[str] | None = None,
     seeds: int = 3,
     epochs: int | None = None,
-) -> Outcome:
+) -> DemoResult:
     """Run the experiment and write ``sylvinit-demo.png`` and ``sylvinit-demo.json``.
 
     Args:
@@ -57,4 +57,4 @@ def run_demo(
         draw(result, picture)
     except OSError as error:
         raise OptionError(f"out: cannot write there: {error}.") from error
-    return Outcome(result, picture, numbers)
+    return DemoResult(result, picture, numbers)

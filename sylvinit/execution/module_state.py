@@ -60,10 +60,9 @@ class ModuleState:
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         self._slots = [slot for module in modules for slot in _slots(module)]
         self._saved = [_copy(slot.holder) for slot in self._slots]
-        self._views = [_objects(slot.holder) for slot in self._slots]
-        self._saved_objects = [*chain.from_iterable(self._views), _END]
         self._changing: dict[int, None] = {}  # indices of the slots that forwards change, in order
         self._in_containers: PrivateState | None = None  # whose contents are there
+        self._watch()
 
     @property
     def replaces_weights(self) -> bool:
@@ -87,10 +86,9 @@ class ModuleState:
 
     def accept(self, module: nn.Module) -> None:
         """Take what a module holds now as its state between forwards."""
-        if self._changed():
-            for index in self._inside(module):
-                self._saved[index] = _copy(self._slots[index].holder)
-            self._saved_objects = [*chain.from_iterable(map(_objects, self._saved)), _END]
+        for index in self._inside(module):
+            self._saved[index] = _copy(self._slots[index].holder)
+        self._watch()
 
     @contextmanager
     def exchanged(self, private: PrivateState) -> Iterator[None]:
@@ -111,7 +109,7 @@ class ModuleState:
         try:
             yield
         finally:
-            self._changing.update(dict.fromkeys(self._changed()))
+            self._find_changing()
             for index in self._changing:
                 if not self._is_container(index):
                     private[index] = _copy(self._slots[index].holder)
@@ -129,13 +127,21 @@ class ModuleState:
             if slot.module in inside and not slot.is_container
         ]
 
-    def _changed(self) -> list[int]:
-        """Indices of the slots that hold something else than between forwards."""
+    def _watch(self) -> None:
+        """Look at the slots that no forward is known to change; the others are exchanged anyway."""
+        quiet = [index for index in range(len(self._slots)) if index not in self._changing]
+        self._views = [_objects(self._slots[index].holder) for index in quiet]
+        saved = chain.from_iterable(_objects(self._saved[index]) for index in quiet)
+        self._saved_objects = [*saved, _END]
+
+    def _find_changing(self) -> None:
         present = chain(chain.from_iterable(self._views), (_END,))
         if all(map(is_, present, self._saved_objects)):  # faster than slot by slot
-            return []
-        pairs = enumerate(zip(self._slots, self._saved, strict=True))
-        return [index for index, (slot, saved) in pairs if not _same(slot.holder, saved)]
+            return
+        for index, (slot, saved) in enumerate(zip(self._slots, self._saved, strict=True)):
+            if not _same(slot.holder, saved):
+                self._changing[index] = None
+        self._watch()
 
 
 def _slots(module: nn.Module) -> list[_Slot]:

@@ -87,6 +87,13 @@ class PatchMoments:
         return self._reservoir.capacity
 
     @property
+    def device(self) -> torch.device:
+        """Where the moments are; the CPU before any rows came."""
+        self._settle()
+        held = self._mean_and_scatter or self._pending
+        return held[0].device if held else torch.device("cpu")
+
+    @property
     def eps(self) -> float:
         """Unit round-off of the products."""
         self._settle()

@@ -12,7 +12,7 @@ from sylvinit.codes.code import Latent
 
 
 @dataclass(frozen=True)
-class Choice:
+class EntryChoice:
     """The code entries that a layer is solved for, packed to the front of every group.
 
     Entries of a group that has fewer are zero. Masks and indices are (groups, rows).
@@ -24,7 +24,7 @@ class Choice:
     index: Tensor  # int64, where they stood in the code
 
 
-def choose_entries(latent: Latent, k: int, skip: int) -> Choice:
+def choose_entries(latent: Latent, k: int, skip: int) -> EntryChoice:
     """The next ``k`` entries of every group after the ``skip`` that siblings have taken.
 
     Where fewer than k are left, all entries are solved for, so that the rest can be filled with
@@ -40,7 +40,7 @@ def choose_entries(latent: Latent, k: int, skip: int) -> Choice:
     # Stable: available entries first, in their order.
     index = torch.argsort((~available).to(torch.uint8), dim=1, stable=True).gather(1, place)
     fresh = solved & (begin[:, None] + rows >= skip)
-    return Choice(latent.gather(index, solved), solved, fresh, index)
+    return EntryChoice(latent.gather(index, solved), solved, fresh, index)
 
 
 def fill_with_mixtures(
@@ -52,7 +52,7 @@ def fill_with_mixtures(
     are as good a solution as the rows they are made of. The last block is cut off where k ends.
 
     ``weight`` (groups, rows, d_in) and ``bias`` (groups, rows) are zero where not ``solved``; rows
-    that are ``fresh`` (see :class:`Choice`) are used as they are.
+    that are ``fresh`` (see :class:`EntryChoice`) are used as they are.
 
     Returns:
         weight (groups, k, d_in), bias (groups, k), and bool (groups, k), where a mixture stands.

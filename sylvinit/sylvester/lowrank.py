@@ -206,7 +206,7 @@ def _compute(
         leave=leave,
         defect=lambda w: right - a @ w - weight * ((w @ x) @ x_adjoint),
         norms=frobenius_norm(a) + torch.linalg.vector_norm(values_b, dim=-1),
-        refine_above=0.0,
+        refine_above=0.0 if checked else math.inf,
     )
     if outcome.status == Status.NEGATIVE:
         raise MatrixError(

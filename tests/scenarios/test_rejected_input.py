@@ -53,6 +53,7 @@ BAD_OPTIONS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"microbatch": "8"}, OptionTypeError, "microbatch must be a positive integer or None"),
     ({"max_samples": True}, OptionTypeError, "max_samples must be a positive integer or None"),
     ({"seed": "0"}, OptionTypeError, "seed must be an integer"),
+    ({"seed": True}, OptionTypeError, "seed must be an integer"),
     ({"calibrate_norm": "no"}, OptionTypeError, "calibrate_norm must be True or False"),
     ({"dry_run": 1}, OptionTypeError, "dry_run must be True or False"),
     ({"progress": "bar"}, OptionTypeError, "progress must be True or False"),
