@@ -15,6 +15,7 @@ from sylvinit.codes import Code
 from sylvinit.errors import ModelError, SylvinitWarning
 from sylvinit.execution.batches import Batch, call_model, read_batches
 from sylvinit.execution.guard import CallerModes, ModelGuard
+from sylvinit.execution.row_rules import find_row_rules
 from sylvinit.execution.schedule import solve_in_order
 from sylvinit.execution.survey import Survey, survey_model
 from sylvinit.execution.units import LayerUnit
@@ -143,11 +144,12 @@ def initialize_(
         dry_run: report what would be done and change nothing. Only lazy modules, and those that the
             first forward makes, are materialized.
         forward_fn: (model, inputs) -> anything, if the model is not called as model(inputs).
-        row_to_sample: for layers whose input is not batch first: (layer name, input, samples) ->
-            the sample of every entry of the input's leading axes, or -1 for entries to drop. It
-            replaces the padding mask, too. None from it means the usual rule. (Without it
-            time-first inputs are an error, but not if time and batch are flattened into one axis:
-            nobody can see their order.)
+        row_to_sample: (layer name, input, samples) -> the sample of every entry of the input's
+            leading axes, or -1 for entries to drop; it replaces the padding mask, too. None from it
+            means the usual rule. It is seldom needed: the model is run on a few samples twice, once
+            with one of them replaced, and the rows that change are that sample's (batch first, time
+            first, windows, frames and views in the batch). Where rows follow no rule, codes without
+            labels take all of them.
 
     Returns:
         A :class:`sylvinit.Report`; print it.
@@ -156,7 +158,7 @@ def initialize_(
         OptionError, OptionTypeError: an argument is out of its domain or of the wrong type.
         DataError, LabelError: the data are empty, not finite or inconsistent; labels are missing.
         ModelError: meta device, mixed devices, no layer that can be solved, no such head.
-        RowLayoutError: rows of a layer cannot be assigned to samples.
+        RowLayoutError: a code needs labels for rows that do not follow the samples.
         NonFiniteError: NaN or Inf appeared in an activation.
         SolverError: an equation could not be solved.
         Exception: whatever the model's forward or the data raise. In every case, Ctrl-C included,
@@ -219,7 +221,8 @@ def _initialize(model: nn.Module, data: Any, options: Options) -> Report:
                 "the forward pass reached no layer that can be solved (Linear, Conv, "
                 "MultiheadAttention, ...); register its type with sylvinit.register_layer"
             )
-        worklist = Worklist(survey, options, batches)
+        rules = find_row_rules(survey, batches, call, caller, guard)
+        worklist = Worklist(survey, options, batches, rules)
         tasks = worklist.in_order()
         if options.dry_run:
             reports = {id(task): _planned(task) for task in tasks}

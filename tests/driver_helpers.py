@@ -18,6 +18,10 @@ from torch.nn.parameter import is_lazy
 import sylvinit
 
 CLASSES = 4
+# Samples of the forwards before the first microbatch: of the survey, and of those that tell which
+# rows belong to which sample.
+SURVEY, LOOKS = [2], [2, 2, 3, 3]
+BEFORE = len(SURVEY) + len(LOOKS)
 
 
 def bits(x: Tensor) -> bytes:

@@ -67,6 +67,29 @@ class Batch:
             for given in _tensors(self.inputs)
         )
 
+    def other_sample(self, index: int, among: int) -> int | None:
+        """One of the first samples whose inputs differ from those of sample ``index``."""
+        tensors = [x for x in _tensors(self.inputs) if x.ndim and len(x) == self.size]
+        if index >= self.size:
+            return None
+        for other in range(min(among, self.size)):
+            if any(not torch.equal(x[index], x[other]) for x in tensors):
+                return other
+        return None
+
+    def replaced(self, others: Mapping[int, int]) -> Batch:
+        """The same with the inputs of other samples in the place of some."""
+        order = torch.arange(self.size)
+        for index, other in others.items():
+            order[index] = other
+
+        def pick(x: Tensor) -> Tensor:
+            return x[order.to(x.device)] if x.ndim and len(x) == self.size else x
+
+        mask = None if self.mask is None else pick(self.mask)
+        inputs = _map_tensors(self.inputs, pick)
+        return Batch(inputs, self.labels, mask, self.start, self.size, self.named)
+
     def head(self, count: int) -> Batch:
         """The first ``count`` samples."""
         return self.part(0, min(count, self.size))

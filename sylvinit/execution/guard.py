@@ -133,6 +133,18 @@ def _is_lazy(module: nn.Module) -> bool:
 
 
 @contextmanager
+def same_random_numbers() -> Iterator[None]:
+    """The generators of torch (CPU), NumPy and Python are as before the block after it, too."""
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+    with torch.random.fork_rng(devices=[]):
+        try:
+            yield
+        finally:
+            np.random.set_state(numpy_state)
+            random.setstate(python_state)
+
+
+@contextmanager
 def _global_state(model: nn.Module) -> Iterator[None]:
     """RNG states and switches kept; no gradients, no compiled graphs, full precision inside."""
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})

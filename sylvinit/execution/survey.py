@@ -132,7 +132,7 @@ def _run(survey: Survey, batch: Batch, call: Callable[[Batch], Any], caller: Cal
             finally:
                 asking = False
             kept.append(x)
-            if _is_hidden(x):
+            if is_hidden(x):
                 survey.hidden.add(id(point))
             if isinstance(point, Layer):
                 survey.inputs[id(point)] = _identity(point, x)
@@ -173,14 +173,14 @@ def _parameter_names(survey: Survey) -> dict[int, str]:
 
 
 def _identity(layer: Layer, x: Tensor) -> tuple[Any, ...]:
-    if _is_hidden(x):
+    if is_hidden(x):
         return (id(x), layer.geometry, layer.groups)
     version = 0 if x.is_inference() else x._version
     memory = (x.untyped_storage().data_ptr(), x.storage_offset(), tuple(x.shape), x.stride())
     return (*memory, version, layer.geometry, layer.groups)
 
 
-def _is_hidden(x: Tensor) -> bool:
+def is_hidden(x: Tensor) -> bool:
     """Whether a tensor has no memory of its own, as inside of ``torch.vmap``."""
     try:
         x.untyped_storage().data_ptr()

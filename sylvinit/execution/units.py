@@ -11,6 +11,7 @@ from sylvinit.execution.batches import Batch
 from sylvinit.execution.finite import InputWatch, non_finite_input
 from sylvinit.execution.guard import ModelGuard
 from sylvinit.execution.lockstep import Arrival
+from sylvinit.execution.row_rules import RowRules
 from sylvinit.model import Layer
 from sylvinit.moments.collect import InputCollector
 from sylvinit.moments.rows import RowToSample
@@ -28,13 +29,14 @@ class LayerUnit:
         task: LayerTask,
         backend: Backend,
         row_to_sample: RowToSample | None,
+        rules: RowRules,
     ) -> None:
         self.layers = layers
         self.calls = calls
         self.task = task
         self.name = layers[0].name
         self.seconds = 0.0
-        self._backend, self._row_to_sample = backend, row_to_sample
+        self._backend, self._row_to_sample, self._rules = backend, row_to_sample, rules
         self.reset()
 
     @property
@@ -50,6 +52,7 @@ class LayerUnit:
     def reset(self) -> None:
         """Forget what was collected."""
         self._watch = InputWatch()
+        self._row_note = ""  # on inputs that are not batch first
         self._inputs = InputCollector(
             self.name,
             patches=self.task.patches,
@@ -69,6 +72,12 @@ class LayerUnit:
         """Add the rows or patches of one microbatch at one call."""
         begin = time.perf_counter()
         layer, x = arrival.point, arrival.x
+        rule = self._rules.of(layer, arrival.call, batch)
+        if self._row_to_sample is None and rule is None:
+            self._row_note = "its rows belong to no sample: all are taken"
+        elif rule is not None and rule.outer > 1:
+            row = "j" if rule.inner == 1 else f"(j // {rule.inner})"
+            self._row_note = f"row j belongs to sample {row} mod N, for N samples"
         self._inputs.add(
             layer,
             x,
@@ -77,6 +86,7 @@ class LayerUnit:
             size=batch.size,
             start=batch.start,
             labels=batch.labels_on(x.device) if self.task.classes else None,
+            rule=rule,
             mask=batch.mask,
             raw=self._inputs.raw and x.dtype.itemsize >= 4 and batch.holds(x),
         )
@@ -95,6 +105,8 @@ class LayerUnit:
         if stats is None:
             raise non_finite_input(self.name, kind)
         report = solve_and_write(self.layers, self.task, stats, self._inputs.dtype, guard)
+        if self._row_note:
+            report.notes.append(self._row_note)
         self.seconds += time.perf_counter() - begin
         report.seconds = self.seconds
         self.reset()

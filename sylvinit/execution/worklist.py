@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 
-import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -12,12 +11,13 @@ from sylvinit.backends import choose
 from sylvinit.codes import Code, OneHot
 from sylvinit.errors import LabelError, ModelError
 from sylvinit.execution.batches import Batch, Classes, find_classes, label_problem
+from sylvinit.execution.row_rules import RowRules
 from sylvinit.execution.survey import Survey
 from sylvinit.execution.units import LayerUnit
 from sylvinit.model import Layer
 from sylvinit.model.batch_norm import Norm, reason_to_skip
 from sylvinit.model.modules import memory_key, parameter_holders
-from sylvinit.moments.rows import assign_rows
+from sylvinit.moments.rows import rows_without_owner
 from sylvinit.options import Options
 from sylvinit.report import LayerReport
 from sylvinit.solve.task import LayerTask
@@ -37,15 +37,19 @@ class Worklist:
         LabelError: a code needs labels and there are none, or they exceed the head's outputs.
         ModelError: the head that is asked for never ran or is no layer, or the head is all there is
             to solve and cannot be.
+        RowLayoutError: a code needs labels for rows that do not follow the samples.
     """
 
-    def __init__(self, survey: Survey, options: Options, batches: list[Batch]) -> None:
+    def __init__(
+        self, survey: Survey, options: Options, batches: list[Batch], rules: RowRules
+    ) -> None:
         self.task_of: dict[int, Task] = {}  # by the ids of layers and normalizations
         self.skipped: dict[str, LayerReport] = {}  # by the names of layers and modules
         self.warnings: list[str] = []
         self.uses_labels = False
         self._survey, self._options = survey, options
         self._classes = _classes(batches, options)
+        self._rules, self._first_batch = rules, batches[0]
         self._holders = parameter_holders(survey.names)
         self._taken: Counter[tuple[object, ...]] = Counter()  # code entries that siblings have
         self._head = self._find_head()
@@ -78,6 +82,8 @@ class Worklist:
             return "not selected by include and exclude"
         if id(point) in self._survey.hidden:
             return "its input cannot be looked at inside of torch.vmap and the like"
+        if id(point) in self._rules.constant:
+            return "its input does not depend on the data"
         return None
 
     def _find_head(self) -> Layer | None:
@@ -161,16 +167,12 @@ class Worklist:
         first = layers[0]
         weight = first.get_weight()
         groups, outputs, _ = weight.shape
-        if options.row_to_sample is None:
-            for layer in layers:
-                # Already now: larger batches may happen to have as many samples as time steps.
-                x = torch.empty(survey.shapes[id(layer)], device="meta")
-                features = 1 if layer.geometry is None else x.ndim - 1
-                assign_rows(layer.name, x, survey.samples, features=features)
         is_head = self._head in layers
         code = self._head_code(first, groups * outputs) if is_head else self._hidden_code(first)
         count = self._count_for(code, first, groups * outputs) if code.needs_labels else 0
         self.uses_labels |= code.needs_labels
+        if code.needs_labels and self._is_ownerless(first):
+            raise rows_without_owner(first.name, survey.shapes[id(first)])
         solves_head = is_head and isinstance(code, OneHot)
         skip = 0
         if options.siblings == "split" and not solves_head:
@@ -189,7 +191,7 @@ class Worklist:
         )
         calls = sum(survey.calls[module] for module in {layer.module for layer in layers})
         backend = choose(options.backend, weight.device)
-        unit = LayerUnit(layers, calls, task, backend, options.row_to_sample)
+        unit = LayerUnit(layers, calls, task, backend, options.row_to_sample, self._rules)
         if solves_head and isinstance(classes, Classes) and classes.present < groups * outputs:
             rest = "never win" if unit.fits_likelihood else "are zero"
             self.warnings.append(
@@ -235,7 +237,13 @@ class Worklist:
             if text not in self.warnings:
                 self.warnings.append(text)
         rectified = layer.module in self._survey.rectified
-        return preset.hidden(first=first, labeled=count > 0 and few, rectified=rectified)
+        labeled = count > 0 and few and not self._is_ownerless(layer)
+        return preset.hidden(first=first, labeled=labeled, rectified=rectified)
+
+    def _is_ownerless(self, layer: Layer) -> bool:
+        """Whether nobody knows which rows of the layer's input belong to which sample."""
+        known = self._options.row_to_sample is not None
+        return not known and self._rules.of(layer, 0, self._first_batch) is None
 
     def _head_code(self, head: Layer, outputs: int) -> Code:
         """The code asked for; else the preset's if the labels allow it, else a hidden layer's."""

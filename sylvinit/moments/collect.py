@@ -15,7 +15,14 @@ from sylvinit.model.geometry import PatchGeometry
 from sylvinit.model.layer import Layer
 from sylvinit.moments.all_patches import pad_channels_last, window_sums
 from sylvinit.moments.patch_source import PatchSource, add_patches
-from sylvinit.moments.rows import RowToSample, assign_rows
+from sylvinit.moments.rows import (
+    BATCH_FIRST,
+    RowRule,
+    RowToSample,
+    assign_rows,
+    rows_of_nobody,
+    rows_without_owner,
+)
 from sylvinit.moments.sampling import stream_key
 from sylvinit.moments.statistics import LayerStatistics, layer_statistics
 from sylvinit.moments.streaming import PatchMoments, product_precision
@@ -50,6 +57,7 @@ class InputCollector:
         size: int,
         start: int,
         labels: Tensor | None = None,
+        rule: RowRule | None = BATCH_FIRST,
         mask: Tensor | None = None,
         raw: bool = False,
     ) -> None:
@@ -61,11 +69,12 @@ class InputCollector:
             out_size: spatial size of the layer's output, () for rows.
             size, start: number of samples, and index of the first one in the stream of data.
             labels: int64 (size,), known to be valid; needed if there are classes.
+            rule: which rows are whose; None: nobody knows, so all are taken.
             mask: bool (size, length), True for real tokens.
             raw: whether ``x`` holds the data as they came.
 
         Raises:
-            RowLayoutError: the rows cannot be assigned to samples.
+            RowLayoutError: labels are needed, and nobody knows whose the rows are.
         """
         geometry = layer.geometry
         rows = assign_rows(
@@ -74,16 +83,23 @@ class InputCollector:
             size,
             features=1 if geometry is None else x.ndim - 1,
             width=prod(out_size),
+            rule=rule,
             mask=mask,
             row_to_sample=self.row_to_sample,
         )
+        patches = self.patches
+        if rows is None:
+            if self.classes:
+                raise rows_without_owner(layer.name, tuple(x.shape))
+            count = x[..., 0].numel() if geometry is None else len(x)
+            rows, patches = rows_of_nobody(count, size, prod(out_size)), None
         groups = x.shape[1] if self.per_channel else layer.groups
         if geometry is None:
             x, groups = x.reshape(-1, x.shape[-1]), 1
         else:
             self._kernel = geometry.kernel
         key = stream_key(self.seed, layer.name, call)
-        source = PatchSource(x, geometry, groups, out_size, rows, labels, key, start, self.patches)
+        source = PatchSource(x, geometry, groups, out_size, rows, labels, key, start, patches)
         if self.moments is None:
             precision = product_precision(x.dtype, source.features * groups)
             sizes = {"groups": groups, "classes": self.classes}

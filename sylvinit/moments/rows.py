@@ -17,6 +17,38 @@ RowToSample = Callable[[str, Tensor, int], Tensor | None]
 
 
 @dataclass(frozen=True)
+class RowRule:
+    """Row j of an input belongs to sample (j // inner) mod N, for N samples.
+
+    Attributes:
+        outer: how often the samples follow each other; 1 where the batch comes first (windows and
+            frames of a sample one after the other included).
+        inner: successive rows of one sample; 1 where the batch comes last (time first).
+    """
+
+    outer: int
+    inner: int
+
+    def owners(self, samples: int) -> npt.NDArray[np.int64]:
+        """The sample of every row, for so many samples."""
+        return np.tile(np.repeat(np.arange(samples), self.inner), self.outer)
+
+    def fitted(self, rows: int, samples: int) -> RowRule | None:
+        """The rule for an input of so many rows; None where they do not tell it."""
+        each, rest = divmod(rows, samples)
+        if rest or each == 0:
+            return None
+        if each == self.outer * self.inner:
+            return self
+        if self.outer == 1:
+            return RowRule(1, each)
+        return RowRule(each, 1) if self.inner == 1 else None
+
+
+BATCH_FIRST = RowRule(1, 1)
+
+
+@dataclass(frozen=True)
 class Rows:
     """The entries of a layer's input, grouped by sample.
 
@@ -83,53 +115,79 @@ def assign_rows(
     *,
     features: int,
     width: int = 1,
+    rule: RowRule | None = BATCH_FIRST,
     mask: Tensor | None = None,
     row_to_sample: RowToSample | None = None,
-) -> Rows:
-    """Group the entries of a layer's input by sample.
+) -> Rows | None:
+    """Group the entries of a layer's input by sample; None where nobody knows whose they are.
 
-    Row j of a batch-first input belongs to sample j // r, with r rows per sample. Rows of padding
-    tokens are dropped where r is the length of the padding mask.
+    With a padding mask, rows of padding tokens are dropped where a sample has as many rows as the
+    mask is long.
 
     Args:
         x: input of the layer ``name``, (entries, channels, *spatial) or (..., features).
         samples: size of the microbatch.
         features: number of trailing axes that are not entries.
+        rule: that the entries follow, or None.
         mask: bool (samples, length), True for real tokens.
-        row_to_sample: (name, x, samples) -> int64 (entries,), -1 for entries to drop; the mask is
-            not applied then. If it returns None, the rule above holds.
+        row_to_sample: (name, x, samples) -> int64 (entries,), -1 for entries to drop; rule and mask
+            are not applied then. None from it means the rule.
 
     Raises:
-        RowLayoutError: the entries cannot be assigned.
+        RowLayoutError: ``row_to_sample`` returned something else.
     """
-    leading = tuple(x.shape[: x.ndim - features])
-    count = int(np.prod(leading)) if leading else 1
+    count = int(np.prod(x.shape[: x.ndim - features], dtype=np.int64))
     owner = None if row_to_sample is None else row_to_sample(name, x, samples)
     if owner is not None:
-        owner = torch.as_tensor(owner).cpu()
-        if owner.shape != (count,) or owner.is_floating_point():
-            raise RowLayoutError(
-                f"row_to_sample must return {count} integers for layer {name} (input "
-                f"{tuple(x.shape)}), got {owner.dtype} {tuple(owner.shape)}"
-            )
-        index = owner.numpy().astype(np.int64)
-        if count and (index.min() < -1 or index.max() >= samples):
-            raise RowLayoutError(
-                f"row_to_sample must return samples in [0, {samples}), or -1 to drop a row, for "
-                f"layer {name}, got {index.min()} to {index.max()}"
-            )
-        kept = index >= 0
-        order = np.argsort(index, kind="stable")[count - int(kept.sum()) :]
-        return Rows(order, np.bincount(index[kept], minlength=samples), width)
-    folded = len(leading) > 1 and leading[0] != samples
-    if folded or (features > 1 and count != samples) or count % max(samples, 1):
+        return _given_rows(name, x, torch.as_tensor(owner).cpu(), count, samples, width)
+    rule = None if rule is None else rule.fitted(count, samples)
+    if rule is None:
+        return None
+    each = rule.outer * rule.inner
+    kept = np.ones(count, dtype=bool)
+    if mask is not None and features == 1 and each == mask.shape[1] and each > 1:
+        # The k-th row of a sample is its k-th token, whatever stands between them.
+        by_sample = mask.cpu().numpy().reshape(samples, rule.outer, rule.inner)
+        kept = by_sample.swapaxes(0, 1).reshape(-1)
+    elif rule.outer == 1:
+        return Rows(None, np.full(samples, each, dtype=np.int64), width)
+    owners = np.where(kept, rule.owners(samples), -1)
+    return _by_owner(owners, samples, width)
+
+
+def _by_owner(owners: npt.NDArray[np.int64], samples: int, width: int) -> Rows:
+    """Rows of the samples in order, without those of sample -1."""
+    kept = owners >= 0
+    order = np.argsort(owners, kind="stable")[len(owners) - int(kept.sum()) :]
+    return Rows(order, np.bincount(owners[kept], minlength=samples), width)
+
+
+def _given_rows(name: str, x: Tensor, owner: Tensor, count: int, samples: int, width: int) -> Rows:
+    if owner.shape != (count,) or owner.is_floating_point():
         raise RowLayoutError(
-            f"layer {name}: an input of shape {tuple(x.shape)} is not batch first for {samples} "
-            "samples (time first, or windows folded into the batch?); pass row_to_sample=, or "
-            "leave the layer out with exclude="
+            f"row_to_sample must return {count} integers for layer {name} (input "
+            f"{tuple(x.shape)}), got {owner.dtype} {tuple(owner.shape)}"
         )
-    per_sample = count // samples
-    if mask is not None and features == 1 and per_sample == mask.shape[1] and per_sample > 1:
-        kept = mask.cpu().numpy().reshape(-1)
-        return Rows(np.flatnonzero(kept), mask.sum(dim=1).cpu().numpy().astype(np.int64), width)
-    return Rows(None, np.full(samples, per_sample, dtype=np.int64), width)
+    index = owner.numpy().astype(np.int64)
+    if count and (index.min() < -1 or index.max() >= samples):
+        raise RowLayoutError(
+            f"row_to_sample must return samples in [0, {samples}), or -1 to drop a row, for "
+            f"layer {name}, got {index.min()} to {index.max()}"
+        )
+    return _by_owner(index, samples, width)
+
+
+def rows_of_nobody(count: int, samples: int, width: int) -> Rows:
+    """Rows that are all taken, shared out among the samples as they come."""
+    counts = np.full(samples, count // samples, dtype=np.int64)
+    counts[: count % samples] += 1
+    return Rows(None, counts, width)
+
+
+def rows_without_owner(name: str, shape: tuple[int, ...]) -> RowLayoutError:
+    """The error for a code with labels where nobody knows whose the rows are."""
+    return RowLayoutError(
+        f"layer {name}: the rows of its input {shape} do not follow the samples (seen by replacing "
+        "one of them), so that they have no labels; pass row_to_sample=, choose a code without "
+        "labels, or leave the layer out with exclude="
+    )

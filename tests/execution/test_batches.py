@@ -238,23 +238,16 @@ class TimeFirst(nn.Module):
         return self.head(self.cell(x).tanh().mean(dim=1))
 
 
-def test_time_first_is_an_error_without_row_to_sample() -> None:
-    model = TimeFirst(time_first=True)
-    x = ROWS.reshape(30, 3, 4)
-    message = r"layer cell: .* shape \(3, 2, 4\) is not batch first for 2 .*pass row_to_sample="
-    with unchanged(model), pytest.raises(RowLayoutError, match=message):
-        sylvinit.initialize_(model, (x, Y), microbatch=10)
-    with unchanged(model, written=("head.weight", "head.bias")):
-        sylvinit.initialize_(model, (x, Y), microbatch=10, exclude="cell")
-
-
-def test_time_first_is_an_error_with_as_many_samples_as_steps() -> None:
-    """Batch first and time first have the same shape then; two samples tell them apart."""
-    model = TimeFirst(time_first=True)
-    x = ROWS.reshape(30, 3, 4)
-    message = "layer cell: .* is not batch first"
-    with unchanged(model), pytest.raises(RowLayoutError, match=message):
-        sylvinit.initialize_(model, (x, Y), microbatch=3)
+@pytest.mark.parametrize("microbatch", [10, 3, 1])
+@pytest.mark.parametrize("patches", ["all", 2])
+@pytest.mark.parametrize("code", ["pca", "lda"])
+def test_time_first_is_seen(code: str, patches: Any, microbatch: int) -> None:
+    """With as many samples as steps both have the same shape."""
+    x = ROWS.double().reshape(30, 3, 4)
+    options: dict[str, Any] = {"patches": patches, "code": code, "microbatch": microbatch}
+    expected = initialized(TimeFirst(time_first=False).double(), (x, Y), **options)
+    result = initialized(TimeFirst(time_first=True).double(), (x, Y), **options)
+    assert_close(expected, result, SUMS)
 
 
 @pytest.mark.parametrize("patches", ["all", 2])
@@ -287,15 +280,3 @@ def test_a_bad_row_to_sample(owner: Tensor, message: str) -> None:
     x = ROWS.reshape(30, 3, 4)
     with unchanged(model), pytest.raises(RowLayoutError, match=message):
         sylvinit.initialize_(model, (x, Y), microbatch=10, row_to_sample=lambda *args: owner)
-
-
-def test_windows_folded_into_the_batch_are_an_error() -> None:
-    class Windows(nn.Sequential):
-        def forward(self, x: Tensor) -> Tensor:
-            windows = x.unfold(2, 3, 3).unfold(3, 3, 3).permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
-            return super().forward(windows)
-
-    model = Windows(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4, CLASSES))
-    message = r"layer 0: an input of shape \(8, 3, 3, 3\) is not batch first for 2 samples"
-    with unchanged(model), pytest.raises(RowLayoutError, match=message):
-        sylvinit.initialize_(model, X)

@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 import torch
 from driver_helpers import (
+    BEFORE,
     CLASSES,
+    LOOKS,
+    SURVEY,
     assert_identical,
     bits,
     images,
@@ -175,7 +178,7 @@ def test_no_cast_of_a_new_weight_is_used_after_a_failure() -> None:
 
     def fail(*args: Any) -> None:
         calls.append(bits(model.part.inner[0].weight))
-        if len(calls) == 2:  # the survey is over, the first layer has been written and cast
+        if len(calls) == BEFORE + 1:  # the first layer has been written and cast
             raise ZeroDivisionError
 
     with torch.autocast("cpu", torch.bfloat16):
@@ -184,7 +187,7 @@ def test_no_cast_of_a_new_weight_is_used_after_a_failure() -> None:
         with unchanged(model), pytest.raises(ZeroDivisionError):
             sylvinit.initialize_(model, (ROWS, Y), microbatch=7)
         handle.remove()
-        assert calls[0] != calls[1]
+        assert calls[BEFORE - 1] != calls[BEFORE]
         assert torch.equal(model(ROWS), expected)
 
 
@@ -289,4 +292,4 @@ def test_users_hooks_are_obeyed() -> None:
     sylvinit.initialize_(by_hooks, (ROWS, Y), microbatch=10)
     # Positions depend on names, but every row is taken here: the sums are the same.
     assert_identical(weights_of(by_modules), weights_of(by_hooks))
-    assert sum(calls) == 2 + len(ROWS)  # two samples of the survey, then every sample once
+    assert sum(calls) == sum(SURVEY + LOOKS) + len(ROWS)  # then every sample once

@@ -26,7 +26,7 @@ from sylvinit.moments import patch_source
 from sylvinit.moments.all_patches import correlation_gram, pad_channels_last, window_sums
 from sylvinit.moments.gather import gather_patches
 from sylvinit.moments.patch_source import PatchSource
-from sylvinit.moments.rows import Rows, assign_rows
+from sylvinit.moments.rows import RowRule, Rows, assign_rows
 
 # Of the largest entry (or of 1): sums of at most 5000 float64 products that come in another order,
 # some of which are taken away again. The worst value seen is 9e-15.
@@ -310,18 +310,38 @@ def test_bad_arguments(changes: dict[str, Any], error: type, message: str) -> No
         ((6, 5, 4), 6, 1, [5] * 6),
         ((6, 2, 3, 4), 6, 1, [6] * 6),
         ((30, 4), 6, 1, [5] * 6),  # tokens folded into the batch, batch first
-        ((5, 6, 4), 6, 1, None),  # time first
         ((31, 4), 6, 1, None),
         ((6, 3, 8), 6, 2, [1] * 6),  # a convolution
-        ((12, 3, 8), 6, 2, None),  # windows folded into the batch
+        ((12, 3, 8), 6, 2, [2] * 6),  # windows folded into the batch
     ],
 )
 def test_rows_of_a_sample(
     shape: tuple[int, ...], samples: int, features: int, good: list[int] | None
 ) -> None:
-    x = torch.zeros(shape)
-    if good is not None:
-        assert assign_rows("layer", x, samples, features=features).counts.tolist() == good
-        return
-    with pytest.raises(sylvinit.errors.RowLayoutError, match=r"layer .*row_to_sample="):
-        assign_rows("layer", x, samples, features=features)
+    rows = assign_rows("layer", torch.zeros(shape), samples, features=features)
+    assert (None if rows is None else rows.counts.tolist()) == good
+
+
+@pytest.mark.parametrize(
+    ("outer", "inner", "owners"),
+    [
+        (1, 3, [0, 0, 0, 1, 1, 1]),
+        (3, 1, [0, 1, 0, 1, 0, 1]),
+        (2, 2, [0, 0, 1, 1, 0, 0, 1, 1]),
+    ],
+)
+def test_rows_by_rule(outer: int, inner: int, owners: list[int]) -> None:
+    x, rule = torch.zeros(len(owners), 4), RowRule(outer, inner)
+    rows = assign_rows("layer", x, 2, features=1, rule=rule)
+    assert rows is not None
+    sample, entry, _ = rows.all_positions()
+    assert [owners[at] for at in entry] == sample.tolist() == sorted(owners)
+    # The second of a sample's tokens is padding for the first sample: its second row goes.
+    mask = torch.ones(2, outer * inner, dtype=torch.bool)
+    mask[0, 1] = False
+    rows = assign_rows("layer", x, 2, features=1, rule=rule, mask=mask)
+    assert rows is not None
+    kept = rows.all_positions()[1].tolist()
+    assert sorted({*range(len(owners))} - {*kept}) == [
+        [j for j, i in enumerate(owners) if i == 0][1]
+    ]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from driver_helpers import BEFORE
 from torch import Tensor, nn
 
 import sylvinit
@@ -130,7 +131,7 @@ def test_hooks_of_attention_run_once_for_a_microbatch() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", sylvinit.SylvinitWarning)
         sylvinit.initialize_(Model(), (x, torch.arange(20) % 2), microbatch=10)
-    assert len(calls) == 3  # the survey and two microbatches
+    assert len(calls) == BEFORE + 2
 
 
 def test_eigh_falls_back_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from driver_helpers import CLASSES, Snapshot, Trap, bits, images, small_net, unchanged
+from driver_helpers import (
+    BEFORE,
+    CLASSES,
+    LOOKS,
+    Snapshot,
+    Trap,
+    bits,
+    images,
+    small_net,
+    unchanged,
+)
 from torch import Tensor, nn
 
 import sylvinit
@@ -63,9 +73,10 @@ def test_the_snapshot_sees_every_kind_of_change(
 
 # --------------------------------------------------------------------------- failures in the middle
 
-# Calls of the trap in small_net, with three microbatches of 10: the survey, then one each. By then
-# conv1 and conv2 have been written and both normalizations calibrated.
-SURVEY, FIRST, LAST = 0, 1, 3
+# Calls of the trap in small_net, with three microbatches of 10: the survey, those that tell
+# whose the rows are, then one each. By then conv1 and conv2 have been written and both
+# normalizations calibrated.
+SURVEY, FIRST, LAST = 0, BEFORE, BEFORE + 2
 
 
 def _raise(error: BaseException) -> Callable[[Tensor], Tensor]:
@@ -136,7 +147,7 @@ def test_forwards_that_are_waiting_are_ended() -> None:
     with unchanged(model), pytest.raises(UsersError) as caught:
         sylvinit.initialize_(model, (X, Y), microbatch=10)
     assert caught.tb is not None  # which keeps everything alive that is not ended
-    assert begun == ended == [2, 10, 10, 10]
+    assert begun == ended == [2, *LOOKS, 10, 10, 10]
 
 
 def test_ctrl_c() -> None:
@@ -208,7 +219,7 @@ def test_an_activation_that_is_not_finite_names_the_layer(storage: Any, value: f
 
 def test_nan_in_the_input_of_a_normalization_names_it() -> None:
     model = nn.Sequential(nn.Linear(4, 4), Trap(), nn.BatchNorm1d(4), nn.Linear(4, 2))
-    model[1].at, model[1].action = 1, lambda x: x * math.nan
+    model[1].at, model[1].action = BEFORE, lambda x: x * math.nan
     x = torch.randn(9, 4)
     with unchanged(model), pytest.raises(NonFiniteError, match=r"input of 2 \(BatchNorm1d\)"):
         sylvinit.initialize_(model, x)
@@ -217,7 +228,7 @@ def test_nan_in_the_input_of_a_normalization_names_it() -> None:
 @pytest.mark.parametrize("storage", ["memory", "recompute"])
 def test_nan_after_the_last_layer(storage: Any) -> None:
     model = nn.Sequential(nn.Linear(4, 2), Trap())
-    model[1].at, model[1].action = 1, lambda x: x * math.nan
+    model[1].at, model[1].action = BEFORE, lambda x: x * math.nan
     x = torch.randn(9, 4)
     with unchanged(model), pytest.raises(NonFiniteError, match="NaN in the output of the model"):
         sylvinit.initialize_(model, x, storage=storage)

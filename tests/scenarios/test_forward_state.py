@@ -11,7 +11,16 @@ from typing import Any
 
 import pytest
 import torch
-from driver_helpers import CLASSES, SkipNet, assert_identical, images, unchanged, weights_of
+from driver_helpers import (
+    BEFORE,
+    CLASSES,
+    LOOKS,
+    SkipNet,
+    assert_identical,
+    images,
+    unchanged,
+    weights_of,
+)
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
@@ -175,7 +184,7 @@ def test_a_failure_within_functional_call() -> None:
         counter = itertools.count()
 
         def forward(self, x: Tensor) -> Tensor:
-            if next(self.counter) == 4:
+            if next(self.counter) == BEFORE + 3:
                 raise RuntimeError("the forward fails")
             return super().forward(x)
 
@@ -348,4 +357,4 @@ def test_the_input_of_the_last_layer_is_freed_while_the_forward_goes_on() -> Non
 
     model = nn.Sequential(nn.ReLU(), Note(), nn.Linear(12, 8), Look(), nn.Linear(8, CLASSES))
     sylvinit.initialize_(model, (ROWS, Y), microbatch=10)
-    assert alive[1:] == [False] * 3  # the first is that of the survey, which keeps its inputs
+    assert alive[1:] == [False] * (len(LOOKS) + 3)  # the survey keeps its inputs

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from driver_helpers import (
+    BEFORE,
     CLASSES,
     SkipNet,
     Snapshot,
@@ -83,7 +84,7 @@ def test_unusual_buffers(kind: str, fails: bool) -> None:
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     settings: dict[str, Any] = {"microbatch": 8}
     if fails:
-        settings["forward_fn"] = _failing_at(3)
+        settings["forward_fn"] = _failing_at(BEFORE + 2)
         with pytest.raises(RuntimeError, match="the forward fails"):
             sylvinit.initialize_(model, (ROWS, Y), **settings)
         assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())

@@ -1,0 +1,231 @@
+"""Whose the rows of every layer's input are: seen by replacing one sample, not guessed from shapes.
+
+In evaluation mode samples do not influence each other. So the model runs on a few samples, and once
+more with one of them replaced: the rows that change belong to that one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sylvinit.execution.backup import TensorBackup
+from sylvinit.execution.batches import Batch
+from sylvinit.execution.guard import CallerModes, ModelGuard, forward_modes, same_random_numbers
+from sylvinit.execution.survey import Survey, is_hidden
+from sylvinit.model import Layer
+from sylvinit.moments.rows import BATCH_FIRST, RowRule
+
+_OTHER_SAMPLES = 3  # by which rules are confirmed
+_CANDIDATES = 64  # in which another sample is looked for
+# Change of a row, relative to its size, that may be rounding where sums are taken in another order
+# every time. On the CPU they are not, and deep networks at their own start (branches scaled by
+# 1e-5) pass on so little of the data that every bit counts.
+_ROUNDING = 2.0**-21
+
+# A layer's id and the number of the call.
+Place = tuple[int, int]
+Shapes = tuple[tuple[int, ...], ...]
+
+
+@dataclass
+class RowRules:
+    """What was seen of the inputs of layers.
+
+    Attributes:
+        found: for inputs of the model of one shape, the rule of a layer's input at a call; None
+            where the rows follow none.
+        constant: ids of layers whose input does not depend on the data.
+    """
+
+    found: dict[Shapes, dict[Place, RowRule | None]] = field(default_factory=dict)
+    constant: set[int] = field(default_factory=set)
+
+    def of(self, layer: Layer, call: int, batch: Batch) -> RowRule | None:
+        """The rule of a layer at a call; what was not seen is like the first batch and call."""
+        found = self.found.get(_shapes(batch)) or next(iter(self.found.values()), {})
+        return found.get((id(layer), call), found.get((id(layer), 0), BATCH_FIRST))
+
+
+@dataclass(frozen=True)
+class _Print:
+    """A number that tells a row from another one, and its rounding, (rows,) each."""
+
+    value: Tensor
+    rounding: Tensor
+    batch_first: bool
+
+
+def find_row_rules(
+    survey: Survey,
+    batches: list[Batch],
+    call: Callable[[Batch], Any],
+    caller: CallerModes,
+    guard: ModelGuard,
+) -> RowRules:
+    """Run the model twice on the first samples of a batch, the second time with one replaced.
+
+    Done once more for inputs of every other shape where the number of rows does not tell what
+    becomes of a rule. Where no two of the samples differ, every input counts as batch first.
+    """
+    rules = RowRules()
+    look = _Look(survey, call, caller, guard)
+    for batch in batches:
+        shapes = _shapes(batch)
+        if shapes in rules.found or (rules.found and not _depends_on_length(rules)):
+            continue
+        rules.found[shapes] = _rules_of(look, batch, rules.constant, first=not rules.found)
+    return rules
+
+
+def _depends_on_length(rules: RowRules) -> bool:
+    found = next(iter(rules.found.values())).values()
+    return any(rule is not None and rule.outer > 1 and rule.inner > 1 for rule in found)
+
+
+def _shapes(batch: Batch) -> Shapes:
+    return tuple(tuple(shape[1:]) for shape in batch.shapes())
+
+
+def _rules_of(
+    look: _Look, batch: Batch, constant: set[int], *, first: bool
+) -> dict[Place, RowRule | None]:
+    """The rules for one shape; layers that look constant for the first one join ``constant``."""
+    samples = look.survey.samples
+    others = {index: batch.other_sample(index, _CANDIDATES) for index in range(samples)}
+    others = {index: other for index, other in others.items() if other is not None}
+    if 1 not in others:
+        return {}
+    replaced = batch.replaced({1: others[1]})
+    found, unchanged = _compare(look, batch, replaced, samples)
+    with suppress(Exception):  # a model that does not take so many
+        again, _ = _compare(look, batch, replaced, _OTHER_SAMPLES)
+        found = {at: rule if again.get(at, rule) == rule else None for at, rule in found.items()}
+    if first and unchanged:  # or these see rows of other samples alone (experts)
+        _, still = _compare(look, batch, batch.replaced(others), samples)
+        constant.update(unchanged & still)
+        found.update(((layer, 0), None) for layer in unchanged - still)
+    return found
+
+
+def _compare(
+    look: _Look, batch: Batch, replaced: Batch, samples: int
+) -> tuple[dict[Place, RowRule | None], set[int]]:
+    """Rules, and ids of the layers of which no row has changed."""
+    before, after = look(batch.head(samples)), look(replaced.head(samples))
+    found: dict[Place, RowRule | None] = {}
+    for place in before.keys() | after.keys():
+        changed = _changed(before.get(place), after.get(place))
+        if changed is None:
+            found[place] = None
+        elif bool(changed.any()):
+            first = before[place].batch_first
+            found[place] = fit_rule(changed, min(samples, batch.size), 1, batch_first=first)
+    return found, {layer for layer, _ in before} - {layer for layer, _ in found}
+
+
+def fit_rule(changed: Tensor, samples: int, replaced: int, *, batch_first: bool) -> RowRule | None:
+    """The rule by which the rows that changed belong to the sample that was replaced.
+
+    Rows that belong to it and did not change (a class token before the first attention) fit any
+    rule. Where all rows have changed, the model mixes its samples (normalization by the statistics
+    of the batch), and the shape has to do.
+
+    Args:
+        changed: bool (rows,), some of them.
+        samples: that the model ran on.
+        replaced: which of them was replaced.
+        batch_first: whether the first axis of the input is as long as the batch.
+    """
+    each, rest = divmod(len(changed), samples)
+    if rest:
+        return None
+    if samples > 1 and bool(changed.all()):
+        return RowRule(1, each) if batch_first else None
+    for outer in range(1, each + 1):
+        if each % outer == 0:
+            rule = RowRule(outer, each // outer)
+            owned = torch.from_numpy(rule.owners(samples) == replaced)
+            if not bool((changed & ~owned).any()):
+                return rule
+    return None
+
+
+@dataclass(frozen=True)
+class _Look:
+    """Prints of the inputs of all layers at all calls, when the model runs on a batch."""
+
+    survey: Survey
+    call: Callable[[Batch], Any]
+    caller: CallerModes
+    guard: ModelGuard
+
+    def __call__(self, batch: Batch) -> dict[Place, _Print]:
+        found: dict[Place, _Print] = {}
+        calls: Counter[nn.Module] = Counter()
+        asking = False
+
+        def before(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+            nonlocal asking
+            if asking:  # a layer for its input, for which it may call its module
+                return
+            number = calls[module]
+            calls[module] += 1
+            for layer in self.survey.points[module]:
+                if not isinstance(layer, Layer):
+                    continue
+                asking = True
+                try:
+                    x = layer.input(args, kwargs)
+                finally:
+                    asking = False
+                if not is_hidden(x):
+                    found[id(layer), number] = _print_of(layer, x, batch.size)
+
+        with ExitStack() as stack:
+            stack.callback(self.guard.restore_forward)
+            stack.enter_context(_without_zeros(next(iter(self.survey.names))))
+            for module in self.survey.points:
+                handle = module.register_forward_pre_hook(before, with_kwargs=True)
+                stack.callback(handle.remove)
+            stack.enter_context(same_random_numbers())
+            stack.enter_context(forward_modes(self.caller))
+            self.call(batch)
+        return found
+
+
+@contextmanager
+def _without_zeros(model: nn.Module) -> Iterator[None]:
+    """Parameters that are all zero have other values: nothing would get through, and be seen."""
+    generator = torch.Generator().manual_seed(0)
+    with ExitStack() as stack:
+        for parameter in model.parameters():
+            dense = parameter.is_floating_point() and parameter.layout == torch.strided
+            if dense and parameter.numel() and not bool(parameter.any()):
+                stack.callback(TensorBackup(parameter).restore)
+                noise = torch.randn(parameter.shape, generator=generator)
+                with torch.inference_mode(parameter.is_inference()), torch.no_grad():
+                    parameter.copy_(noise)
+        yield
+
+
+def _print_of(layer: Layer, x: Tensor, samples: int) -> _Print:
+    features = 1 if layer.geometry is None else x.ndim - 1
+    rows = x.detach().reshape(-1, x.shape[x.ndim - features :].numel()).cpu().double()
+    waves = torch.arange(1, rows.shape[1] + 1, dtype=torch.float64).mul(2.3).cos()
+    rounding = rows.abs().sum(dim=1) * (0.0 if x.device.type == "cpu" else _ROUNDING)
+    return _Print(rows @ waves, rounding, len(x) == samples)
+
+
+def _changed(one: _Print | None, two: _Print | None) -> Tensor | None:
+    """Which rows differ, (rows,); None where their number does."""
+    if one is None or two is None or one.value.shape != two.value.shape:
+        return None
+    # Not "above": NaN counts as a change, for the layer to be looked at and named.
+    return ~((one.value - two.value).abs() <= torch.maximum(one.rounding, two.rounding))
