@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from sylvinit.execution.backup import TensorBackup
 from sylvinit.execution.batches import Batch
 from sylvinit.execution.guard import CallerModes, ModelGuard, forward_modes, same_random_numbers
-from sylvinit.execution.survey import Survey, is_hidden
+from sylvinit.execution.survey import SURVEY_SAMPLES, Survey, is_hidden
 from sylvinit.model import Layer
 from sylvinit.moments.rows import BATCH_FIRST, RowRule
 
@@ -36,16 +36,10 @@ Shapes = tuple[tuple[int, ...], ...]
 
 @dataclass
 class RowRules:
-    """What was seen of the inputs of layers.
-
-    Attributes:
-        found: for inputs of the model of one shape, the rule of a layer's input at a call; None
-            where the rows follow none.
-        constant: ids of layers whose input does not depend on the data.
-    """
+    """The rules of layers' inputs, for every shape of the model's; None where rows follow none."""
 
     found: dict[Shapes, dict[Place, RowRule | None]] = field(default_factory=dict)
-    constant: set[int] = field(default_factory=set)
+    constant: set[int] = field(default_factory=set)  # layers whose input does not depend on data
 
     def of(self, layer: Layer, call: int, batch: Batch) -> RowRule | None:
         """The rule of a layer at a call; what was not seen is like the first batch and call."""
@@ -76,17 +70,14 @@ def find_row_rules(
     """
     rules = RowRules()
     look = _Look(survey, call, caller, guard)
-    for batch in batches:
+    for batch in (batch for batch in batches if batch.size > 1):
         shapes = _shapes(batch)
-        if shapes in rules.found or (rules.found and not _depends_on_length(rules)):
-            continue
-        rules.found[shapes] = _rules_of(look, batch, rules.constant, first=not rules.found)
+        if shapes not in rules.found:
+            rules.found[shapes] = _rules_of(look, batch, rules.constant, first=not rules.found)
+        first = next(iter(rules.found.values())).values()
+        if not any(rule and rule.outer > 1 and rule.inner > 1 for rule in first):
+            break
     return rules
-
-
-def _depends_on_length(rules: RowRules) -> bool:
-    found = next(iter(rules.found.values())).values()
-    return any(rule is not None and rule.outer > 1 and rule.inner > 1 for rule in found)
 
 
 def _shapes(batch: Batch) -> Shapes:
@@ -97,18 +88,17 @@ def _rules_of(
     look: _Look, batch: Batch, constant: set[int], *, first: bool
 ) -> dict[Place, RowRule | None]:
     """The rules for one shape; layers that look constant for the first one join ``constant``."""
-    samples = look.survey.samples
-    others = {index: batch.other_sample(index, _CANDIDATES) for index in range(samples)}
+    others = {index: batch.other_sample(index, _CANDIDATES) for index in range(SURVEY_SAMPLES)}
     others = {index: other for index, other in others.items() if other is not None}
     if 1 not in others:
         return {}
     replaced = batch.replaced({1: others[1]})
-    found, unchanged = _compare(look, batch, replaced, samples)
+    found, unchanged = _compare(look, batch, replaced, SURVEY_SAMPLES)
     with suppress(Exception):  # a model that does not take so many
         again, _ = _compare(look, batch, replaced, _OTHER_SAMPLES)
         found = {at: rule if again.get(at, rule) == rule else None for at, rule in found.items()}
     if first and unchanged:  # or these see rows of other samples alone (experts)
-        _, still = _compare(look, batch, batch.replaced(others), samples)
+        _, still = _compare(look, batch, batch.replaced(others), SURVEY_SAMPLES)
         constant.update(unchanged & still)
         found.update(((layer, 0), None) for layer in unchanged - still)
     return found

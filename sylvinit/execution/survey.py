@@ -43,7 +43,6 @@ class Survey:
         self.branches: list[Branch] = []  # ends of residual branches, one for every addition
         # Name of the parameter of a product outside of all layers that follows the last one.
         self.final_parameter: str | None = None
-        self.samples = 0  # that were run
 
     @property
     def layers(self) -> list[Layer]:
@@ -157,7 +156,6 @@ def _run(survey: Survey, batch: Batch, call: Callable[[Batch], Any], caller: Cal
                 stack.callback(handle.remove)
         stack.enter_context(forward_modes(caller))
         stack.enter_context(trace)
-        survey.samples = batch.size
         call(batch)
     survey.rectified, survey.branches = trace.rectified, trace.branches
     survey.final_parameter = trace.final_parameter

@@ -316,3 +316,10 @@ def test_a_start_of_zeros_hides_nothing() -> None:
     with unchanged(model, written=written):
         report = sylvinit.initialize_(model, (TOKENS, Y), code="lda", microbatch=10)
     assert [layer.status for layer in report.solved] == ["solved"] * 3
+
+
+def test_a_first_batch_of_one_sample_tells_nothing() -> None:
+    batches = [(TOKENS[:1], Y[:1]), (TOKENS[1:], Y[1:])]
+    plain = initialized(Folded(lambda x: x, lambda x: x), batches, code="lda", patches="all")
+    folded = initialized(Folded(*ORDERS["time first"][:2]), batches, code="lda", patches="all")
+    assert_close(plain, folded, SUMS)
