@@ -102,10 +102,8 @@ def sum_dtype(device: torch.device) -> torch.dtype:
 
 
 def _gradients(argument: str, value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        value = [value]
     try:
-        grads = list(value)
+        grads = [value] if isinstance(value, Tensor) else list(value)
     except TypeError as error:
         raise OptionTypeError(
             f"{argument} must be a tensor or an iterable of tensors, got {type(value).__name__}"

@@ -122,8 +122,10 @@ class _Session:
         layers = find_layers(model) if activations else {}
         self._layers = {name: LayerProbe(m, self._begin_forward) for name, m in layers.items()}
         self._features = None
+        self._probes: list[FeatureProbe | LayerProbe] = [*self._layers.values()]
         if features is not None:
             self._features = FeatureProbe(features, _module(model, features), self._begin_forward)
+            self._probes.insert(0, self._features)  # the order of the record's columns
         self._device = next(model.parameters()).device
         self._watch = UpdateWatch(model.parameters(), every, self._on_update)
         self._active = True
@@ -134,10 +136,7 @@ class _Session:
 
     def attach(self) -> Iterator[RemovableHandle]:
         yield from self._watch.attach()
-        for probe in self._layers.values():
-            yield probe.attach()
-        if self._features is not None:
-            yield self._features.attach()
+        yield from (probe.attach() for probe in self._probes)
 
     def close(self) -> None:
         # Forget the model and everything on its device.
@@ -173,9 +172,7 @@ class _Session:
     def _on_update(self, statistics: Statistics | None) -> None:
         if statistics is not None:
             values: list[Tensor | None] = [*statistics]
-            if self._features is not None:
-                values.append(self._features.statistic())
-            for probe in self._layers.values():
+            for probe in self._probes:
                 values.extend(probe.statistics())
             units = {n: probe.units for n, probe in self._layers.items() if probe.units is not None}
             self.record.add(_packed(values, self._device), units)
@@ -193,10 +190,8 @@ class _Session:
         return self._due
 
     def _clear(self) -> None:
-        for probe in self._layers.values():
+        for probe in self._probes:
             probe.clear()
-        if self._features is not None:
-            self._features.clear()
 
 
 def _packed(values: list[Tensor | None], device: torch.device) -> Tensor:

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from sylvinit.diagnostics.drawing import add_grid, require_matplotlib, save
 from sylvinit.diagnostics.record import LAYER_COLUMNS, OTHER_COLUMNS, Record
 from sylvinit.errors import DataError, OptionError, OptionTypeError
@@ -193,14 +195,11 @@ def _curve(runs: list[dict[float, float]]) -> Curve:
 
 def _draw_curve(axes: Axes, curve: Curve, factor: float, label: str, index: int) -> None:
     color = _COLORS[index % len(_COLORS)]
-    mean = [factor * value for value in curve.mean]
+    mean, deviation = (factor * np.array(values) for values in (curve.mean, curve.deviation))
     style, marker = _LINES[index % len(_LINES)], "o" if len(curve.x) <= _MARKED_POINTS else None
     axes.plot(curve.x, mean, style, color=color, label=label, lw=1.8, marker=marker, ms=3.5)
-    if any(math.isfinite(value) for value in curve.deviation):
-        low, high = (
-            [value + sign * factor * d for value, d in zip(mean, curve.deviation, strict=True)]
-            for sign in (-1, 1)
-        )
+    if np.isfinite(deviation).any():
+        low, high = mean - deviation, mean + deviation
         axes.fill_between(curve.x, low, high, color=color, alpha=0.18, lw=0)
 
 

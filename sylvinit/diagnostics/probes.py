@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, TypeGuard
 
 import torch
@@ -16,7 +15,6 @@ from sylvinit.diagnostics.gradients import sum_dtype
 from sylvinit.diagnostics.rank import entropy_rank
 
 _NORMS = (nn.LayerNorm, nn.RMSNorm)  # the normalizations whose weight may have two axes
-_CONVOLUTIONS = (nn.modules.conv._ConvNd,)
 
 
 def find_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -48,7 +46,7 @@ class LayerProbe:
     """
 
     def __init__(self, module: nn.Module, begin_forward: Callable[[], bool]) -> None:
-        kernel = module.kernel_size if isinstance(module, _CONVOLUTIONS) else ()
+        kernel = module.kernel_size if isinstance(module, nn.modules.conv._ConvNd) else ()
         self.active = True  # False: gradients that still arrive are ignored
         self.seen = False  # a forward has been recorded
         self._module = module
@@ -129,13 +127,12 @@ class FeatureProbe:
         """Watch the input of the module."""
         return self._module.register_forward_pre_hook(_Hook(self._forward), with_kwargs=True)
 
-    def statistic(self) -> Tensor | None:
-        """The effective rank, 0-d; NaN of features that are not finite."""
-        if self._features is None:
-            return None
-        if not bool(self._features.isfinite().all()):
-            return torch.full((), torch.nan, device=self._features.device)
-        return entropy_rank(self._features)
+    def statistics(self) -> tuple[Tensor | None]:
+        """The effective rank, 0-d; None of features that are not finite."""
+        features = self._features
+        if features is None or not bool(features.isfinite().all()):
+            return (None,)
+        return (entropy_rank(features),)
 
     def _forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
@@ -203,7 +200,7 @@ class _Hook:
             self._function(*args)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return partial, (_do_nothing,)
+        return _Hook, (_do_nothing,)
 
 
 def _do_nothing(*args: Any) -> None: ...

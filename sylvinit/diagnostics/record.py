@@ -78,9 +78,8 @@ class Record:
             OptionError: a name in ``values`` is that of a column of the record.
             OptionTypeError: a value is not a number.
         """
-        row: Row = {"epoch": len(self.epochs) + 1}
         rows = self._read()[self._epoch_begin :]
-        row["updates"] = len(rows)
+        row: Row = {"epoch": len(self.epochs) + 1, "updates": len(rows)}
         for index, column in enumerate(self._columns):
             row[column] = _mean([values[index] for values in rows])
         for name, value in values.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
@@ -18,13 +18,7 @@ from torch.optim.optimizer import (
 )
 from torch.utils.hooks import RemovableHandle
 
-from sylvinit.diagnostics.gradients import (
-    entries,
-    magnitude_sum,
-    sign_difference,
-    signs,
-    sum_dtype,
-)
+from sylvinit.diagnostics.gradients import entries, magnitude_sum, sign_difference, signs, sum_dtype
 from sylvinit.errors import ModelError
 
 # Share of sign changes and mean magnitude of the gradients of one update, 0-d; None where there is
@@ -64,9 +58,7 @@ class _Memory:
             if then is not None and then.shape == now.shape and then.device == now.device:
                 changes.append(sign_difference(then, now))
                 compared += now.numel()
-        if not recorded:
-            return None
-        return (_ratio(changes, 2 * compared), _ratio(sums, count))
+        return (_ratio(changes, 2 * compared), _ratio(sums, count)) if recorded else None
 
 
 def _ratio(parts: list[Tensor], count: int) -> Tensor | None:
@@ -138,13 +130,10 @@ class UpdateWatch:
                 f"record.update() is for loops without a torch optimizer, but steps of "
                 f"{', '.join(names)} have been counted already; leave the call out"
             )
-        if self._by_hand is None:
-            self._by_hand = _Memory()
+        self._by_hand = self._by_hand or _Memory()
         self._on_update(self._by_hand.update(list(self._parameters.values()), self._every))
 
-    def _before(
-        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> None:
+    def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._by_hand is not None or torch.compiler.is_compiling():
             return
         held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -170,9 +159,7 @@ class UpdateWatch:
         if closure is None:
             self._count(optimizer, parameters)
 
-    def _after(
-        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> None:
+    def _after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         step = self._step
         if step is None or step.optimizer() is not optimizer:
             return
