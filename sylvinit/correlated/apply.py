@@ -108,18 +108,10 @@ def correlated_init_(
                         "no layer with spatial filters could be drawn: " + spatial[0].reason
                     )
     layers = [job.report for job in choice.jobs] + choice.skipped
-    report = Report(layers, seconds=time.perf_counter() - begin)
-    report.warnings = caveats
-    report.settings = {
-        "corr": _described(corr),
-        "strength": strength,
-        "gain": gain,
-        "mode": mode,
-        "bias": bias,
-        **selection.settings(),
-        "dry_run": bool(dry_run),
-    }
-    return report
+    settings: dict[str, Any] = {"corr": _described(corr), "strength": strength, "gain": gain}
+    settings |= {"mode": mode, "bias": bias, **selection.settings(), "dry_run": bool(dry_run)}
+    seconds = time.perf_counter() - begin
+    return Report(layers, seconds=seconds, warnings=caveats, settings=settings)
 
 
 def _described(corr: Any) -> str:

@@ -223,21 +223,15 @@ def _by_job(corr: Any, jobs: list[Job], convolutions: list[str]) -> list[Tensor 
             next((m for pattern, m in matrices.items() if matches(job.layer.name, pattern)), None)
             for job in jobs
         ]
-    if _is_list_of_matrices(corr):
+    first = corr[0] if isinstance(corr, (list, tuple)) and corr else None
+    # A list of matrices or names, and not a matrix written as nested lists of numbers.
+    if isinstance(first, (str, PathLike)) or getattr(first, "ndim", None) == 2:
         several = [_matrix(value) for value in corr]
         # The depth among all convolutions, whichever of them are drawn.
         last = max(len(convolutions) - 1, 1)
         depth = {name: index for index, name in enumerate(convolutions)}
         return [several[round(depth[j.layer.name] * (len(several) - 1) / last)] for j in jobs]
     return [_matrix(corr)] * len(jobs)
-
-
-def _is_list_of_matrices(corr: Any) -> bool:
-    """A list of matrices or names, and not a matrix written as nested lists of numbers."""
-    if not isinstance(corr, (list, tuple)) or not corr:
-        return False
-    first = corr[0]
-    return isinstance(first, (str, PathLike)) or getattr(first, "ndim", None) == 2
 
 
 def _matrix(value: Any) -> Tensor:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.nn.parameter import is_lazy
 
 from sylvinit.checks import check_choice, check_generator, check_number
@@ -26,7 +26,7 @@ def correlated_normal_(
     *,
     gain: float = KAIMING_GAIN,
     mode: str = "fan_in",
-    generator: torch.Generator | None = None,
+    generator: Generator | None = None,
 ) -> Tensor:
     """Fill a convolution's weight with normal filters of correlation matrix R, in place.
 
@@ -84,7 +84,7 @@ def check_drawing(gain: float, mode: str, generator: Any) -> float:
 
 
 @contextmanager
-def rewound_on_failure(generator: torch.Generator | None) -> Iterator[None]:
+def rewound_on_failure(generator: Generator | None) -> Iterator[None]:
     """Random numbers drawn in a block that fails, with Ctrl-C too, will be drawn again."""
     source = torch.default_generator if generator is None else generator
     before = source.get_state()
@@ -110,12 +110,7 @@ def _check_weight(tensor: Any) -> None:
 
 
 def draw_filters(
-    shape: tuple[int, ...],
-    matrix: Tensor,
-    *,
-    gain: float,
-    mode: str,
-    generator: torch.Generator | None,
+    shape: tuple[int, ...], matrix: Tensor, *, gain: float, mode: str, generator: Generator | None
 ) -> Tensor:
     """Weights of algorithm 1 for a checked R, float64 on the CPU or the generator's device."""
     fan = shape[1] if mode == "fan_in" else shape[0]
@@ -152,8 +147,6 @@ def output_variance(corr: Any, inputs: Any = None, *, gain: float = KAIMING_GAIN
     """
     matrix = scale_correlation(check_correlation(corr))
     taps = matrix.shape[0]
-    if inputs is None:
-        trace = float(taps)
-    else:
-        trace = float((matrix * check_correlation(inputs, taps, "inputs")).sum())
-    return check_number("gain", gain) ** 2 * trace / float(matrix.sum())
+    white = torch.eye(taps, device="cpu")
+    pixels = white if inputs is None else check_correlation(inputs, taps, "inputs")
+    return check_number("gain", gain) ** 2 * float((matrix * pixels).sum()) / float(matrix.sum())

@@ -75,12 +75,11 @@ def input_correlation(
     caller = CallerModes.present()
     with ModelGuard(model), ExitStack() as hooks:
         for watch in watches:
-            module = watch.layer.module
-            hook = module.register_forward_pre_hook(watch.collect, with_kwargs=True)
+            hook = watch.layer.module.register_forward_pre_hook(watch.collect, with_kwargs=True)
             hooks.callback(hook.remove)
         for batch in read_batches(data, microbatch=microbatch, max_samples=max_samples):
             for watch in watches:
-                watch.begin(batch)
+                watch.batch, watch.calls = batch, 0
             with forward_modes(caller):
                 call_model(model, batch, device, forward_fn)
     found = {watch.layer.name: watch.result() for watch in watches if watch.inputs.moments}
@@ -97,14 +96,11 @@ class _Watch:
     def __init__(self, layer: ConvLayer, patches: int | None, seed: int) -> None:
         self.layer = layer
         self.inputs = InputCollector(layer.name, patches=patches, seed=seed, per_channel=True)
-        self._batch: Batch | None = None
-        self._calls = 0
-
-    def begin(self, batch: Batch) -> None:
-        self._batch, self._calls = batch, 0
+        self.batch: Batch | None = None
+        self.calls = 0  # of the layer in this batch
 
     def collect(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        layer, geometry, batch = self.layer, self.layer.geometry, self._batch
+        layer, geometry, batch = self.layer, self.layer.geometry, self.batch
         if batch is None or geometry is None:
             return
         x = layer.input(args, kwargs).detach()
@@ -123,8 +119,8 @@ class _Watch:
         with plain_modes():  # every entry counts as a sample
             start = batch.start * (len(x) // batch.size)
             out_size = geometry.output_size(size)
-            self.inputs.add(layer, x, self._calls, out_size, size=len(x), start=start)
-        self._calls += 1
+            self.inputs.add(layer, x, self.calls, out_size, size=len(x), start=start)
+        self.calls += 1
 
     def result(self) -> FilterCorrelation:
         moments, geometry = self.inputs.moments, self.layer.geometry

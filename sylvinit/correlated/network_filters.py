@@ -28,10 +28,8 @@ _NESTED = ("state_dict", "model_state_dict", "model", "module")
 def spatial_filters(source: Any, kernel: tuple[int, ...]) -> dict[str, Tensor]:
     """The weights (units, channels, *kernel) with filters of one size, by layer, in their order.
 
-    The source is a module (its Conv1d/2d/3d layers, each shared weight once), a mapping of names to
-    tensors, a .safetensors file or one of torch.save, or a single weight. Weights are detached,
-    finite, not empty, and as they are stored, but 8-bit ones are float32. ModelError if there are
-    none.
+    Shared weights are there once. Weights are detached, finite, not empty, and as they are stored,
+    but 8-bit ones are float32. ModelError if there are none.
     """
     found = _weights(source)
     chosen = {
@@ -112,8 +110,7 @@ def _once_each(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _of_mapping(state: Mapping[Any, Any]) -> dict[str, Tensor]:
-    nested = _nested(state)
-    if nested is not None:
+    if (nested := _nested(state)) is not None:
         return _of_mapping(nested)
     weights = {str(name): value for name, value in state.items() if _may_be_weight(name, value)}
     if all(name.startswith("module.") for name in weights):  # of DataParallel
