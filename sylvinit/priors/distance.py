@@ -62,13 +62,9 @@ def correlation_by_distance(corr: Any, kernel_size: Kernel | None = None) -> Dis
     sums.index_add_(0, index.flatten(), matrix.flatten())
     pairs = torch.bincount(index.flatten(), minlength=len(distance))
     known = getattr(corr, "kernel_size", None) == kernel
+    error = getattr(corr, "distance_error", None) if known else None
     # Both triangles were counted; the mean is the same.
-    return DistanceProfile(
-        distance[1:],
-        (sums / pairs)[1:],
-        pairs[1:] // 2,
-        getattr(corr, "distance_error", None) if known else None,
-    )
+    return DistanceProfile(distance[1:], (sums / pairs)[1:], pairs[1:] // 2, error)
 
 
 @dataclass(frozen=True)
@@ -121,16 +117,11 @@ def fit_distance_model(corr: Any, kernel_size: Kernel | None = None) -> Distance
     weight = np.sqrt(profile.pairs.numpy() / float(profile.pairs.sum()))
     # Smooth in the one parameter that is not linear: a fine grid cannot miss the minimum by much.
     lengths = np.geomspace(0.1, 30 * float(distance[-1]), 400)
-    fits = [_linear_part(distance, target, weight, float(length)) for length in lengths]
-    best = int(np.argmin([misfit for _, _, misfit in fits]))
-    floor, scale, misfit = fits[best]
-    return DistanceModel(floor, scale, float(lengths[best]), misfit)
+    models = (_nearest_of(float(length), distance, target, weight) for length in lengths)
+    return min(models, key=lambda model: model.rms)
 
 
-def _linear_part(
-    distance: Array, target: Array, weight: Array, length: float
-) -> tuple[float, float, float]:
-    """Floor, scale and misfit of the best model of that length."""
+def _nearest_of(length: float, distance: Array, target: Array, weight: Array) -> DistanceModel:
     from scipy.optimize import nnls  # takes longer to import than the rest of the package
 
     design = np.stack([np.ones_like(distance), np.exp(-distance / length)], axis=1)
@@ -142,7 +133,7 @@ def _linear_part(
         scale = float(np.clip(slope @ ((target - 1) * weight) / max(slope @ slope, 1e-300), 0, 1))
         coefficients = np.array([1 - scale, scale])
         misfit = float(np.linalg.norm(design @ coefficients * weight - target * weight))
-    return float(coefficients[0]), float(coefficients[1]), float(misfit)
+    return DistanceModel(float(coefficients[0]), float(coefficients[1]), length, float(misfit))
 
 
 def resample_correlation(

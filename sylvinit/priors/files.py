@@ -26,8 +26,7 @@ _SUFFIX = ".txt"
 
 def available() -> list[str]:
     """Names of the built-in matrices."""
-    folder = resources.files("sylvinit.priors")
-    names = (item.name for item in folder.iterdir())
+    names = (item.name for item in resources.files("sylvinit.priors").iterdir())
     return sorted(name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX))
 
 
@@ -46,9 +45,8 @@ def load(name: str | PathLike[str]) -> FilterCorrelation:
     """
     text = str(name)
     if text in available():
-        return _parse(
-            (resources.files("sylvinit.priors") / f"{text}{_SUFFIX}").read_text("utf-8"), text
-        )
+        file = resources.files("sylvinit.priors") / f"{text}{_SUFFIX}"
+        return _parse(file.read_text("utf-8"), text)
     if not text.endswith(_SUFFIX):
         raise OptionError(
             f"corr: expected one of {available()} or a path ending in {_SUFFIX}, got {text!r}"

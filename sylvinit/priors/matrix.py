@@ -22,7 +22,6 @@ from sylvinit.errors import CorrelationError, OptionError, OptionTypeError
 # can do to it.
 ROUNDING = 1e-4
 
-
 Kernel = int | tuple[int, ...]  # a number for every spatial axis; k alone stands for k x k
 
 
@@ -68,15 +67,9 @@ class FilterCorrelation(Tensor):
     ) -> FilterCorrelation:
         """The matrix with its provenance."""
         made = matrix.detach().clone().as_subclass(FilterCorrelation)
-        vars(made).update(
-            kernel_size=kernel_size,
-            filters=filters,
-            units=units,
-            standard_error=standard_error,
-            distance_error=distance_error,
-            layers=layers,
-            source=source,
-        )
+        made.kernel_size, made.layers, made.source = kernel_size, layers, source
+        made.filters, made.units = filters, units
+        made.standard_error, made.distance_error = standard_error, distance_error
         return made
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FilterCorrelation:
@@ -186,8 +179,7 @@ def check_correlation(corr: Any, taps: int | None = None, argument: str = "corr"
         raise CorrelationError(f"{argument} {text}")
 
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.shape[0] == 0:
-        shape = tuple(matrix.shape)
-        refuse(f"must be a square matrix with a row for each tap, got shape {shape}")
+        refuse(f"must be a square matrix with a row for each tap, got shape {tuple(matrix.shape)}")
     if taps is not None and len(matrix) != taps:
         refuse(
             f"must be {taps} x {taps} for {taps} taps, got {len(matrix)} x {len(matrix)}; "

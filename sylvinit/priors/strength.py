@@ -83,8 +83,7 @@ def repaired_correlation(matrix: Tensor, strength: float) -> tuple[Tensor, list[
 
 
 def _check_sum(matrix: Tensor, strength: float) -> None:
-    taps = matrix.shape[0]
-    total = float(matrix.sum())
+    taps, total = matrix.shape[0], float(matrix.sum())
     if total > _LEAST_SUM * taps:
         return
     # taps + a * (sum off the diagonal) is zero at this strength a.
