@@ -40,20 +40,6 @@ _ADVICE = {
 }
 
 
-# Arguments that initialize_head_ does not have.
-_HEAD_ALONE = {
-    "preset": "paper",
-    "code": None,
-    "include": None,
-    "exclude": None,
-    "storage": "memory",
-    "siblings": "split",
-    "calibrate_norm": False,
-    "rescale": None,
-    "branch_gain": None,
-}
-
-
 def initialize_(
     model: nn.Module,
     data: Any,
@@ -166,8 +152,7 @@ def initialize_(
             (Lazy modules stay materialized. What a forward itself writes into tensors that are not
             buffers, and into containers within containers, is not seen.)
     """
-    options = Options.checked(locals())
-    return _initialize(model, data, options)
+    return _initialize(model, data, Options.checked(locals()))
 
 
 def initialize_head_(
@@ -199,7 +184,9 @@ def initialize_head_(
     those of :func:`initialize_`; ``data`` needs labels unless ``head_code`` does without, and a
     head that cannot be solved (frozen, tied to an embedding) is a ``ModelError``.
     """
-    options = Options.checked({**_HEAD_ALONE, **locals()}, head_only=True)
+    # What it has no argument for is as initialize_ has it by default, but for these two.
+    fixed = {**(initialize_.__kwdefaults__ or {}), "preset": "paper", "calibrate_norm": False}
+    options = Options.checked({**fixed, **locals()}, head_only=True)
     return _initialize(model, data, options)
 
 
@@ -250,17 +237,10 @@ def _initialize(model: nn.Module, data: Any, options: Options) -> Report:
 def _planned(task: Task) -> LayerReport:
     if not isinstance(task, LayerUnit):
         return LayerReport(task.name, task.kind, "planned", notes=task.notes())
-    groups, outputs, features = task.layers[0].get_weight().shape
-    return LayerReport(
-        task.name,
-        task.layers[0].kind,
-        "planned",
-        code=task.task.code.name,
-        lam=task.lam,
-        d_in=features,
-        d_out=outputs,
-        groups=groups,
-    )
+    layer, code = task.layers[0], task.task.code.name
+    report = LayerReport(task.name, layer.kind, "planned", code=code, lam=task.lam)
+    report.groups, report.d_out, report.d_in = layer.get_weight().shape
+    return report
 
 
 def _report(

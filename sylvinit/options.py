@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from typing import Annotated, Any, Generic, Literal, TypeVar, get_type_hints
 
 from torch import nn
@@ -91,10 +91,8 @@ class ByName(Generic[T]):
 
     def __call__(self, name: str) -> T:
         """The value for a layer of that name."""
-        for pattern, value in self.patterns.items():
-            if matches(name, pattern):
-                return value
-        return self.default
+        fitting = (value for pattern, value in self.patterns.items() if matches(name, pattern))
+        return next(fitting, self.default)
 
     def values(self) -> list[T]:
         """Every value that may be asked for."""
@@ -127,10 +125,7 @@ def _head_code(argument: str, value: Any) -> Code | None:
 
 
 def _lam(argument: str, value: Any) -> ByName[float]:
-    def check(argument: str, value: Any) -> float:
-        return check_number(argument, value, positive=True)
-
-    return _by_name(argument, value, _BEST.lam, check)
+    return _by_name(argument, value, _BEST.lam, partial(check_number, positive=True))
 
 
 def _patches(argument: str, value: Any) -> int | None:
@@ -139,21 +134,17 @@ def _patches(argument: str, value: Any) -> int | None:
     return check_count(argument, value, "or 'all'")
 
 
-def _count(argument: str, value: Any) -> int:
-    return check_count(argument, value, "or None")
-
-
 def _exclude(argument: str, value: Any) -> tuple[str, ...]:
     return () if value is None else check_patterns(argument, value)
 
 
 def _branch_gain(argument: str, value: Any) -> Any:
     otherwise = "'depth', 'none' or None"
-    if isinstance(value, str) and value not in ("depth", "none"):
+    if not isinstance(value, str):
+        return check_number(argument, value, largest=_LARGEST_GAIN, otherwise=otherwise)
+    if value not in ("depth", "none"):
         raise OptionError(f"{argument} must be a number, or {otherwise}, got {value!r}")
-    if isinstance(value, str):
-        return value
-    return check_number(argument, value, largest=_LARGEST_GAIN, otherwise=otherwise)
+    return value
 
 
 def _backend(argument: str, value: Any) -> str:
@@ -205,8 +196,8 @@ class Options:
     patches: Annotated[int | None, _patches, "all"]
     include: Annotated[tuple[str, ...] | None, _optional(check_patterns)]
     exclude: Annotated[tuple[str, ...], _exclude]
-    microbatch: Annotated[int | None, _optional(_count)]
-    max_samples: Annotated[int | None, _optional(_count)]
+    microbatch: Annotated[int | None, _optional(partial(check_count, otherwise="or None"))]
+    max_samples: Annotated[int | None, _optional(partial(check_count, otherwise="or None"))]
     storage: Annotated[str, _one_of("memory", "recompute")]
     siblings: Annotated[str, _one_of("split", "same")]
     calibrate_norm: Annotated[bool, check_flag]

@@ -69,10 +69,9 @@ class LayerReport:
     def to_dict(self) -> dict[str, Any]:
         """All fields, ``rows`` as ``patches``, too; quantities that do not apply are None."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
-        values["patches"] = self.rows
         return {
             key: None if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in values.items()
+            for key, value in {**values, "patches": self.rows}.items()
         }
 
 
@@ -112,8 +111,7 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, dicts, strings and numbers."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
-        values["layers"] = [layer.to_dict() for layer in self.layers]
-        return values
+        return {**values, "layers": [layer.to_dict() for layer in self.layers]}
 
     def to_json(self, indent: int | None = 2) -> str:
         """The same as JSON."""
