@@ -22,8 +22,6 @@ from sylvinit.errors import OptionError, SylvinitError, SylvinitWarning
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from sylvinit.demo.experiment import Result
-
 T = TypeVar("T")
 
 EXIT_ERROR, EXIT_INTERRUPTED = 2, 130  # 128 + SIGINT, as shells report it
@@ -96,27 +94,23 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
 def _demo(arguments: argparse.Namespace) -> None:
     from sylvinit.demo.run import run_demo
 
-    outcome = run_demo(arguments.out, arguments.data, arguments.seeds, arguments.epochs)
-    _say(_demo_table(outcome.result))
-    _say(f"\npicture: {outcome.picture}\nnumbers: {outcome.numbers}")
-
-
-def _demo_table(result: Result) -> str:
+    result, picture, numbers = run_demo(
+        arguments.out, arguments.data, arguments.seeds, arguments.epochs
+    )
     task = result.task
-    after = f"after {task['epochs']} epochs"
-    lines = [
+    _say(
         f"{task['name']}: {task['network']}, {task['train_samples_per_class']} training images per "
-        f"class, {task['test_samples']} test images",
+        f"class, {task['test_samples']} test images\n"
         f"test accuracy in %, mean and standard deviation over {len(task['seeds'])} seeds; "
-        f"{result.seconds:.0f} s in all",
-        "",
-        f"{'':<18}{'before training':>18}{after:>18}{'initialization':>18}",
-    ]
+        f"{result.seconds:.0f} s in all\n"
+    )
+    after = f"after {task['epochs']} epochs"
+    _say(f"{'':<18}{'before training':>18}{after:>18}{'initialization':>18}")
     for row in result.summary():
         before, trained = (f"{mean:.1f} ± {std:.1f}" for mean, std in (row.before, row.after))
         seconds = f"{row.init_seconds:.2f} s"
-        lines.append(f"{row.method:<18}{before:>18}{trained:>18}{seconds:>18}")
-    return "\n".join(lines)
+        _say(f"{row.method:<18}{before:>18}{trained:>18}{seconds:>18}")
+    _say(f"\npicture: {picture}\nnumbers: {numbers}")
 
 
 def _add_init(parser: argparse.ArgumentParser) -> None:

@@ -186,14 +186,18 @@ def cifar10_task(folder: str | PathLike[str]) -> Task:
     Raises:
         DataError: files in ``folder`` are missing or damaged.
     """
-    images, labels = load_cifar10(folder, train=True)
-    test_images, test_labels = load_cifar10(folder, train=False)
+
+    def samples(train: bool) -> Samples:
+        images, labels = load_cifar10(folder, train)
+        images = images.contiguous(memory_format=torch.channels_last)
+        return Samples(normalize_cifar10(images), labels)
+
     return Task(
         name="CIFAR-10",
         network="ResNet-20",
-        make=_channels_last_resnet20,
-        pool=Samples(_channels_last(images), labels),
-        test=Samples(_channels_last(test_images), test_labels),
+        make=lambda: resnet20().to(memory_format=torch.channels_last),  # pyright: ignore[reportCallIssue]
+        pool=samples(train=True),
+        test=samples(train=False),
         class_names=CIFAR10_CLASSES,
         per_class=100,
         recipe=Recipe(learning_rate=0.01, batch_size=50),
@@ -203,18 +207,6 @@ def cifar10_task(folder: str | PathLike[str]) -> Task:
     )
 
 
-def _channels_last_resnet20() -> nn.Module:
-    model = resnet20()
-    for parameter in model.parameters():
-        if parameter.ndim == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-    return model
-
-
-def _channels_last(images: Tensor) -> Tensor:
-    return normalize_cifar10(images.contiguous(memory_format=torch.channels_last))
-
-
 def run_experiment(task: Task, seeds: int = 3, epochs: int | None = None) -> Result:
     """Compare the three methods on ``task``, with the seeds 0, 1, ...
 
@@ -222,10 +214,7 @@ def run_experiment(task: Task, seeds: int = 3, epochs: int | None = None) -> Res
     far as they keep them, He's weights. Batch norm has the statistics of all training samples at
     every evaluation, whatever the method, so that no curve suffers from running averages that lag.
 
-    Args:
-        task: what to compare on.
-        seeds: how many repetitions.
-        epochs: of training, if not those of the task; 0 measures the untrained networks only.
+    ``epochs`` replaces those of the task; 0 measures the untrained networks only.
 
     Raises:
         OptionError: ``seeds`` below 1 or ``epochs`` below 0.
@@ -318,12 +307,9 @@ def _curve(
 def _view(model: nn.Module, test: Samples) -> View:
     features: list[Tensor] = []
     fc = model.get_submodule("fc")
-    handle = fc.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0].clone()))
-    try:
+    with fc.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0].clone())):
         model.eval()
         model(test.inputs[:_VIEWED_SAMPLES])
-    finally:
-        handle.remove()
     filters = model.get_parameter("conv1.weight").detach().clone()
     return View(filters, features[0], test.labels[:_VIEWED_SAMPLES])
 

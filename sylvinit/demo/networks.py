@@ -18,10 +18,7 @@ class BasicBlock(nn.Module):
     Where the shape changes, the shortcut is option A of He et al. (2016): every ``stride``-th
     pixel, and zero channels added on both sides.
 
-    Args:
-        in_channels: channels of the input.
-        out_channels: channels of the output, at least ``in_channels``.
-        stride: of the first convolution and of the shortcut.
+    ``out_channels`` is at least ``in_channels``; the first convolution has the same ``stride``.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sylvinit.demo.experiment import HE, HE_HEAD, METHODS, SYLVINIT, Result, View
-from sylvinit.diagnostics.drawing import require_matplotlib
+from sylvinit.diagnostics.drawing import add_grid, require_matplotlib
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -78,8 +78,7 @@ def _draw_curves(axes: Axes, result: Result) -> None:
     axes.set_xlabel(f"epochs of training (0: before any training){note}")
     axes.set_ylabel("test accuracy (%)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+    add_grid(axes)
     axes.legend(loc="best", frameon=False)
     seeds = len(task["seeds"])
     axes.set_title(
@@ -112,13 +111,11 @@ def _mosaic(filters: Array) -> Array:
     rows = math.ceil(count / _FILTERS_A_ROW)
     zoom = 6  # pixels of the image for one weight, so that a gap can be finer than a weight
     gap = 3
-    image = np.empty(
-        (rows * (height * zoom + gap) + gap, _FILTERS_A_ROW * (width * zoom + gap) + gap, 3)
-    )
-    image[:] = _GAP_COLOR
+    down, right = height * zoom + gap, width * zoom + gap  # from one tile to the next
+    image = np.full((rows * down + gap, _FILTERS_A_ROW * right + gap, 3), _GAP_COLOR)
     for index, tile in enumerate(tiles):
-        top = index // _FILTERS_A_ROW * (height * zoom + gap) + gap
-        left = index % _FILTERS_A_ROW * (width * zoom + gap) + gap
+        top = index // _FILTERS_A_ROW * down + gap
+        left = index % _FILTERS_A_ROW * right + gap
         pixels = np.kron(tile.transpose(1, 2, 0), np.ones((zoom, zoom, 1)))
         image[top : top + height * zoom, left : left + width * zoom] = pixels
     return image
@@ -137,10 +134,8 @@ def _draw_features(figure: SubFigure, result: Result) -> None:
         plane = _plane(view.features.double().flatten(1).numpy())
         labels = view.labels.numpy()
         for index, name in enumerate(names):
-            points = plane[labels == index]
-            axes.scatter(
-                points[:, 0], points[:, 1], s=11, color=colors(index % 10), label=name, lw=0
-            )
+            x, y = plane[labels == index].T
+            axes.scatter(x, y, s=11, color=colors(index % 10), label=name, lw=0)
         axes.set_title(method, color=_COLORS[method], fontsize="medium")
         axes.set_xticks([])
         axes.set_yticks([])

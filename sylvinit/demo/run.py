@@ -35,8 +35,7 @@ def run_demo(
         out: folder to write to, made where it does not exist.
         data: a ``cifar-10-batches-py`` folder, or the one that contains it, for ResNet-20 on
             CIFAR-10; None takes scikit-learn's digits and a small network.
-        seeds: repetitions.
-        epochs: of training; None takes those of the task.
+        seeds, epochs: repetitions, and epochs of training; None takes those of the task.
 
     Raises:
         MissingMatplotlibError: matplotlib is not installed; nothing has been computed then.

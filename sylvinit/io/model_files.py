@@ -91,11 +91,7 @@ def save_weights(model: nn.Module, path: Path) -> None:
 
 
 def write_text(text: str, path: Path) -> None:
-    """Write ``text`` to ``path``; an existing file is replaced when the new one is complete.
-
-    Raises:
-        OptionError: the file cannot be written.
-    """
+    """Write ``text`` to ``path``, replacement and errors as in :func:`save_weights`."""
     _replace(path, lambda unfinished: unfinished.write_text(text + "\n", encoding="utf-8"))
 
 
