@@ -233,18 +233,13 @@ class Options:
             plain[name] = none[0] if value is None and none else _plain(value)
         return plain
 
-    @property
-    def selection(self) -> Selection:
-        """The names that include and exclude let through."""
-        return Selection(self.include, self.exclude)
-
     def selects(self, name: str) -> bool:
         """Whether include and exclude let a module through."""
-        return self.selection.takes(name)
+        return Selection(self.include, self.exclude).takes(name)
 
     def check_patterns(self, layers: list[str], norms: list[str]) -> None:
         """Raise OptionError if a pattern matches no layer or normalization."""
-        self.selection.check([*layers, *norms])
+        Selection(self.include, self.exclude).check([*layers, *norms])
         check_used("code", self.code.patterns, layers)
         check_used("lam", self.lam.patterns, layers)
 

@@ -118,17 +118,11 @@ class Report:
         return json.dumps(self.to_dict(), indent=indent)
 
     def __str__(self) -> str:
-        header: dict[str, str] = {name: name for name in _COLUMNS}
-        rows = [header, *map(_cells, self.layers)]
-        widths = {
-            name: max(len(row.get(name, "")) for row in rows)
-            for name in _COLUMNS
-            if any(name in row for row in rows[1:])
-        }
-        lines = [
-            "  ".join(row.get(name, "").ljust(width) for name, width in widths.items()).rstrip()
-            for row in rows
-        ]
+        cells = [_cells(layer) for layer in self.layers]
+        shown = [name for name in _COLUMNS if any(name in row for row in cells)]
+        rows = [shown, *([row.get(name, "") for name in shown] for row in cells)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
         lines.insert(1, "-" * len(lines[0]))
         lines.append(self._summary())
         for layer in self.layers:

@@ -114,14 +114,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Result:
-    """Everything the experiment measured.
-
-    Attributes:
-        task: its description, as plain values.
-        runs: one for each method and seed.
-        seconds: of the whole experiment.
-        views: by method, of the first seed; not part of :meth:`to_dict`.
-    """
+    """What the experiment measured; ``views`` are the first seed's, and not in :meth:`to_dict`."""
 
     task: dict[str, Any]
     runs: list[Run]

@@ -89,7 +89,6 @@ def resnet20(
         num_classes: outputs of ``fc``.
         widths: channels of each stage, never decreasing.
         blocks: basic blocks a stage; the depth is ``2 * blocks * len(widths) + 2``.
-        in_channels: channels of the images.
 
     Returns:
         The network, with PyTorch's own default weights; modules ``conv1, bn1, blocks.N.conv1, ...,

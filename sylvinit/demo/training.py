@@ -78,20 +78,13 @@ def accuracy(model: nn.Module, samples: Samples, batch_size: int = _EVALUATION_B
     """Share of samples whose highest score is that of their label, in evaluation mode.
 
     The network maps inputs to class scores; its mode is restored. ``batch_size`` changes time and
-    memory only.
-
-    Returns:
-        A number from 0 to 1; ``samples`` must not be empty.
+    memory only. ``samples`` must not be empty.
     """
+    batches = zip(samples.inputs.split(batch_size), samples.labels.split(batch_size), strict=True)
     training = model.training
     model.eval()
     try:
-        correct = sum(
-            int((model(x).argmax(dim=1) == y).sum())
-            for x, y in zip(
-                samples.inputs.split(batch_size), samples.labels.split(batch_size), strict=True
-            )
-        )
+        correct = sum(int((model(x).argmax(dim=1) == y).sum()) for x, y in batches)
     finally:
         model.train(training)
     return correct / len(samples.labels)

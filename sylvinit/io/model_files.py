@@ -96,11 +96,7 @@ def write_text(text: str, path: Path) -> None:
 
 
 def check_output(option: str, path: Path, suffix: str) -> None:
-    """Fail before a computation whose result could not be written to ``path``.
-
-    Raises:
-        OptionError: another suffix, no such folder, or no permission to write there.
-    """
+    """OptionError, before a computation, for another suffix, no folder, or no permission."""
     if path.suffix != suffix:
         raise OptionError(f"{option}: expected a file ending in {suffix}, got {path}.")
     if not path.parent.is_dir():
@@ -110,11 +106,7 @@ def check_output(option: str, path: Path, suffix: str) -> None:
 
 
 def move(model: nn.Module, device: str) -> None:
-    """Move a model to a device.
-
-    Raises:
-        OptionError: there is no such device, or it is full.
-    """
+    """Move a model to a device; OptionError where there is no such device, or it is full."""
     try:
         model.to(torch.device(device))
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA

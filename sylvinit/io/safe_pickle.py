@@ -20,26 +20,22 @@ from sylvinit.errors import DataError
 
 # Data opcodes only. Left out on purpose: INST, OBJ, NEWOBJ and NEWOBJ_EX (build objects), EXT* and
 # PERSID (look up elsewhere), INT, LONG, FLOAT and PUT (text, nothing official uses it).
-_OPCODES = frozenset(
-    {
-        *("PROTO", "FRAME", "STOP", "MARK", "POP", "POP_MARK", "DUP"),
-        *("NONE", "NEWTRUE", "NEWFALSE"),
-        *("BININT", "BININT1", "BININT2", "LONG1", "BINSTRING", "SHORT_BINSTRING"),
-        *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
-        *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
-        *("EMPTY_LIST", "APPEND", "APPENDS", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"),
-        *("EMPTY_DICT", "SETITEM", "SETITEMS", "BINGET", "LONG_BINGET", "BINPUT", "LONG_BINPUT"),
-        *("MEMOIZE", "GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD"),
-    }
-)
+_OPCODES = {
+    *("PROTO", "FRAME", "STOP", "MARK", "POP", "POP_MARK", "DUP"),
+    *("NONE", "NEWTRUE", "NEWFALSE"),
+    *("BININT", "BININT1", "BININT2", "LONG1", "BINSTRING", "SHORT_BINSTRING"),
+    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+    *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+    *("EMPTY_LIST", "APPEND", "APPENDS", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"),
+    *("EMPTY_DICT", "SETITEM", "SETITEMS", "BINGET", "LONG_BINGET", "BINPUT", "LONG_BINPUT"),
+    *("MEMOIZE", "GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD"),
+}
 # An official file uses each of these about six times. The bound keeps nesting shallow: hashing or
 # freeing very deep structures overflows the C stack.
-_NESTING = frozenset(
-    {
-        *("MARK", "EMPTY_LIST", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_DICT"),
-        *("REDUCE", "BUILD"),
-    }
-)
+_NESTING = {
+    *("MARK", "EMPTY_LIST", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_DICT"),
+    *("REDUCE", "BUILD"),
+}
 _MAX_NESTING = 1000
 
 
