@@ -40,7 +40,6 @@ def refuse_tangents() -> None:
 
 
 def differentiable(
-    name: str,
     operator: Any,
     *,
     dimensions: Callable[..., Sequence[int]],
@@ -53,7 +52,7 @@ def differentiable(
     the tensors with the solution in the place of Q.
 
     Args:
-        name, operator: "sylvinit::" and its name, and what torch.library.custom_op returned.
+        operator: what torch.library.custom_op returned.
         dimensions: (tensors, options) -> dimensions of one entry of each tensor; all before these
             are batch dimensions, which broadcast.
         gradients: (solve, saved, options, gradient, whether each is needed) -> those of the first
@@ -73,18 +72,14 @@ def differentiable(
     def backward(ctx: Any, gradient: Tensor, solve: Solve) -> tuple[Tensor | None, ...]:
         needed = ctx.needs_input_grad
         found = gradients(solve, ctx.saved_tensors, ctx.options, gradient, needed)
-        summed = [
-            None if x is None else x.sum_to_size(shape)
-            for x, shape in zip(found, ctx.shapes, strict=False)
-        ]
+        pairs = zip(found, ctx.shapes, strict=False)
+        summed = [None if x is None else x.sum_to_size(shape) for x, shape in pairs]
         return (*summed, *(None,) * (len(needed) - len(summed)))
 
     def align(in_dims: Sequence[int | None], inputs: Sequence[Any]) -> list[Any]:
         tensors = count(inputs)
-        moved = [
-            x if dim is None else x.movedim(dim, 0)
-            for x, dim in zip(inputs[:tensors], in_dims[:tensors], strict=True)
-        ]
+        pairs = zip(inputs[:tensors], in_dims[:tensors], strict=True)
+        moved = [x if dim is None else x.movedim(dim, 0) for x, dim in pairs]
         own = dimensions(moved, inputs[tensors:])
         return [*broadcastable(moved, in_dims, own), *inputs[tensors:]]
 
@@ -118,12 +113,8 @@ def differentiable(
         def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Tensor, int]:
             return Function.apply(*align(in_dims, inputs)), 0
 
-    torch.library.register_autograd(
-        name, lambda ctx, gradient: backward(ctx, gradient, operator), setup_context=setup
-    )
-    torch.library.register_vmap(
-        name, lambda info, in_dims, *inputs: (operator(*align(in_dims, inputs)), 0)
-    )
+    operator.register_autograd(lambda ctx, g: backward(ctx, g, operator), setup_context=setup)
+    operator.register_vmap(lambda info, in_dims, *inputs: (operator(*align(in_dims, inputs)), 0))
 
     # torch.compile records the call as it is and takes it apart below Dynamo, which does not trace
     # an autograd.Function with a forward-mode derivative.

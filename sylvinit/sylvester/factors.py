@@ -9,18 +9,8 @@ from torch import Tensor
 
 from sylvinit.checks import check_choice
 from sylvinit.errors import OptionError, OptionTypeError
-from sylvinit.sylvester import operators
+from sylvinit.sylvester import matrices, operators
 from sylvinit.sylvester.compute import Factors
-from sylvinit.sylvester.matrices import (
-    REAL,
-    STRUCTURES,
-    broadcast,
-    check_alike,
-    check_matrix,
-    check_right_side,
-    check_square,
-    number_like,
-)
 from sylvinit.sylvester.schur import eigenvalues
 
 
@@ -36,11 +26,8 @@ class SylvesterFactors:
     """
 
     def __init__(self, a: Tensor, b: Tensor, factors: Factors, structure: str, form: str) -> None:
-        self.a = a
-        self.b = b
-        self.structure = structure
-        self._factors = factors
-        self._form = form
+        self.a, self.b, self.structure = a, b, structure
+        self._factors, self._form = factors, form
 
     def __repr__(self) -> str:
         return (
@@ -86,10 +73,10 @@ class SylvesterFactors:
         Memory: with tensors for scale or shift, scale B + shift I is formed for each entry.
         """
         k, d = self.a.shape[-1], self.b.shape[-1]
-        q = check_matrix("q", q)
-        check_alike(a=self.a, q=q)
+        q = matrices.check_matrix("q", q)
+        matrices.check_alike(a=self.a, q=q)
         scale, shift = self._number("scale", scale), self._number("shift", shift)
-        check_right_side(q, k, d, self._batch(scale, shift))
+        matrices.check_right_side(q, k, d, self._batch(scale, shift))
         identity = torch.eye(d, dtype=self.b.dtype, device=self.b.device)
         b = scale[..., None, None] * self.b + shift[..., None, None] * identity
         basis_a, core_a, basis_b, core_b = self._factors
@@ -103,10 +90,10 @@ class SylvesterFactors:
 
     def _batch(self, scale: Tensor, shift: Tensor) -> torch.Size:
         batches = {"a": self.a.shape[:-2], "b": self.b.shape[:-2]}
-        return broadcast(**batches, scale=scale.shape, shift=shift.shape)
+        return matrices.broadcast(**batches, scale=scale.shape, shift=shift.shape)
 
     def _number(self, name: str, value: float | Tensor) -> Tensor:
-        real = REAL[self.a.dtype]
+        real = matrices.REAL[self.a.dtype]
         if isinstance(value, Tensor):
             if value.dtype != real:
                 raise OptionTypeError(f"{name} must be {real} like a, got {value.dtype}")
@@ -116,7 +103,7 @@ class SylvesterFactors:
             if operators.is_plain(still) and not bool(still.isfinite().all()):
                 raise OptionError(f"{name} must be finite, got {still.tolist()}")
             return value
-        number = number_like(self.a, name, value)
+        number = matrices.number_like(self.a, name, value)
         if not math.isfinite(value):
             raise OptionError(f"{name} must be finite, got {value}")
         return number
@@ -147,10 +134,10 @@ def sylvester_factor(a: Tensor, b: Tensor, *, assume_a: str = "auto") -> Sylvest
         >>> lams = torch.logspace(-3, 3, 7, dtype=torch.float64)
         >>> w = sylvinit.sylvester_factor(a, b).solve(q, scale=lams)  # (7, k, d)
     """
-    a, b = check_square("a", a), check_square("b", b)
-    structure = check_choice("assume_a", assume_a, STRUCTURES)
-    check_alike(a=a, b=b)
-    broadcast(a=a.shape[:-2], b=b.shape[:-2])
+    a, b = matrices.check_square("a", a), matrices.check_square("b", b)
+    structure = check_choice("assume_a", assume_a, matrices.STRUCTURES)
+    matrices.check_alike(a=a, b=b)
+    matrices.broadcast(a=a.shape[:-2], b=b.shape[:-2])
     still_a, still_b = a.detach(), b.detach()
     structure = operators.seen_structure(still_a, still_b, structure)
     form = "schur" if structure in ("gen", "auto") else "spectral"

@@ -51,11 +51,9 @@ _WORTH_A_THREAD = 1e6
 def threads_for(count: int, k: int, d: int) -> int:
     """Threads over a batch of ``count`` equations of size (k, d)."""
     threads = min(count, torch.get_num_threads())
-    if threads < 2 or 10.0 * count * (k**3 + d**3) < _WORTH_A_THREAD:
-        return 1
-    if count < torch.get_num_threads() and max(k, d) > _SMALL_BATCH_UP_TO:
-        return 1
-    return threads
+    too_little = 10.0 * count * (k**3 + d**3) < _WORTH_A_THREAD
+    few_and_large = count < torch.get_num_threads() and max(k, d) > _SMALL_BATCH_UP_TO
+    return 1 if threads < 2 or too_little or few_and_large else threads
 
 
 @functools.cache
@@ -118,11 +116,9 @@ def decompose(name: str, x: Tensor, form: str) -> tuple[Tensor, Tensor]:
             "tensors to a GPU, or use solve_sylvester_lowrank"
         )
     basis = torch.empty_like(x)
-    core = torch.zeros(  # the off-diagonals fill their rows but for one entry
-        (*x.shape[:-2], *core_shape(form, n, x.dtype)),
-        dtype=core_dtype(form, x.dtype),
-        device="cpu",
-    )
+    shape = (*x.shape[:-2], *core_shape(form, n, x.dtype))
+    # Zeros: the off-diagonals fill their rows but for one entry.
+    core = torch.zeros(shape, dtype=core_dtype(form, x.dtype), device="cpu")
     threads = threads_for(count, n, n)
     options = basis.data_ptr(), core.data_ptr(), x.dtype.is_complex, threads
     with blas_for(threads):
@@ -192,13 +188,11 @@ def solve(
 
 def _flat(tensors: Sequence[Tensor], dimensions: Sequence[int]) -> tuple[list[Tensor], torch.Size]:
     """Tensors with one batch dimension, by the dimensions of one entry; their batch shape."""
-    entries = [x.shape[x.ndim - own :] for x, own in zip(tensors, dimensions, strict=True)]
-    batch = torch.broadcast_shapes(
-        *(x.shape[: x.ndim - own] for x, own in zip(tensors, dimensions, strict=True))
-    )
+    shapes = [(x.shape[:-own], x.shape[-own:]) for x, own in zip(tensors, dimensions, strict=True)]
+    batch = torch.broadcast_shapes(*(own_batch for own_batch, _ in shapes))
     return [
         x.expand(*batch, *entry).reshape(-1, *entry).contiguous()
-        for x, entry in zip(tensors, entries, strict=True)
+        for x, (_, entry) in zip(tensors, shapes, strict=True)
     ], batch
 
 

@@ -93,9 +93,8 @@ def _(a: Tensor, x: Tensor, lam: Tensor) -> tuple[Tensor, ...]:
 def _(
     info: Any, in_dims: tuple[int | None, ...], *inputs: Tensor
 ) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
-    moved = [
-        x if dim is None else x.movedim(dim, 0) for x, dim in zip(inputs, in_dims, strict=True)
-    ]
+    pairs = zip(inputs, in_dims, strict=True)
+    moved = [x if dim is None else x.movedim(dim, 0) for x, dim in pairs]
     a, x, lam = (None if dim is None else 0 for dim in in_dims)
     of_b = 0 if 0 in (x, lam) else None
     return lowrank_factor(*broadcastable(moved, in_dims, (2, 2, 0))), (a, a, x, of_b)
@@ -113,65 +112,11 @@ def lowrank_solve(
     values_b: Tensor,
     checked: bool,
 ) -> Tensor:
-    """W from the factors; lam has a batch shape."""
+    """W by the division of :mod:`spectral`, in the coordinates [F P V, F - F P P^H].
+
+    lam has a batch shape.
+    """
     refuse_tangents()
-    return _compute(a, x, q, lam, (u, values_a, basis, values_b), checked).contiguous()
-
-
-@lowrank_solve.register_fake
-def _(a: Tensor, x: Tensor, q: Tensor, lam: Tensor, *rest: Any) -> Tensor:
-    batch = torch.broadcast_shapes(a.shape[:-2], x.shape[:-2], q.shape[:-2], lam.shape)
-    return q.new_empty((*batch, *q.shape[-2:]))
-
-
-def _gradients(
-    solve: Solve, saved: Any, options: Any, gradient: Tensor, needed: Any
-) -> tuple[Tensor | None, ...]:
-    # B = lam X X^H: with Y the solution for the gradient, grad B = -W^H Y enters through
-    # grad X = lam (grad B + grad B^H) X and grad lam = <grad B, X X^H>.
-    a, x, w, lam, *factors = saved
-    y = solve(a, x, gradient, lam, *factors, False)
-    yx, wx = y @ x, w @ x
-    return (
-        -(y @ w.mH) if needed[0] else None,
-        -(lam[..., None, None] * (w.mH @ yx + y.mH @ wx)) if needed[1] else None,
-        y if needed[2] else None,
-        -(yx.conj() * wx).real.sum((-2, -1)) if needed[3] else None,
-    )
-
-
-def _tangent(solve: Solve, saved: Any, options: Any, tangents: Any) -> Tensor:
-    a, x, w, lam, *factors = saved
-    da, dx, dq, dlam = tangents[:4]
-    right = torch.zeros_like(w) if dq is None else dq.expand_as(w)
-    if da is not None:
-        right = right - da @ w
-    if dx is not None:
-        right = right - lam[..., None, None] * ((w @ dx) @ x.mH + (w @ x) @ dx.mH)
-    if dlam is not None:
-        right = right - dlam[..., None, None] * ((w @ x) @ x.mH)
-    return solve(a, x, right, lam, *factors, False)
-
-
-_solve = differentiable(
-    "sylvinit::sylvester_lowrank_solve",
-    lowrank_solve,
-    dimensions=lambda tensors, options: (2, 2, 2, 0, 2, 1, 2, 1),
-    gradients=_gradients,
-    tangent=_tangent,
-)
-
-
-def _compute(
-    a: Tensor,
-    x: Tensor,
-    q: Tensor,
-    lam: Tensor,
-    factors: tuple[Tensor, Tensor, Tensor, Tensor],
-    checked: bool,
-) -> Tensor:
-    """W by the division of :mod:`spectral`, in the coordinates [F P V, F - F P P^H]."""
-    u, values_a, basis, values_b = factors
     eps = torch.finfo(q.dtype).eps
     a, x, right = widen(a), widen(x), widen(q)
     weight = lam.detach().to(torch.float64)[..., None, None]
@@ -213,7 +158,50 @@ def _compute(
             f"a must be positive semi-definite, but has the eigenvalue {outcome.a.real:.6g}"
         )
     judge(outcome, tuple(batch), eps, checked)
-    return compute.narrow(w, q.dtype, checked, "a, x and q")
+    return compute.narrow(w, q.dtype, checked, "a, x and q").contiguous()
+
+
+@lowrank_solve.register_fake
+def _(a: Tensor, x: Tensor, q: Tensor, lam: Tensor, *rest: Any) -> Tensor:
+    batch = torch.broadcast_shapes(a.shape[:-2], x.shape[:-2], q.shape[:-2], lam.shape)
+    return q.new_empty((*batch, *q.shape[-2:]))
+
+
+def _gradients(
+    solve: Solve, saved: Any, options: Any, gradient: Tensor, needed: Any
+) -> tuple[Tensor | None, ...]:
+    # B = lam X X^H: with Y the solution for the gradient, grad B = -W^H Y enters through
+    # grad X = lam (grad B + grad B^H) X and grad lam = <grad B, X X^H>.
+    a, x, w, lam, *factors = saved
+    y = solve(a, x, gradient, lam, *factors, False)
+    yx, wx = y @ x, w @ x
+    return (
+        -(y @ w.mH) if needed[0] else None,
+        -(lam[..., None, None] * (w.mH @ yx + y.mH @ wx)) if needed[1] else None,
+        y if needed[2] else None,
+        -(yx.conj() * wx).real.sum((-2, -1)) if needed[3] else None,
+    )
+
+
+def _tangent(solve: Solve, saved: Any, options: Any, tangents: Any) -> Tensor:
+    a, x, w, lam, *factors = saved
+    da, dx, dq, dlam = tangents[:4]
+    right = torch.zeros_like(w) if dq is None else dq.expand_as(w)
+    if da is not None:
+        right = right - da @ w
+    if dx is not None:
+        right = right - lam[..., None, None] * ((w @ dx) @ x.mH + (w @ x) @ dx.mH)
+    if dlam is not None:
+        right = right - dlam[..., None, None] * ((w @ x) @ x.mH)
+    return solve(a, x, right, lam, *factors, False)
+
+
+_solve = differentiable(
+    lowrank_solve,
+    dimensions=lambda tensors, options: (2, 2, 2, 0, 2, 1, 2, 1),
+    gradients=_gradients,
+    tangent=_tangent,
+)
 
 
 def _weight(lam: float | Tensor, a: Tensor) -> Tensor:

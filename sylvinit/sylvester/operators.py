@@ -109,7 +109,6 @@ def _tangent(solve: Solve, saved: Any, options: Any, tangents: Any) -> Tensor:
 
 
 _solve = differentiable(
-    "sylvinit::sylvester_solve",
     sylvester_solve,
     dimensions=_dimensions,
     gradients=_gradients,

@@ -126,10 +126,8 @@ def judge(outcome: Outcome, batch: tuple[int, ...], eps: float, checked: bool = 
 
 def _callers_level() -> int:
     """The stacklevel of the caller outside this package and torch, whose dispatcher adds frames."""
-    inside = tuple(
-        os.path.join(os.path.dirname(path), "")
-        for path in (os.path.dirname(__file__), torch.__file__)
-    )
+    paths = os.path.dirname(__file__), torch.__file__
+    inside = tuple(os.path.join(os.path.dirname(path), "") for path in paths)
     frame, level = sys._getframe(1), 1
     while frame.f_back is not None and frame.f_code.co_filename.startswith(inside):
         frame, level = frame.f_back, level + 1

@@ -6,16 +6,8 @@ import torch
 from torch import Tensor
 
 from sylvinit.checks import check_choice
-from sylvinit.sylvester import operators
+from sylvinit.sylvester import matrices, operators
 from sylvinit.sylvester.direct import solve_directly
-from sylvinit.sylvester.matrices import (
-    STRUCTURES,
-    broadcast,
-    check_alike,
-    check_matrix,
-    check_right_side,
-    check_square,
-)
 from sylvinit.sylvester.rounding import frobenius_norm, relative_residual
 
 
@@ -63,15 +55,16 @@ def solve_sylvester(a: Tensor, b: Tensor, q: Tensor, *, assume_a: str = "auto") 
         >>> sylvinit.solve_sylvester(a, b, torch.tensor([[6.0]]))
         tensor([[2.]])
     """
-    a, b, q = check_square("a", a), check_square("b", b), check_matrix("q", q)
-    structure = check_choice("assume_a", assume_a, STRUCTURES)
+    a, b = matrices.check_square("a", a), matrices.check_square("b", b)
+    q = matrices.check_matrix("q", q)
+    structure = check_choice("assume_a", assume_a, matrices.STRUCTURES)
     if structure != "gen":
         x = solve_directly(a, b, q, structure)
         if x is not None:
             return x
-    check_alike(a=a, b=b, q=q)
-    batch = broadcast(a=a.shape[:-2], b=b.shape[:-2])
-    check_right_side(q, a.shape[-1], b.shape[-1], batch)
+    matrices.check_alike(a=a, b=b, q=q)
+    batch = matrices.broadcast(a=a.shape[:-2], b=b.shape[:-2])
+    matrices.check_right_side(q, a.shape[-1], b.shape[-1], batch)
     return operators.solve(a, b, q, structure)
 
 
@@ -94,12 +87,12 @@ def sylvester_residual(a: Tensor, b: Tensor, q: Tensor, x: Tensor) -> Tensor:
         OptionTypeError: not tensors, an integer dtype, or different dtypes.
         MatrixError: shapes do not fit, or different devices.
     """
-    a, b = check_square("a", a), check_square("b", b)
-    q, x = check_matrix("q", q), check_matrix("x", x)
-    check_alike(a=a, b=b, q=q, x=x)
-    batch = broadcast(a=a.shape[:-2], b=b.shape[:-2])
-    check_right_side(q, a.shape[-1], b.shape[-1], batch)
-    check_right_side(x, a.shape[-1], b.shape[-1], batch, name="x")
+    a, b = matrices.check_square("a", a), matrices.check_square("b", b)
+    q, x = matrices.check_matrix("q", q), matrices.check_matrix("x", x)
+    matrices.check_alike(a=a, b=b, q=q, x=x)
+    batch = matrices.broadcast(a=a.shape[:-2], b=b.shape[:-2])
+    matrices.check_right_side(q, a.shape[-1], b.shape[-1], batch)
+    matrices.check_right_side(x, a.shape[-1], b.shape[-1], batch, name="x")
     wide = torch.complex128 if a.dtype.is_complex else torch.float64
     a, b, q, x = a.to(wide), b.to(wide), q.to(wide), x.to(wide)
     return relative_residual(a @ x + x @ b - q, frobenius_norm(a) + frobenius_norm(b), x, q)
