@@ -28,8 +28,6 @@ from sylvinit.moments.fused import patch_gram
 from sylvinit.moments.fused_layout import PatchLayout
 from sylvinit.moments.sums import mirrored, row_products
 
-_TORCH_MODES = {"zeros": "constant"}
-
 
 def correlation_is_cheaper(
     geometry: PatchGeometry, in_size: tuple[int, ...], channels: int
@@ -58,13 +56,10 @@ def correlation_is_cheaper(
 
 def pad_channels_last(x: Tensor, geometry: PatchGeometry) -> Tensor:
     """The padded activation as a contiguous tensor (entries, *padded spatial, channels)."""
-    pads = [
-        amount
-        for axis in reversed(range(len(geometry.kernel)))
-        for amount in (geometry.pad_before[axis], geometry.pad_after[axis])
-    ]
+    by_axis = list(zip(geometry.pad_before, geometry.pad_after, strict=True))
+    pads = [amount for pair in reversed(by_axis) for amount in pair]
     if any(pads):
-        mode = _TORCH_MODES.get(geometry.padding_mode, geometry.padding_mode)
+        mode = "constant" if geometry.padding_mode == "zeros" else geometry.padding_mode
         x = F.pad(x, pads, mode=mode)
     return x.movedim(1, -1).contiguous()
 
@@ -78,14 +73,13 @@ def window_sums(padded: Tensor, geometry: PatchGeometry, outputs: tuple[int, ...
     axes = tuple(range(padded.ndim - 1 - dims, padded.ndim - 1))
     sums: list[Tensor] = []
     for tap in product(*(range(k) for k in geometry.kernel)):
-        window = [slice(None)] * padded.ndim
-        for axis, index, size, dilation, stride in zip(
-            axes, tap, outputs, geometry.dilation, geometry.stride, strict=True
-        ):
-            begin = index * dilation
-            window[axis] = slice(begin, begin + (size - 1) * stride + 1, stride)
+        begins = [index * dilation for index, dilation in zip(tap, geometry.dilation, strict=True)]
+        window = [
+            slice(begin, begin + (size - 1) * stride + 1, stride)
+            for begin, size, stride in zip(begins, outputs, geometry.stride, strict=True)
+        ]
         # Pairwise over a line; over all lines at once torch would sum them one after the other.
-        lines = padded[tuple(window)].sum(dim=-2, keepdim=True)
+        lines = padded[(..., *window, slice(None))].sum(dim=-2, keepdim=True)
         sums.append(lines.sum(dim=axes, dtype=torch.float64))
     return torch.stack(sums, dim=-2)
 
@@ -164,19 +158,16 @@ def _border(
         (pixels of the flattened activation sorted by cell, the end of every cell in them, and a
         float64 matrix (taps, cells) that is 1 where the cell lies outside the tap's window).
     """
-    cell_of_axis: list[Tensor] = []
-    inside_of_axis: list[Tensor] = []
+    cell, inside = torch.zeros((), dtype=torch.int64), torch.ones((1, 1), dtype=torch.bool)
     for extent, length, kernel, dilation in zip(
         size, outputs, geometry.kernel, geometry.dilation, strict=True
     ):
         begins = [tap * dilation for tap in range(kernel)]
         edges = torch.tensor(sorted({0, *begins, *(begin + length for begin in begins)} - {extent}))
-        cell_of_axis.append(torch.bucketize(torch.arange(extent), edges, right=True) - 1)
+        cells = torch.bucketize(torch.arange(extent), edges, right=True) - 1
         start = torch.tensor(begins)[:, None]
-        inside_of_axis.append((edges >= start) & (edges < start + length))
-    cell, inside = torch.zeros((), dtype=torch.int64), torch.ones((1, 1), dtype=torch.bool)
-    for cells, within in zip(cell_of_axis, inside_of_axis, strict=True):
-        cell = cell[..., None] * within.shape[1] + cells
+        within = (edges >= start) & (edges < start + length)
+        cell = cell[..., None] * len(edges) + cells
         inside = (inside[:, None, :, None] & within[None, :, None, :]).flatten(2).flatten(0, 1)
     partial = ~inside.all(dim=0)
     pixel = partial[cell.flatten()].nonzero().flatten()
@@ -205,8 +196,7 @@ def _strip_products(
     alone = partner >= len(flat)
     right = flat.index_select(0, partner.masked_fill(alone, 0))
     right = right.masked_fill(alone[:, None, None], 0) if shift else right
-    begins = [0, *ends][: len(ends)]
-    parts = [_product(left[a:b], right[a:b]) for a, b in zip(begins, ends, strict=True)]
+    parts = [_product(left[a:b], right[a:b]) for a, b in zip([0, *ends], ends, strict=False)]
     width = flat.shape[2]
     empty = flat.new_zeros((0, flat.shape[1], width, width), dtype=torch.float64)
     return torch.stack(parts) if parts else empty

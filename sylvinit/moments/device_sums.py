@@ -45,9 +45,7 @@ class PatchAccumulator:
         self.classes, self.tap_major, self.arithmetic = classes, tap_major, arithmetic
         self.n = 0
         self._taps = 1
-        self._gram: Tensor | None = None
-        self._shift: Tensor | None = None
-        self._status: Tensor | None = None
+        self._held: tuple[Tensor, Tensor, Tensor] | None = None  # Gram matrix, shift, status
 
     def add(
         self,
@@ -64,17 +62,18 @@ class PatchAccumulator:
         layout = replace(layout, rows=layout.features(x) + 1)
         numbers = layout.numbers()
         n = layout.patches(x, entry)
-        if self._gram is None or self._shift is None or self._status is None:
+        if self._held is None:
             size = columns(x, layout, self.classes, None)
             shape = (layout.groups, layout.rows, size)
             with memory_for(f"a Gram matrix {shape} in float64", 8 * prod(shape)):
-                self._gram = torch.zeros(shape, dtype=torch.float64, device=x.device)
-            self._status = torch.zeros(1, dtype=torch.int32, device=x.device)
+                gram = torch.zeros(shape, dtype=torch.float64, device=x.device)
+            status = torch.zeros(1, dtype=torch.int32, device=x.device)
             self._taps = layout.taps
-            self._shift = patch_mean(x, numbers, min(n, _SHIFT_PATCHES), entry, position)
-        beside = (self._shift, labels, self.classes, None)
-        patches = (entry, position, numbers)
-        patch_gram(x, self._gram, self._status, *beside, *patches, self.arithmetic)
+            shift = patch_mean(x, numbers, min(n, _SHIFT_PATCHES), entry, position)
+            self._held = gram, shift, status
+        gram, shift, status = self._held
+        beside = (shift, labels, self.classes, None)
+        patch_gram(x, gram, status, *beside, entry, position, numbers, self.arithmetic)
         self.n += n
 
     def sums(self) -> RowSums:
@@ -84,23 +83,24 @@ class PatchAccumulator:
             LabelError: a label was out of range.
             DataError: nothing was added, or a listed patch does not exist.
         """
-        if self._gram is None or self._shift is None or self._status is None:
+        if self._held is None:
             raise DataError("no patches have been added to this accumulator")
-        status = int(self._status)
+        gram, shift, flags = self._held
+        status = int(flags)
         if status & 1:
             raise LabelError(f"labels must lie in [0, {self.classes}); some do not")
         if status:
             raise DataError("a listed patch does not exist in the activation")
-        d, order = self._shift.shape[1], slice(None)
+        d, order = shift.shape[1], slice(None)
         if not self.tap_major:
-            order = torch.arange(d, device=self._gram.device).view(-1, self._taps).T.flatten()
-        rows = self._gram[:, :d]
+            order = torch.arange(d, device=gram.device).view(-1, self._taps).T.flatten()
+        rows = gram[:, :d]
         return RowSums(
             self.n,
             rows[:, order, d],
             mirrored(rows[:, :, :d])[:, order][:, :, order],
-            self._shift[:, order],
-            self._gram[0, d, d + 1 :].clone() if self.classes else None,
+            shift[:, order],
+            gram[0, d, d + 1 :].clone() if self.classes else None,
             rows[:, order, d + 1 :].mT if self.classes else None,
             unit_roundoff(self.arithmetic),
         )

@@ -130,16 +130,12 @@ def _(*arguments: Any) -> None:
 @patch_gram.register_kernel("cuda")
 def _(x: Tensor, *arguments: Any) -> None:
     where = _check(x, *arguments)
+    *tensors, _, arithmetic = arguments
     with torch.cuda.device(x.device):
-        launch_gram(
-            _module(),
-            x,
-            *arguments[:-2],
-            layout=where,
-            arithmetic=arguments[-1],
-            multiprocessors=torch.cuda.get_device_properties(x.device).multi_processor_count,
-            stream=torch.cuda.current_stream(x.device).cuda_stream,
-        )
+        stream = torch.cuda.current_stream(x.device).cuda_stream
+        count = torch.cuda.get_device_properties(x.device).multi_processor_count
+        options = {"multiprocessors": count, "stream": stream}
+        launch_gram(_module(), x, *tensors, layout=where, arithmetic=arithmetic, **options)
 
 
 def launch_gram(
@@ -299,13 +295,10 @@ def _reference_rows(
     width = int(np.prod(layout.out_size))
     if entry is None or position is None:
         per_sample = layout.entries_per_sample
-        samples = np.arange(x.shape[0] // per_sample)
-        row, place, _ = choose_positions(
-            layout.key,
-            layout.first_sample + samples,
-            np.full(len(samples), per_sample * width),
-            layout.draws or per_sample * width,
-        )
+        samples = layout.first_sample + np.arange(x.shape[0] // per_sample)
+        available = np.full(len(samples), per_sample * width)
+        draws = layout.draws or per_sample * width
+        row, place, _ = choose_positions(layout.key, samples, available, draws)
         owner = torch.from_numpy(row)
         entry = torch.from_numpy(row * per_sample + place // width)
         position = torch.from_numpy(place % width)

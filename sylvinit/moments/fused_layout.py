@@ -99,31 +99,15 @@ class PatchLayout:
         """The inverse of :meth:`numbers`."""
         triples = [tuple(numbers[i : i + AXES]) for i in range(0, 5 * AXES, AXES)]
         mode, transposed, groups, tap_major, entries, first, draws = numbers[5 * AXES : -4]
-        return cls(
-            *triples,
-            padding_mode=mode,
-            transposed=bool(transposed),
-            groups=groups,
-            tap_major=bool(tap_major),
-            entries_per_sample=entries,
-            first_sample=first,
-            draws=draws,
-            key=(numbers[-4], numbers[-3]),
-            first_row=numbers[-2],
-            rows=numbers[-1],
-        )
+        flags = mode, bool(transposed), groups, bool(tap_major)
+        key, wanted = tuple(numbers[-4:-2]), numbers[-2:]
+        attributes: list[Any] = [*triples, *flags, entries, first, draws, key, *wanted]
+        return cls(*attributes)
 
     def geometry(self) -> PatchGeometry:
         """The geometry, with three axes; padding after the input does not show in it."""
-        return PatchGeometry(
-            self.kernel,
-            self.stride,
-            self.dilation,
-            self.pad_before,
-            self.pad_before,
-            PADDING_MODES[self.padding_mode],
-            self.transposed,
-        )
+        axes = self.kernel, self.stride, self.dilation, self.pad_before, self.pad_before
+        return PatchGeometry(*axes, PADDING_MODES[self.padding_mode], self.transposed)
 
     def arguments(
         self, module: Any, x: Tensor, entry: Tensor | None = None, position: Tensor | None = None

@@ -15,10 +15,7 @@ _TABLE_ENTRIES = 2**18
 
 
 def _taps(
-    geometry: PatchGeometry,
-    in_size: tuple[int, ...],
-    out_size: tuple[int, ...],
-    position: Tensor,
+    geometry: PatchGeometry, in_size: tuple[int, ...], out_size: tuple[int, ...], position: Tensor
 ) -> Tensor:
     """Flat input coordinate of every tap of every patch, int64 (n, taps); -1 is outside."""
     flat = position.new_zeros((len(position), 1))

@@ -81,9 +81,8 @@ def add_patches(moments: PatchMoments, source: PatchSource, arithmetic: str | No
     if _correlation_fits(source):
         _correlate(moments, source, arithmetic)
         if moments.reservoir_size:
-            sample, entry, position, priority = source.rows.draw(
-                source.key, source.start, _RESERVOIR_DRAWS
-            )
+            drawn = source.rows.draw(source.key, source.start, _RESERVOIR_DRAWS)
+            sample, entry, position, priority = drawn
             gathered = source.gather(entry, position)
             moments.offer(gathered, to_device(priority, gathered.device), source.labels_of(sample))
     elif not (arithmetic and _add_fused(moments, source, arithmetic)):

@@ -106,10 +106,9 @@ class LayerStatistics:
     def group(self, index: int) -> LayerStatistics:
         """The statistics of one group, still with a leading axis of length 1."""
         part = slice(index, index + 1)
-        tensors = ("mean", "covariance", "basis", "class_means", "reservoir")
-        picked = {
-            name: getattr(self, name)[part] for name in tensors if getattr(self, name) is not None
-        }
+        names = ("mean", "covariance", "basis", "class_means", "reservoir")
+        tensors = {name: getattr(self, name) for name in names}
+        picked = {name: x[part] for name, x in tensors.items() if x is not None}
         if self.samples is not None:
             picked["samples"] = self.samples.group(index)
         if self._spectrum is not None:
@@ -187,14 +186,6 @@ def _in_basis(moments: PatchMoments, backend: Backend, basis: Tensor | None) -> 
         covariance = centered.mT @ centered / rows.shape[1]
         counts, means = moments.column_classes() or (None, None)
         means = None if means is None else means @ basis.mT
-    return LayerStatistics(
-        n=moments.n,
-        mean=mean,
-        covariance=covariance,
-        eps=torch.finfo(torch.float64).eps,
-        rows_eps=moments.rows_eps,
-        backend=backend,
-        basis=basis,
-        class_counts=counts,
-        class_means=means,
-    )
+    eps, rows_eps = torch.finfo(torch.float64).eps, moments.rows_eps
+    needed = moments.n, mean, covariance, eps, rows_eps, backend
+    return LayerStatistics(*needed, basis=basis, class_counts=counts, class_means=means)

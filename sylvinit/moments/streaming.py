@@ -250,9 +250,8 @@ class PatchMoments:
     def class_means(self) -> Tensor | None:
         """Mean row of every class, float64 (groups, classes, d_in), zero for absent classes."""
         self._finished()
-        if self._class_counts_and_sums is None:
-            return None
-        return _class_means(*self._class_counts_and_sums)
+        held = self._class_counts_and_sums
+        return None if held is None else _class_means(*held)
 
     def reservoir(self) -> Tensor | None:
         """A uniform random sample of the rows, (groups, rows, d_in), or None."""
@@ -278,8 +277,7 @@ class PatchMoments:
         other = PatchMoments(
             self.d_in, groups=self.groups, classes=self.classes, precision=self.precision
         )
-        other._eps, other._rows_eps = self._eps, self._rows_eps
-        other._merged = self._merged
+        other._eps, other._rows_eps, other._merged = self._eps, self._rows_eps, self._merged
         if self._mean_and_scatter is not None:
             mean, scatter = self._mean_and_scatter
             both = scatter.unflatten(2, shape).unflatten(1, shape)
