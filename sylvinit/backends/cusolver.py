@@ -218,9 +218,6 @@ class _Attempt:
         """Eigenvectors (batch, n, n) as columns, a view of what the routine wrote as rows."""
         return self._rows.mT
 
-    def results(self) -> tuple[Tensor, ...]:
-        return self._rows, self.values, self.info
-
 
 class _Decomposition:
     """The decomposition of a tensor of matrices, from scaling to a checked result."""
@@ -236,7 +233,8 @@ class _Decomposition:
         self._attempt.run()
 
     def used_by(self, stream: Any) -> None:
-        for x in (self._scaled, self._scale, *self._attempt.results()):
+        attempt = self._attempt
+        for x in (self._scaled, self._scale, attempt.vectors, attempt.values, attempt.info):
             x.record_stream(stream)
 
     def result(self, notes: list[str] | None) -> Pair:

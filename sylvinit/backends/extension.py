@@ -49,10 +49,8 @@ def reason() -> str:
         )
     if not torch.cuda.is_available():
         return "torch finds no GPU, or no driver that fits"
-    capabilities = [
-        torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())
-    ]
-    if not any(supports(capability) for capability in capabilities):
+    capabilities = [*map(torch.cuda.get_device_capability, range(torch.cuda.device_count()))]
+    if not any(map(supports, capabilities)):
         found = ", ".join(sorted({f"{major}.{minor}" for major, minor in capabilities}))
         return (
             f"no GPU of a supported architecture: built for {module.ARCHITECTURES}, found {found}; "
@@ -99,10 +97,9 @@ def verification() -> str:
 
     sylvinit/backends/verified.json lists the runs as {csrc, device, date}.
     """
-    text = (
-        resources.files("sylvinit.backends").joinpath("verified.json").read_text(encoding="utf-8")
-    )
-    runs = [run for run in json.loads(text) if module is None or run["csrc"] == module.CSRC_HASH]
+    file = resources.files("sylvinit.backends") / "verified.json"
+    runs = json.loads(file.read_text(encoding="utf-8"))
+    runs = [run for run in runs if module is None or run["csrc"] == module.CSRC_HASH]
     built = "" if module is None else f" (csrc {module.CSRC_HASH})"
     if not runs:
         return f"not yet verified on a GPU at this version{built}"

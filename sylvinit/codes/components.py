@@ -90,8 +90,7 @@ class PCA:
         spectrum = stats.backend.eigh(stats.second_moment(), stats.notes)
         # The mean part of E[x x^T] is exact to float64: it does not blur the small components.
         threshold = stats.threshold() + stats.threshold(spectrum[0])
-        encoder = top_eigenvectors(stats, spectrum, k, threshold)
-        return Latent.affine(stats, encoder)
+        return Latent.affine(stats, top_eigenvectors(stats, spectrum, k, threshold))
 
 
 @dataclass(frozen=True)

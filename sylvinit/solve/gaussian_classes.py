@@ -80,12 +80,8 @@ def fit_gaussian(
     ridge, loss = ridges[-1], math.inf
     if len(chosen):
         own = counts[labels[chosen]]
-        rows = _LeftOut(
-            residual[chosen] @ basis,
-            labels[chosen],
-            rise=own / (own - 1),
-            downdate=own / (own - 1) / freedom,
-        )
+        rise = own / (own - 1)
+        rows = _LeftOut(residual[chosen] @ basis, labels[chosen], rise, rise / freedom)
         about_center = means - means.mean(dim=0)  # scores depend on differences alone
         at_once = max(_MOST_SCORES // (len(chosen) * classes), 1)
         losses = torch.cat(

@@ -46,7 +46,6 @@ def refine_logistic(
         weight, bias: float64 (classes, d) and (classes,), V_0; so are the results.
         strength: tau / d, in rows: how much the given classifier counts. (A weight of more
             entries fits more of what is accident in the same rows.)
-        steps: how many.
         spectrum: eigenvalues (d,), ascending, and eigenvectors (d, d) of the covariance of x,
             divided by n, if they are at hand.
         precision: of the probabilities and of their sums over the rows, most of the work; the
