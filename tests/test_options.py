@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 import sylvinit
 from sylvinit.codes import PCA
+from sylvinit.errors import OptionError, OptionTypeError
 from sylvinit.options import Options
 
 X, Y = images(30)
@@ -54,6 +55,18 @@ def test_every_keyword_is_an_option_and_the_other_way_round() -> None:
 @pytest.mark.parametrize("lam", [np.float32(2.0), np.int64(2), torch.tensor([2])])
 def test_numbers_of_other_libraries(lam: Any) -> None:
     assert sylvinit.initialize_(mlp(), (ROWS, Y), dry_run=True, lam=lam)["0"].lam == 2.0
+
+
+@pytest.mark.parametrize("gain", ["half", float("nan"), float("inf"), 1e300, 10**400])
+def test_gains_out_of_their_domain(gain: object) -> None:
+    with pytest.raises(OptionError, match=r"branch_gain must be .*, or 'depth', 'none' or None"):
+        sylvinit.initialize_(nn.Linear(2, 2), torch.randn(4, 2), branch_gain=gain)
+
+
+@pytest.mark.parametrize("gain", [[1.0], True])
+def test_gains_of_the_wrong_type(gain: object) -> None:
+    with pytest.raises(OptionTypeError, match="branch_gain must be a number, or 'depth'"):
+        sylvinit.initialize_(nn.Linear(2, 2), torch.randn(4, 2), branch_gain=gain)
 
 
 # -------------------------------------------------------------------------------------------- names
