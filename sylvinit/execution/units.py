@@ -73,9 +73,10 @@ class LayerUnit:
         begin = time.perf_counter()
         layer, x = arrival.point, arrival.x
         rule = self._rules.of(layer, arrival.call, batch)
-        if self._row_to_sample is None and rule is None:
+        seen = self._row_to_sample is None  # else it is the caller's word
+        if seen and rule is None:
             self._row_note = "its rows belong to no sample: all are taken"
-        elif rule is not None and rule.outer > 1:
+        elif seen and rule is not None and rule.outer > 1:
             row = "j" if rule.inner == 1 else f"(j // {rule.inner})"
             self._row_note = f"row j belongs to sample {row} mod N, for N samples"
         self._inputs.add(

@@ -94,6 +94,10 @@ def test_the_report_says_so(order: str, note: str | None) -> None:
     report = sylvinit.initialize_(Folded(*ORDERS[order][:2]), (TOKENS, Y), microbatch=10)
     notes = " ".join(report["first"].notes)
     assert (note in notes) if note else ("row j" not in notes)
+    given = sylvinit.initialize_(  # whose the rows are is the caller's word then
+        Folded(*ORDERS[order][:2]), (TOKENS, Y), microbatch=10, row_to_sample=lambda *_: None
+    )
+    assert "row j" not in " ".join(given["first"].notes)
 
 
 @pytest.mark.parametrize("order", ORDERS)
