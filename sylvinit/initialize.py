@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from sylvinit.codes import Code
 from sylvinit.errors import ModelError, SylvinitWarning
-from sylvinit.execution.batches import Batch, call_model, read_batches
+from sylvinit.execution.batches import Batch, Forward, read_batches
 from sylvinit.execution.guard import CallerModes, ModelGuard
 from sylvinit.execution.row_rules import find_row_rules
 from sylvinit.execution.schedule import solve_in_order
@@ -194,21 +194,17 @@ def _initialize(model: nn.Module, data: Any, options: Options) -> Report:
     begin = time.perf_counter()
     model = check_module(model)
     caller = CallerModes.present()
-    device = device_of(model)
+    forward = Forward(model, device_of(model), options.forward_fn)
     with ModelGuard(model) as guard:
         batches = read_batches(data, microbatch=options.microbatch, max_samples=options.max_samples)
-
-        def call(batch: Batch) -> Any:
-            return call_model(model, batch, device, options.forward_fn)
-
-        survey = survey_model(model, batches[0], call, caller, guard)
+        survey = survey_model(model, batches[0], forward, caller, guard)
         options.check_patterns(*survey.point_names())
         if not survey.layers:
             raise ModelError(
                 "the forward pass reached no layer that can be solved (Linear, Conv, "
                 "MultiheadAttention, ...); register its type with sylvinit.register_layer"
             )
-        rules = find_row_rules(survey, batches, call, caller, guard)
+        rules = find_row_rules(survey, batches, forward, caller, guard)
         worklist = Worklist(survey, options, batches, rules)
         tasks = worklist.in_order()
         if options.dry_run:
@@ -224,7 +220,7 @@ def _initialize(model: nn.Module, data: Any, options: Options) -> Report:
 
                 recompute = options.storage == "recompute"
                 reports = solve_in_order(
-                    survey, worklist, batches, call, caller, guard, recompute, done
+                    survey, worklist, batches, forward, caller, guard, recompute, done
                 )
         report = _report(survey, worklist, reports, options)
         report.samples = sum(batch.size for batch in batches)

@@ -10,11 +10,12 @@ from torch import nn
 
 from sylvinit.checks import check_count, check_seed
 from sylvinit.errors import DataError, ModelError, NonFiniteError
-from sylvinit.execution.batches import Batch, ForwardFn, call_model, read_batches
+from sylvinit.execution.batches import Batch, Forward, read_batches
 from sylvinit.execution.guard import CallerModes, ModelGuard, forward_modes, plain_modes
 from sylvinit.model import ConvLayer, layers_of
 from sylvinit.model.modules import check_module, clean_name, device_of, refuse_lazy
 from sylvinit.moments.collect import InputCollector
+from sylvinit.options import ForwardFn
 from sylvinit.priors.matrix import FilterCorrelation, spatial_correlation
 
 
@@ -60,7 +61,7 @@ def input_correlation(
     """
     model = check_module(model)
     refuse_lazy(model)
-    device = device_of(model)
+    forward = Forward(model, device_of(model), forward_fn)
     count = None if patches == "all" else check_count("patches", patches, "or 'all'")
     for argument, value in (("microbatch", microbatch), ("max_samples", max_samples)):
         if value is not None:
@@ -81,7 +82,7 @@ def input_correlation(
             for watch in watches:
                 watch.batch, watch.calls = batch, 0
             with forward_modes(caller):
-                call_model(model, batch, device, forward_fn)
+                forward(batch)
     found = {watch.layer.name: watch.result() for watch in watches if watch.inputs.moments}
     if not found:
         raise ModelError(
