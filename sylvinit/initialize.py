@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from sylvinit.codes import Code
 from sylvinit.errors import ModelError, SylvinitWarning
-from sylvinit.execution.batches import Batch, Forward, read_batches
+from sylvinit.execution.batches import Forward, Padding, read_batches
 from sylvinit.execution.guard import CallerModes, ModelGuard
 from sylvinit.execution.row_rules import find_row_rules
 from sylvinit.execution.schedule import solve_in_order
@@ -22,7 +22,7 @@ from sylvinit.execution.units import LayerUnit
 from sylvinit.execution.worklist import Task, Worklist
 from sylvinit.model.modules import check_module, device_of
 from sylvinit.moments.rows import RowToSample
-from sylvinit.options import ForwardFn, Options, PresetName
+from sylvinit.options import ForwardFn, Options, PaddingMask, PresetName
 from sylvinit.report import LayerReport, Report
 
 _log = logging.getLogger(__name__)
@@ -65,6 +65,7 @@ def initialize_(
     dry_run: bool = False,
     forward_fn: ForwardFn | None = None,
     row_to_sample: RowToSample | None = None,
+    padding_mask: PaddingMask | None = None,
 ) -> Report:
     """Initialize a network from its data, in place, layer by layer in execution order.
 
@@ -75,12 +76,18 @@ def initialize_(
 
     Args:
         model: any module. Wrappers (torch.compile, DataParallel) are looked through.
-        data: a tensor, a 2-tuple (inputs, labels), a mapping of keyword arguments, or an iterable
-            of such batches, read once. Labels are int64 (samples,). Mappings and named tuples hold
-            them under "labels", "label", "targets", "target" or "y"; other targets in a mapping
-            (those of a language model) are used only by a code that needs them. An
-            "attention_mask" in a mapping drops padding tokens. The first two samples decide which
-            layers are solved and how many calls of each are waited for.
+        data: a tensor, a 2-tuple (inputs, labels), a mapping of keyword arguments, an iterable of
+            such batches, read once, or a map-style dataset (torch's, Hugging Face's) of samples,
+            read in order. Inputs are a tensor, a tuple of arguments, or a list with one tensor for
+            each label (detection, bags of instances), which the model is given as a list; where
+            all of them are as long as the labels in the first batch, they are arguments.
+            Labels are integers (samples,) or (samples, 1). Mappings and named tuples hold them
+            under "labels", "label", "targets", "target" or "y"; other targets in a mapping (those
+            of a language model) are used only by a code that needs them. Labels in a mapping reach
+            the model where its forward requires them: as an argument without a default, or as the
+            tokens of a decoder that is given no other input; ``forward_fn`` always gets them. The
+            first two samples decide which layers are solved and how many calls of each are waited
+            for.
         preset: the values of code, head_code, lam, patches, rescale and branch_gain where they are
             not given.
             "best": PCA codes, one-hot for the head, lam 10, 10 patches, rows scaled to unit output
@@ -136,13 +143,20 @@ def initialize_(
             with one of them replaced, and the rows that change are that sample's (batch first, time
             first, windows, frames and views in the batch). Where rows follow no rule, codes without
             labels take all of them.
+        padding_mask: which tokens are padding, and dropped: the name of an input (a key of a
+            mapping, an argument of the forward), or a function of the inputs. A mask (samples,
+            length) is true at real tokens, or at padding if its name ends in "padding_mask", as
+            torch.nn has it; integers (samples,) are lengths. None: the "attention_mask" of a
+            mapping, if it has that shape. A layer's rows are dropped where each sample has as many
+            as the mask is long.
 
     Returns:
         A :class:`sylvinit.Report`; print it.
 
     Raises:
         OptionError, OptionTypeError: an argument is out of its domain or of the wrong type.
-        DataError, LabelError: the data are empty, not finite or inconsistent; labels are missing.
+        DataError, LabelError: the data are empty, not finite, inconsistent or not what the model
+            takes; labels are missing.
         ModelError: meta device, mixed devices, no layer that can be solved, no such head.
         RowLayoutError: a code needs labels for rows that do not follow the samples.
         NonFiniteError: NaN or Inf appeared in an activation.
@@ -171,6 +185,7 @@ def initialize_head_(
     dry_run: bool = False,
     forward_fn: ForwardFn | None = None,
     row_to_sample: RowToSample | None = None,
+    padding_mask: PaddingMask | None = None,
 ) -> Report:
     """Solve only the classifier, from the features that the rest of the network already provides.
 
@@ -196,7 +211,14 @@ def _initialize(model: nn.Module, data: Any, options: Options) -> Report:
     caller = CallerModes.present()
     forward = Forward(model, device_of(model), options.forward_fn)
     with ModelGuard(model) as guard:
-        batches = read_batches(data, microbatch=options.microbatch, max_samples=options.max_samples)
+        padding = Padding(options.padding_mask)
+        batches = read_batches(
+            data,
+            forward,
+            padding=padding,
+            microbatch=options.microbatch,
+            max_samples=options.max_samples,
+        )
         survey = survey_model(model, batches[0], forward, caller, guard)
         options.check_patterns(*survey.point_names())
         if not survey.layers:
@@ -206,6 +228,8 @@ def _initialize(model: nn.Module, data: Any, options: Options) -> Report:
             )
         rules = find_row_rules(survey, batches, forward, caller, guard)
         worklist = Worklist(survey, options, batches, rules)
+        if padding.warning is not None and options.row_to_sample is None:
+            worklist.warnings.append(padding.warning)
         tasks = worklist.in_order()
         if options.dry_run:
             reports = {id(task): _planned(task) for task in tasks}
@@ -225,7 +249,8 @@ def _initialize(model: nn.Module, data: Any, options: Options) -> Report:
         report = _report(survey, worklist, reports, options)
         report.samples = sum(batch.size for batch in batches)
         report.seconds = time.perf_counter() - begin
-        _warn(report, worklist, batches)  # in the guard, for users who turn warnings into errors
+        labels = batches[0].labels is not None and not forward.requires_labels(batches[0].inputs)
+        _warn(report, worklist, labels)  # in the guard, for users who turn warnings into errors
     _log.info("initialized %d layers in %.2f s", len(report.solved), report.seconds)
     return report
 
@@ -275,7 +300,7 @@ def _report(
     return report
 
 
-def _warn(report: Report, worklist: Worklist, batches: list[Batch]) -> None:
+def _warn(report: Report, worklist: Worklist, labels: bool) -> None:
     """Collect remarks of all layers by kind, and raise each kind once as a warning."""
     report.warnings.extend(worklist.warnings)
     kinds: dict[str, list[str]] = {}
@@ -287,7 +312,7 @@ def _warn(report: Report, worklist: Worklist, batches: list[Batch]) -> None:
     for kind, places in kinds.items():
         more = f" and {len(places) - 3} more" if len(places) > 3 else ""
         report.warnings.append(f"{kind}: {', '.join(places[:3])}{more}; {_ADVICE[kind]}")
-    if batches[0].labels is not None and not worklist.uses_labels:
+    if labels and not worklist.uses_labels:
         report.warnings.append("labels were given but no code used them")
     for text in report.warnings:
         warnings.warn(text, SylvinitWarning, stacklevel=4)

@@ -27,6 +27,7 @@ from sylvinit.moments.rows import RowToSample
 
 T = TypeVar("T")
 ForwardFn = Callable[[nn.Module, Any], Any]
+PaddingMask = str | Callable[[Any], Any]
 PresetName = Literal["best", "paper", "frozen"]
 BranchGain = float | Literal["depth", "none"]
 _LARGEST_GAIN = 1e4  # which every floating type of parameters holds
@@ -169,6 +170,15 @@ def _function(argument: str, value: Any) -> Any:
     return value
 
 
+def _padding_mask(argument: str, value: Any) -> Any:
+    if isinstance(value, str) or callable(value):
+        return value
+    raise OptionTypeError(
+        f"{argument} must be the name of an input or a function of the inputs, got "
+        f"{type(value).__name__}"
+    )
+
+
 def _optional(check: Callable[[str, Any], T]) -> Callable[[str, Any], T | None]:
     return lambda argument, value: None if value is None else check(argument, value)
 
@@ -209,6 +219,7 @@ class Options:
     dry_run: Annotated[bool, check_flag]
     forward_fn: Annotated[ForwardFn | None, _optional(_function)]
     row_to_sample: Annotated[RowToSample | None, _optional(_function)]
+    padding_mask: Annotated[PaddingMask | None, _optional(_padding_mask)]
     head_only: bool = False  # as in initialize_head_
 
     @classmethod

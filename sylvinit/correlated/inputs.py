@@ -75,10 +75,11 @@ def input_correlation(
     ]
     caller = CallerModes.present()
     with ModelGuard(model), ExitStack() as hooks:
+        batches = read_batches(data, forward, microbatch=microbatch, max_samples=max_samples)
         for watch in watches:
             hook = watch.layer.module.register_forward_pre_hook(watch.collect, with_kwargs=True)
             hooks.callback(hook.remove)
-        for batch in read_batches(data, microbatch=microbatch, max_samples=max_samples):
+        for batch in batches:
             for watch in watches:
                 watch.batch, watch.calls = batch, 0
             with forward_modes(caller):

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from sylvinit.errors import DataError
 from sylvinit.execution.batches import Batch
 from sylvinit.execution.guard import CallerModes, ModelGuard, forward_modes
 from sylvinit.model import Layer, layers_of
@@ -130,6 +131,7 @@ def _run(survey: Survey, batch: Batch, call: Callable[[Batch], Any], caller: Cal
                 x = point.input(args, kwargs)
             finally:
                 asking = False
+            _check_input(point, x)
             kept.append(x)
             if is_hidden(x):
                 survey.hidden.add(id(point))
@@ -159,6 +161,17 @@ def _run(survey: Survey, batch: Batch, call: Callable[[Batch], Any], caller: Cal
         call(batch)
     survey.rectified, survey.branches = trace.rectified, trace.branches
     survey.final_parameter = trace.final_parameter
+
+
+def _check_input(point: Any, x: Any) -> None:
+    if isinstance(x, Tensor) and not x.is_nested:
+        return
+    kind = "nested tensor" if isinstance(x, Tensor) else type(x).__name__
+    raise DataError(
+        f"{point.name or 'the model'} ({point.kind}) was called with a {kind}, but expects a "
+        "tensor. A batch holds one tensor for each argument of the forward: stack or pad samples, "
+        "or say with forward_fn= what the model is called with"
+    )
 
 
 def _parameter_names(survey: Survey) -> dict[int, str]:

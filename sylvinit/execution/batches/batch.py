@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sylvinit.backends.memory import to_device
-from sylvinit.execution.batches.values import map_tensors, tensors_in
+from sylvinit.execution.batches.values import take_samples, tensors_in
 
 
 @dataclass(frozen=True)
@@ -18,9 +18,9 @@ class Batch:
     """One microbatch.
 
     Attributes:
-        inputs: what the model is called with: a tensor, a tuple or list of positional arguments, or
-            a mapping of keyword arguments.
-        labels: of its samples, or None.
+        inputs: what the model is called with: a tensor or :class:`SampleList`, a tuple or list of
+            positional arguments, or a mapping of keyword arguments.
+        labels: of its samples as they came, or None.
         mask: bool (size, length), True for real tokens, or None.
         start: index of its first sample in the stream of data.
         size: number of samples.
@@ -36,11 +36,11 @@ class Batch:
     _on_device: dict[torch.device, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def labels_on(self, device: torch.device) -> Tensor | None:
-        """The labels as int64 on a device, moved there once."""
+        """Class labels as int64 (size,) on a device, moved there once."""
         if self.labels is None:
             return None
         if device not in self._on_device:
-            self._on_device[device] = to_device(self.labels.long(), device)
+            self._on_device[device] = to_device(self.labels.long().reshape(self.size), device)
         return self._on_device[device]
 
     def shapes(self) -> tuple[torch.Size, ...]:
@@ -59,26 +59,22 @@ class Batch:
 
     def other_sample(self, index: int, among: int) -> int | None:
         """One of the first samples whose inputs differ from those of sample ``index``."""
-        tensors = [x for x in tensors_in(self.inputs) if x.ndim and len(x) == self.size]
         if index >= self.size:
             return None
+        own = self._sample(index)
         for other in range(min(among, self.size)):
-            if any(not torch.equal(x[index], x[other]) for x in tensors):
+            if not all(map(torch.equal, own, self._sample(other))):
                 return other
         return None
 
+    def _sample(self, index: int) -> list[Tensor]:
+        return tensors_in(take_samples(self.inputs, slice(index, index + 1), self.size))
+
     def replaced(self, others: Mapping[int, int]) -> Batch:
         """The same with the inputs of other samples in the place of some."""
-        order = torch.arange(self.size)
-        for index, other in others.items():
-            order[index] = other
-
-        def pick(x: Tensor) -> Tensor:
-            return x[order.to(x.device)] if x.ndim and len(x) == self.size else x
-
-        mask = None if self.mask is None else pick(self.mask)
-        inputs = map_tensors(self.inputs, pick)
-        return Batch(inputs, self.labels, mask, self.start, self.size, self.named)
+        order = [others.get(index, index) for index in range(self.size)]
+        mask = take_samples(self.mask, order, self.size)
+        return replace(self, inputs=take_samples(self.inputs, order, self.size), mask=mask)
 
     def head(self, count: int) -> Batch:
         """The first ``count`` samples."""
@@ -86,15 +82,8 @@ class Batch:
 
     def part(self, begin: int, end: int) -> Batch:
         """Samples begin .. end - 1."""
-
-        def cut(x: Tensor) -> Tensor:
-            return x[begin:end] if x.ndim and len(x) == self.size else x
-
-        return Batch(
-            map_tensors(self.inputs, cut),
-            None if self.labels is None else cut(self.labels),
-            None if self.mask is None else cut(self.mask),
-            self.start + begin,
-            end - begin,
-            self.named,
+        taken = slice(begin, end)
+        inputs, labels, mask = (
+            take_samples(x, taken, self.size) for x in (self.inputs, self.labels, self.mask)
         )
+        return Batch(inputs, labels, mask, self.start + begin, end - begin, self.named)

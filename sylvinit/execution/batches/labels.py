@@ -1,10 +1,14 @@
-"""Labels: where they stand in a batch, and what classes there are."""
+"""Labels: where they stand in a batch, how many there are, and what classes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
 
 from sylvinit.errors import DataError, LabelError
 from sylvinit.execution.batches.batch import Batch
@@ -13,7 +17,11 @@ LABEL_KEYS = ("labels", "label", "targets", "target", "y")
 
 
 def split_labels(item: Any) -> tuple[Any, Any]:
-    """The inputs and the labels of a batch, None where it has none."""
+    """The inputs and the labels of a batch, None where it has none.
+
+    Raises:
+        DataError: a tuple or list of neither one nor two members.
+    """
     if isinstance(item, Mapping):
         rest = {key: value for key, value in item.items() if key not in LABEL_KEYS}
         return rest, next((item[key] for key in LABEL_KEYS if key in item), None)
@@ -31,9 +39,50 @@ def split_labels(item: Any) -> tuple[Any, Any]:
             return item[0], item[1]
         raise DataError(
             f"a batch of {len(item)} members cannot be told apart; use (inputs, labels), where "
-            "inputs may be a tuple of arguments, or a dict of keyword arguments"
+            "inputs may be a tuple of arguments or a list with one tensor for each sample, or a "
+            "dict of keyword arguments, which forward_fn= may pick from"
         )
     return item, None
+
+
+def count_labels(labels: Any) -> int | None:
+    """For how many samples there are labels; None if there are none, or they do not say."""
+    single = isinstance(labels, (Tensor, np.ndarray)) and labels.ndim == 0
+    return len(labels) if hasattr(labels, "__len__") and not single else None
+
+
+def read_labels(labels: Any, inputs: Any, size: int, start: int) -> Tensor | None:
+    """Labels as a tensor with an entry for each of the ``size`` samples of the inputs.
+
+    Mappings, one for each sample (boxes and masks of a detection model), are nothing that a code
+    could use: None.
+
+    Raises:
+        LabelError: their number is another one, or they are no numbers.
+    """
+    mappings = isinstance(labels, (list, tuple)) and any(isinstance(x, Mapping) for x in labels)
+    try:
+        tensor = None if mappings else torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise LabelError(
+            f"labels must be integers, one per sample (batch at sample {start}): {error}"
+        ) from error
+    count = count_labels(labels)
+    if count != size:
+        what = f"{count} mappings" if tensor is None else f"labels of shape {tuple(tensor.shape)}"
+        hint = ""
+        if count is None:
+            hint = "; a dataset that yields single samples needs a torch.utils.data.DataLoader"
+        elif isinstance(inputs, (list, tuple)):
+            hint = (
+                "; its list of inputs is read as the model's arguments, for it had no entry for "
+                "each label in the first batch, or entries that are as long as the labels there"
+            )
+        raise LabelError(
+            f"labels must have one entry per sample: the batch at sample {start} has {size} "
+            f"samples and {what}{hint}"
+        )
+    return tensor
 
 
 @dataclass(frozen=True)
@@ -55,7 +104,8 @@ def label_problem(batches: list[Batch]) -> str | None:
         labels = batch.labels
         if labels is None:
             return "data has no labels"
-        if labels.is_floating_point() or labels.is_complex() or labels.ndim != 1:
+        flat = labels.shape in ((batch.size,), (batch.size, 1))
+        if labels.is_floating_point() or labels.is_complex() or not flat:
             return f"labels are {labels.dtype} {tuple(labels.shape)}, not one integer per sample"
     return None
 
@@ -69,8 +119,8 @@ def find_classes(batches: list[Batch]) -> Classes:
     problem = label_problem(batches)
     if problem is not None:
         raise LabelError(
-            f"labels must be integers of shape (samples,): {problem}; for other targets pass "
-            "head_code='pca' and a code without labels"
+            f"labels must be integers of shape (samples,) or (samples, 1): {problem}; for other "
+            "targets pass head_code='pca' and a code without labels"
         )
     found: set[int] = set()
     for batch in batches:
