@@ -23,6 +23,7 @@ from sylvinit.moments.streaming import PatchMoments
 from sylvinit.report import LayerReport, Report
 from sylvinit.sylvester.factors import SylvesterFactors, sylvester_factor
 from sylvinit.sylvester.lowrank import solve_sylvester_lowrank
+from sylvinit.sylvester.lyapunov import solve_lyapunov
 from sylvinit.sylvester.solve import solve_sylvester, sylvester_residual
 
 __version__ = "0.1.0"
@@ -54,6 +55,7 @@ __all__ = [
     "priors",
     "register_code",
     "register_layer",
+    "solve_lyapunov",
     "solve_sylvester",
     "solve_sylvester_lowrank",
     "sylvester_factor",

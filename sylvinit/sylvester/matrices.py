@@ -87,6 +87,17 @@ def check_alike(**tensors: Tensor) -> None:
             )
 
 
+def promote(**tensors: Tensor) -> tuple[Tensor, ...]:
+    """The same, checked as by :func:`check_alike`; real ones beside complex ones become complex."""
+    dtype = next((x.dtype for x in tensors.values() if x.dtype.is_complex), None)
+    alike = {
+        name: x if dtype is None or x.dtype != REAL[dtype] else x.to(dtype)
+        for name, x in tensors.items()
+    }
+    check_alike(**alike)
+    return tuple(alike.values())
+
+
 def check_right_side(
     q: object, k: int, d: int, batch: Sequence[int], name: str = "q"
 ) -> torch.Size:

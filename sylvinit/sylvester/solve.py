@@ -20,7 +20,8 @@ def solve_sylvester(a: Tensor, b: Tensor, q: Tensor, *, assume_a: str = "auto") 
 
     Args:
         a: (..., k, k), float32, float64, complex64 or complex128.
-        b: (..., d, d), same dtype and device.
+        b: (..., d, d), same precision and device; real matrices beside complex ones count as
+            complex.
         q: (..., k, d). Leading dimensions of a, b and q broadcast; matrices shared by a batch are
             decomposed once.
         assume_a: what holds for both A and B (the name is that of scipy.linalg.solve).
@@ -32,10 +33,10 @@ def solve_sylvester(a: Tensor, b: Tensor, q: Tensor, *, assume_a: str = "auto") 
             Hermitian to the bit, else "gen".
 
     Returns:
-        X, (..., k, d), dtype of q.
+        X, (..., k, d), complex if one of the matrices is.
 
     Raises:
-        OptionTypeError: not tensors, an integer dtype, or different dtypes.
+        OptionTypeError: not tensors, an integer dtype, or different precisions.
         OptionError: unknown ``assume_a``.
         MatrixError: shapes do not fit, NaN or Inf, different devices, a matrix that is not
             Hermitian beyond rounding, or "pos" with a clearly negative eigenvalue.
@@ -62,7 +63,7 @@ def solve_sylvester(a: Tensor, b: Tensor, q: Tensor, *, assume_a: str = "auto") 
         x = solve_directly(a, b, q, structure)
         if x is not None:
             return x
-    matrices.check_alike(a=a, b=b, q=q)
+    a, b, q = matrices.promote(a=a, b=b, q=q)
     batch = matrices.broadcast(a=a.shape[:-2], b=b.shape[:-2])
     matrices.check_right_side(q, a.shape[-1], b.shape[-1], batch)
     return operators.solve(a, b, q, structure)
@@ -76,7 +77,7 @@ def sylvester_residual(a: Tensor, b: Tensor, q: Tensor, x: Tensor) -> Tensor:
 
     Args:
         a: (..., k, k).
-        b: (..., d, d), same dtype and device.
+        b: (..., d, d), same precision and device.
         q: (..., k, d).
         x: (..., k, d).
 
@@ -84,12 +85,12 @@ def sylvester_residual(a: Tensor, b: Tensor, q: Tensor, x: Tensor) -> Tensor:
         float64 (...), zero where the denominator is.
 
     Raises:
-        OptionTypeError: not tensors, an integer dtype, or different dtypes.
+        OptionTypeError: not tensors, an integer dtype, or different precisions.
         MatrixError: shapes do not fit, or different devices.
     """
     a, b = matrices.check_square("a", a), matrices.check_square("b", b)
     q, x = matrices.check_matrix("q", q), matrices.check_matrix("x", x)
-    matrices.check_alike(a=a, b=b, q=q, x=x)
+    a, b, q, x = matrices.promote(a=a, b=b, q=q, x=x)
     batch = matrices.broadcast(a=a.shape[:-2], b=b.shape[:-2])
     matrices.check_right_side(q, a.shape[-1], b.shape[-1], batch)
     matrices.check_right_side(x, a.shape[-1], b.shape[-1], batch, name="x")

@@ -276,3 +276,36 @@ def test_under_no_grad_and_inference_mode() -> None:
                 )
             assert not found.requires_grad
             assert torch.equal(found, expected)
+
+
+@with_and_without
+@pytest.mark.parametrize("complex_ones", ["a", "b", "q", "aq", "ab"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], **ids)
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_real_matrices_beside_complex_ones(compiled, complex_ones, dtype, structure) -> None:
+    rng = np.random.default_rng(5)
+    a, b = well_separated(rng, structure, (), 3, 4, False)
+    other_a, other_b = well_separated(rng, structure, (), 3, 4, True)
+    operands = {"a": a, "b": b, "q": normal(rng, 3, 4)}
+    operands |= {
+        name: {"a": other_a, "b": other_b, "q": normal(rng, 3, 4, complex_=True)}[name]
+        for name in complex_ones
+    }
+    wider = torch.complex64 if dtype == torch.float32 else torch.complex128
+    given = {
+        name: tensor(x, wider if name in complex_ones else dtype) for name, x in operands.items()
+    }
+    with solver(compiled):
+        x = sylvinit.solve_sylvester(**given, assume_a=structure)
+    assert x.dtype == wider
+    expected = kronecker_solution(*(wide(given[name]) for name in "abq"))
+    assert relative_error(x, expected) <= TOLERANCE[wider]
+    assert sylvinit.sylvester_residual(**given, x=x) <= 10 * torch.finfo(dtype).eps
+
+
+def test_the_derivative_for_a_real_matrix_beside_complex_ones_is_real() -> None:
+    rng = np.random.default_rng(6)
+    a, b = (tensor(x, torch.float64) for x in well_separated(rng, "gen", (), 3, 2, False))
+    q = tensor(normal(rng, 3, 2, complex_=True), torch.complex128)
+    operands = tuple(x.requires_grad_() for x in (a, b, q))
+    assert torch.autograd.gradcheck(sylvinit.solve_sylvester, operands)
