@@ -157,7 +157,7 @@ class Swallows(nn.Module):
 def test_columns_that_only_further_keywords_would_take() -> None:
     """A dataset's are refused; in a batch they are meant."""
     model = Swallows()
-    with unchanged(model), pytest.raises(DataError, match="columns idx, but .*Swallows takes"):
+    with unchanged(model), pytest.raises(DataError, match=r"columns idx, but .*Swallows takes"):
         sylvinit.initialize_(model, Columns(COLUMNS | {"idx": Y.tolist()}))
     sylvinit.initialize_(model, {"input": ROWS, "idx": Y, "labels": Y})
 
@@ -193,7 +193,7 @@ def test_a_dataset_without_a_length() -> None:
         def __getitem__(self, index: int) -> Any:
             return ROWS[0], Y[0]
 
-    with pytest.raises(OptionTypeError, match="Endless has no length; .*DataLoader"):
+    with pytest.raises(OptionTypeError, match=r"Endless has no length; .*DataLoader"):
         sylvinit.initialize_(mlp(), Endless())
 
 

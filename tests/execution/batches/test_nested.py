@@ -214,5 +214,5 @@ def test_a_layer_that_is_given_a_nested_tensor() -> None:
             return super().forward(torch.nested.nested_tensor(list(x)))
 
     model = Nests(nn.Linear(12, CLASSES))
-    with unchanged(model), pytest.raises(DataError, match="0 .Linear. was called with a nested"):
+    with unchanged(model), pytest.raises(DataError, match=r"0 .Linear. was called with a nested"):
         sylvinit.initialize_(model, ROWS)
