@@ -137,7 +137,7 @@ def test_forward_fn() -> None:
     data = {"left": ROWS, "right": ROWS.flip(0), "labels": Y}
     result = initialized(model, data, microbatch=16, forward_fn=forward)
     assert_identical(expected, result)
-    assert all(keys == ["left", "right"] for keys in seen)
+    assert all(keys == ["labels", "left", "right"] for keys in seen)
 
 
 def test_a_forward_that_works_in_place_does_not_touch_the_data() -> None:

@@ -163,3 +163,63 @@ def test_a_tokenizers_batches() -> None:
     report = sylvinit.initialize_(model, batches)
     assert report.samples == 24
     assert report["classifier"].code == "onehot"
+
+
+def t5() -> nn.Module:
+    config = transformers.T5Config(
+        vocab_size=40,
+        d_model=16,
+        d_kv=8,
+        d_ff=24,
+        num_layers=2,
+        num_heads=2,
+        decoder_start_token_id=0,
+        tie_word_embeddings=False,
+    )
+    return transformers.T5ForConditionalGeneration(config)
+
+
+def marian() -> nn.Module:
+    config = transformers.MarianConfig(
+        vocab_size=40,
+        d_model=16,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=24,
+        decoder_ffn_dim=24,
+        max_position_embeddings=16,
+        pad_token_id=0,
+        eos_token_id=1,
+        decoder_start_token_id=0,
+    )
+    return transformers.MarianMTModel(config)
+
+
+@pytest.mark.filterwarnings("ignore::sylvinit.SylvinitWarning")
+@pytest.mark.parametrize("make", [t5, marian])
+@pytest.mark.parametrize("batch", ["a mapping", "BatchEncoding"])
+def test_the_decoder_reads_the_labels(make: Callable[[], nn.Module], batch: str) -> None:
+    """As with the shifted labels as its input; -100 marks what the loss leaves out."""
+    labels = torch.where(torch.arange(6) < 3 + torch.arange(24)[:, None] % 4, TOKENS[:, 2:8], -100)
+    inputs = {"input_ids": TOKENS, "attention_mask": MASK}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model, other = make(), make()
+    other.load_state_dict(model.state_dict())
+    data = inputs | {"labels": labels}
+    if batch == "BatchEncoding":
+        data = transformers.BatchEncoding(data)
+    report = sylvinit.initialize_(model, data, patches="all", microbatch=10)
+    shifted = other.prepare_decoder_input_ids_from_labels(labels)
+    sylvinit.initialize_(
+        other, inputs | {"decoder_input_ids": shifted}, patches="all", microbatch=10
+    )
+    values = model.state_dict()
+    assert all(bits(values[name]) == bits(x) for name, x in other.state_dict().items())
+    # q, k, v, o and two of the feed-forward network; in the decoder a second attention.
+    solved = [layer.name for layer in report.solved if "lm_head" not in layer.name]
+    assert len(solved) == 2 * 6 + 2 * 10
+    rows = {layer.rows for layer in report.solved if "decoder" in layer.name}
+    assert rows == {24 * 6, int(MASK.sum())}  # keys and values of the second are the encoder's

@@ -100,14 +100,15 @@ class Forward:
             )
 
     def named(self, inputs: Any) -> dict[str, Any]:
-        """Inputs by the names they have for the forward; those it is given without are left out."""
+        """Inputs by the names they have for the forward, "argument 1" and so on without one."""
         if isinstance(inputs, Mapping):
             return dict(inputs)
-        if self._forward_fn is not None:
-            return {}
         arguments = inputs if isinstance(inputs, (tuple, list)) else (inputs,)
-        positional = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
-        names = [name for name, p in self._parameters.items() if p.kind in positional]
+        names = list(getattr(inputs, "_fields", ()))
+        if not names and self._forward_fn is None:
+            positional = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+            names = [name for name, p in self._parameters.items() if p.kind in positional]
+        names += [f"argument {at}" for at in range(len(names), len(arguments))]
         return dict(zip(names, arguments, strict=False))
 
 

@@ -22,10 +22,8 @@ def is_map_style(data: Any) -> bool:
         return False
     if isinstance(data, Dataset) or hasattr(type(data), "__getitems__"):
         return True
-    kind = type(data)
-    return (
-        hasattr(kind, "__getitem__") and isinstance(data, Sized) and not hasattr(kind, "__iter__")
-    )
+    indexed = hasattr(type(data), "__getitem__") and isinstance(data, Sized)
+    return indexed and not isinstance(data, Iterable)
 
 
 def batches_of(data: Any, size_for: Callable[[Any], int]) -> Iterable[Any]:

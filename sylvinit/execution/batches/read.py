@@ -165,13 +165,14 @@ class _Reader:
             raise DataError("data holds meta tensors, which have no values; pass real ones")
         if named:
             self._forward.check_names(inputs, dataset=self._dataset)
-        _check_finite(inputs, start)
+        by_name = self._forward.named(inputs)
+        _check_finite(by_name, start)
         size = count_samples(inputs)
         if labels is not None:
             labels = read_labels(labels, inputs, size, start)
         mask = None
         if self._padding is not None and size:
-            mask = self._padding.mask(inputs, self._forward.named(inputs), size, start)
+            mask = self._padding.mask(inputs, by_name, size, start)
         return Batch(inputs, labels, mask, start, size, named)
 
 
