@@ -62,6 +62,9 @@ def read_batches(
         size = microbatch or _default_microbatch(reader.read(first, 0))
         return size if max_samples is None else min(size, max_samples)
 
+    if isinstance(data, Mapping) and any(map(is_map_style, data.values())):
+        names = ", ".join(map(str, data))
+        raise DataError(f"data is a mapping of datasets ({names}); pass one of them")
     one = not dataset and _is_one_batch(data)
     if dataset:
         data = batches_of(data, size_for)

@@ -174,6 +174,7 @@ BAD: list[tuple[str, Any, type[Exception], str]] = [
     ("empty", Tensors(ROWS[:0], Y[:0]), DataError, "data is empty"),
     ("unlike sizes", Items(lambda at: (torch.ones(at + 1), 0)), DataError, "no batch .*collate_fn"),
     ("objects", Items(lambda at: (object(), 0)), DataError, "no batch .*object.*collate_fn"),
+    ("parts", {"train": Columns(COLUMNS), "test": Columns(COLUMNS)}, DataError, "train, test"),
     ("a stream", Stream(zip(ROWS, Y, strict=True)), LabelError, "single samples .*DataLoader"),
     ("a stream of rows", Stream(Columns(COLUMNS)), DataError, "single samples .*DataLoader"),
 ]
