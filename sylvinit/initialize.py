@@ -80,7 +80,8 @@ def initialize_(
             such batches, read once, or a map-style dataset (torch's, Hugging Face's) of samples,
             read in order. Inputs are a tensor, a tuple of arguments, or a list with one tensor for
             each label (detection, bags of instances), which the model is given as a list; where
-            all of them are as long as the labels in the first batch, they are arguments.
+            all of them are as long as the labels in the first batch, they are arguments, if the
+            forward takes so many.
             Labels are integers (samples,) or (samples, 1). Mappings and named tuples hold them
             under "labels", "label", "targets", "target" or "y"; other targets in a mapping (those
             of a language model) are used only by a code that needs them. Labels in a mapping reach

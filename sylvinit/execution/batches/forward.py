@@ -106,10 +106,19 @@ class Forward:
         arguments = inputs if isinstance(inputs, (tuple, list)) else (inputs,)
         names = list(getattr(inputs, "_fields", ()))
         if not names and self._forward_fn is None:
-            positional = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
-            names = [name for name, p in self._parameters.items() if p.kind in positional]
+            names = self._positional()
         names += [f"argument {at}" for at in range(len(names), len(arguments))]
         return dict(zip(names, arguments, strict=False))
+
+    def takes(self, count: int) -> bool:
+        """Whether the forward may be given so many inputs by their places."""
+        kinds = {p.kind for p in self._parameters.values()}
+        unknown = self._forward_fn is not None or not kinds or Parameter.VAR_POSITIONAL in kinds
+        return unknown or count <= len(self._positional())
+
+    def _positional(self) -> list[str]:
+        positional = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+        return [name for name, p in self._parameters.items() if p.kind in positional]
 
 
 def _parameters(model: nn.Module) -> Mapping[str, Parameter]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,10 +42,15 @@ class SampleLists:
     """Tells lists with one tensor for each sample from lists of inputs, on the first batch.
 
     A list or tuple of tensors, as many as there are labels, has one for each sample, unless each
-    of them is as long as there are labels: then they are inputs of the whole batch.
+    of them is as long as there are labels: then they are inputs of the whole batch. (Not if they
+    would be arguments and the forward takes fewer: three pictures of three channels.)
+
+    Args:
+        takes: whether the forward may be given so many arguments.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, takes: Callable[[int], bool]) -> None:
+        self._takes = takes
         self._places: set[tuple[Any, ...]] = set()
         self._decided = False
 
@@ -68,7 +73,7 @@ class SampleLists:
             }
         if not isinstance(value, (tuple, list)) or hasattr(value, "_fields"):
             return value
-        if not self._decided and _has_samples(value, labels):
+        if not self._decided and self._has_samples(value, labels, place):
             self._places.add(place)
         if place not in self._places:
             items = [
@@ -84,9 +89,8 @@ class SampleLists:
             )
         return SampleList(tensors, list if isinstance(value, list) else tuple)
 
-
-def _has_samples(value: tuple[Any, ...] | list[Any], labels: int) -> bool:
-    tensors = all(isinstance(x, (Tensor, np.ndarray)) for x in value)
-    if not tensors or len(value) != labels:
-        return False
-    return not all(x.ndim and len(x) == labels for x in value)
+    def _has_samples(self, value: Sequence[Any], labels: int, place: tuple[Any, ...]) -> bool:
+        if len(value) != labels or not all(isinstance(x, (Tensor, np.ndarray)) for x in value):
+            return False
+        alike = all(x.ndim and len(x) == labels for x in value)
+        return not alike or (not place and not self._takes(labels))

@@ -147,7 +147,7 @@ class _Reader:
 
     def __init__(self, forward: Forward, padding: Padding | None, dataset: bool) -> None:
         self._forward, self._padding, self._dataset = forward, padding, dataset
-        self._lists = SampleLists()
+        self._lists = SampleLists(forward.takes)
 
     def read(self, item: Any, start: int) -> Batch:
         inputs, labels = split_labels(item)

@@ -126,18 +126,19 @@ class Detector(nn.Module):
         return list(self.boxes(self.body(padded).relu().mean(dim=(2, 3))))
 
 
-def test_a_detection_model() -> None:
+@pytest.mark.parametrize("size", [5, 3])  # three pictures of three channels are no arguments
+def test_a_detection_model(size: int) -> None:
     pictures = [image[:, :, : 4 + at % 3] for at, image in enumerate(X)]
     targets = [{"boxes": torch.rand(2, 4), "labels": torch.ones(2)} for _ in pictures]
-    data = [tuple(zip(*zip(pictures[i : i + 5], targets[i : i + 5], strict=True), strict=True))
-            for i in range(0, 30, 5)]  # fmt: skip
+    starts = range(0, 30, size)
+    data = [(tuple(pictures[i : i + size]), tuple(targets[i : i + size])) for i in starts]
     model = Detector()
     with pytest.warns(sylvinit.SylvinitWarning, match="data has no labels"):
         report = sylvinit.initialize_(model, data)
     assert [layer.status for layer in report.layers] == ["solved", "solved"]
     assert report.samples == 30
     expected = Detector()
-    sylvinit.initialize_(expected, [(list(x), Y[:5]) for x, _ in data], head_code="pca")
+    sylvinit.initialize_(expected, [(list(x), Y[:size]) for x, _ in data], head_code="pca")
     assert torch.equal(model.body.weight, expected.body.weight)
 
 
