@@ -14,6 +14,7 @@ model is a line of the results; a run that was stopped goes on with those that h
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
 import multiprocessing
 import re
@@ -82,7 +83,8 @@ def run(arguments: argparse.Namespace) -> None:
         if arguments.sample:
             names = names[:: max(1, len(names) // arguments.sample)][: arguments.sample]
         wanted += [name for name in names if name not in done]
-    made_in = environment() | {"threads": 1}
+    versions = {source: importlib.metadata.version(source) for source in LIBRARIES}
+    made_in = environment() | versions | {"threads": 1}
     with ThreadPoolExecutor(arguments.jobs) as pool, arguments.results.open("a") as file:
         pending = [
             pool.submit(measure_apart, name, arguments.seconds, arguments.memory) for name in wanted

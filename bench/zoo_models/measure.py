@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import time
 import warnings
 from collections import Counter
@@ -146,9 +145,3 @@ def _largest(model: nn.Module, before: dict[str, Tensor]) -> dict[str, Any]:
                 largest, place = size, name
     own = before[place].abs().max().item() if place else 0.0
     return {"largest": largest, "largest_in": place, "largest_before": own}
-
-
-def kind_of_reason(text: str) -> str:
-    """A reason without names and numbers, so that equal ones can be counted."""
-    text = re.sub(r"'[^']*'|\b[\w]+(\.[\w]+)+\b|\([^)]*\)", "…", text)
-    return re.sub(r"\d[\d,.]*", "N", text)
