@@ -74,6 +74,10 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
     return {row["name"]: row for row in map(json.loads, lines)}
 
 
+def versions() -> dict[str, str]:
+    return {source: importlib.metadata.version(source) for source in LIBRARIES}
+
+
 def run(arguments: argparse.Namespace) -> None:
     done = {} if arguments.again else read(arguments.results)
     wanted = []
@@ -83,8 +87,7 @@ def run(arguments: argparse.Namespace) -> None:
         if arguments.sample:
             names = names[:: max(1, len(names) // arguments.sample)][: arguments.sample]
         wanted += [name for name in names if name not in done]
-    versions = {source: importlib.metadata.version(source) for source in LIBRARIES}
-    made_in = environment() | versions | {"threads": 1}
+    made_in = environment() | versions() | {"threads": 1}
     with ThreadPoolExecutor(arguments.jobs) as pool, arguments.results.open("a") as file:
         pending = [
             pool.submit(measure_apart, name, arguments.seconds, arguments.memory) for name in wanted

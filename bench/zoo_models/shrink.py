@@ -67,7 +67,10 @@ def small_fields(config_class: type, how: Shrinkage) -> dict[str, Any]:
 
 def _small(name: str, value: Any, how: Shrinkage) -> Any:
     if isinstance(value, (list, tuple)) and value and not _SPECIAL.search(name):
-        inner = dataclasses.replace(how, layers=1)
+        divisor = how.divisor
+        while divisor > 1 and any(_divided(item, divisor) == item for item in value):
+            divisor //= 2  # stages grow by equal factors, so that one divisor is for all
+        inner = dataclasses.replace(how, layers=1, divisor=divisor)
         return type(value)(_small(name, item, inner) for item in value)
     if _SPECIAL.search(name):
         return _special(name, value)
@@ -90,8 +93,10 @@ def _small(name: str, value: Any, how: Shrinkage) -> Any:
     return value
 
 
-def _divided(value: int, divisor: int) -> int:
-    return value // divisor if value % divisor == 0 and value >= 4 * divisor else value
+def _divided(value: Any, divisor: int) -> Any:
+    if isinstance(value, int) and value % divisor == 0 and value >= 4 * divisor:
+        return value // divisor
+    return value
 
 
 def _special(name: str, value: Any) -> Any:

@@ -189,7 +189,9 @@ def _all(rows: list[Row]) -> str:
             f"{_multiple(row):.0f}",
         )
 
-    titles = "model|parameters|layers solved, calibrated, left|head|largest weight (before)|seconds|multiple"
+    titles = (
+        "model|parameters|solved, calibrated, left|head|largest weight (before)|seconds|multiple"
+    )
     lines = map(line, _of(rows, "initialized"))
     return "## Every model that was initialized\n\n" + _markdown(titles.split("|"), lines)
 
