@@ -20,6 +20,7 @@ import multiprocessing
 import re
 import resource
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -80,24 +81,28 @@ def versions() -> dict[str, str]:
 
 def run(arguments: argparse.Namespace) -> None:
     done = {} if arguments.again else read(arguments.results)
-    wanted = []
+    made_in = environment() | versions() | {"threads": 1}
     for source in arguments.library or LIBRARIES:
         names = [f"{source}/{name}" for name in library(source).names(_MOST_PARAMETERS)]
         names = [name for name in names if re.search(arguments.match, name)]
         if arguments.sample:
             names = names[:: max(1, len(names) // arguments.sample)][: arguments.sample]
-        wanted += [name for name in names if name not in done]
-    made_in = environment() | versions() | {"threads": 1}
-    with ThreadPoolExecutor(arguments.jobs) as pool, arguments.results.open("a") as file:
-        pending = [
-            pool.submit(measure_apart, name, arguments.seconds, arguments.memory) for name in wanted
-        ]
-        for count, finished in enumerate(as_completed(pending), start=1):
-            row = finished.result() | {"environment": made_in}
-            file.write(json.dumps(row) + "\n")
-            file.flush()
+        names = [name for name in names if name not in done]
+        for count, row in enumerate(_rows(names, arguments), start=1):
+            with arguments.results.open("a") as file:
+                file.write(json.dumps(row | {"environment": made_in}) + "\n")
             error = row.get("error", "")
-            print(f"{count}/{len(wanted)} {row['name']}: {row['status']} {error[:200]}", flush=True)
+            print(f"{count}/{len(names)} {row['name']}: {row['status']} {error[:200]}", flush=True)
+
+
+def _rows(names: list[str], arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """As the models finish."""
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        pending = [
+            pool.submit(measure_apart, name, arguments.seconds, arguments.memory) for name in names
+        ]
+        for finished in as_completed(pending):
+            yield finished.result()
 
 
 def main() -> None:
