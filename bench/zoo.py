@@ -79,12 +79,22 @@ def versions() -> dict[str, str]:
     return {source: importlib.metadata.version(source) for source in LIBRARIES}
 
 
+def names_of(source: str, results: Path) -> list[str]:
+    """Of all models to try, kept beside the results: timm builds 1,400 to find the smallest."""
+    path = results.with_suffix(f".{source}-{versions()[source]}.json")
+    if not path.exists():
+        names = [f"{source}/{name}" for name in library(source).names(_MOST_PARAMETERS)]
+        path.write_text(json.dumps(names))
+    return json.loads(path.read_text())
+
+
 def run(arguments: argparse.Namespace) -> None:
     done = {} if arguments.again else read(arguments.results)
     made_in = environment() | versions() | {"threads": 1}
     for source in arguments.library or LIBRARIES:
-        names = [f"{source}/{name}" for name in library(source).names(_MOST_PARAMETERS)]
-        names = [name for name in names if re.search(arguments.match, name)]
+        names = [
+            name for name in names_of(source, arguments.results) if re.search(arguments.match, name)
+        ]
         if arguments.sample:
             names = names[:: max(1, len(names) // arguments.sample)][: arguments.sample]
         names = [name for name in names if name not in done]

@@ -68,7 +68,7 @@ def test_a_run_goes_on_where_it_was_stopped(
     results = tmp_path / "zoo.jsonl"
     results.write_text(json.dumps({"name": "timm/b", "status": "initialized"}) + "\n")
     monkeypatch.setattr(zoo, "library", lambda source: Library)
-    monkeypatch.setattr(zoo, "versions", dict)
+    monkeypatch.setattr(zoo, "versions", lambda: {"timm": "1"})
     monkeypatch.setattr(zoo, "measure_apart", measure_apart)
     command = ["zoo.py", "run", "--library", "timm", "--results", str(results)]
     monkeypatch.setattr(sys, "argv", command)
