@@ -20,6 +20,7 @@ import multiprocessing
 import re
 import resource
 import sys
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from multiprocessing.connection import Connection
@@ -43,6 +44,7 @@ _PROCESSES = multiprocessing.get_context("forkserver")
 def _limited(name: str, memory: float, results: Connection) -> None:
     """In the model's own process: measure it, and send its row."""
     torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
     size = int(memory * 2**30)
     resource.setrlimit(resource.RLIMIT_DATA, (size, size))
     results.send(measure(name, _MOST_PARAMETERS))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections import Counter
 from typing import Any
 
@@ -23,7 +22,6 @@ def measure(name: str, most_parameters: int) -> dict[str, Any]:
     The row's "status" is "too large", "not built", "forward fails" (without sylvinit), "refused"
     (an error of sylvinit's), "failed" (any other error) or "initialized".
     """
-    warnings.simplefilter("ignore")
     torch.manual_seed(0)
     row: dict[str, Any] = {"name": name}
     source, model_name = name.split("/", 1)
@@ -52,7 +50,7 @@ def _text(error: BaseException) -> str:
 def _forward_seconds(case: Case, repeats: int = 3) -> float:
     case.model.eval()
     times = []
-    with torch.inference_mode():
+    with torch.no_grad():
         for _ in range(repeats):
             begin = time.perf_counter()
             case.forward()
@@ -100,7 +98,7 @@ def _head(report: sylvinit.Report) -> dict[str, Any]:
 def _after(case: Case) -> dict[str, Any]:
     """Whether outputs are finite, and the accuracy on the samples themselves."""
     case.model.eval()
-    with torch.inference_mode():
+    with torch.no_grad():
         output = case.forward()
     row: dict[str, Any] = {"finite": all(bool(x.isfinite().all()) for x in _tensors(output))}
     if case.labels is not None:

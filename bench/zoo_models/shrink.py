@@ -24,6 +24,7 @@ _VOCABULARY = re.compile(r"vocab_size")
 _SPECIAL = re.compile(r"token_id$")
 
 VOCABULARY = 128
+_ALL = 1_000
 PAD, START, END = 0, 1, 2
 
 
@@ -45,20 +46,26 @@ LADDER = tuple(
     Shrinkage(divisor, fewer, layers)
     for divisor in (32, 16, 8, 4, 2, 1)
     for fewer in (True, False)
-    for layers in (2, 4)
+    for layers in (2, 4, _ALL)
 )
 
 
 def small_fields(config_class: type, how: Shrinkage) -> dict[str, Any]:
     """The fields of a configuration, and of those in it, that differ from their defaults."""
     changed: dict[str, Any] = {}
-    for item in dataclasses.fields(config_class):
-        default = item.default
-        if item.default_factory is not dataclasses.MISSING:
-            default = item.default_factory()
-        value = _small(item.name, default, how)
+    defaults = {
+        item.name: item.default
+        if item.default_factory is dataclasses.MISSING
+        else item.default_factory()
+        for item in dataclasses.fields(config_class)
+    }
+    depths = [value for name, value in defaults.items() if _LAYERS.search(name)]
+    for name, default in defaults.items():
+        value = _small(name, default, how)
+        if isinstance(value, (list, tuple)) and len(value) > 4 and len(value) in depths:
+            value = value[: how.layers]  # an entry for each layer
         if value != default:
-            changed[item.name] = value
+            changed[name] = value
     for name, part in getattr(config_class, "sub_configs", {}).items():
         if dataclasses.is_dataclass(part) and part.__name__ != "AutoConfig":
             changed[name] = small_fields(part, how)

@@ -36,7 +36,7 @@ def build(name: str, most_parameters: int) -> Case:
     if not model.default_cfg.get("fixed_input_size", False) and min(own) > _SIDE:
         small = image_case(model, (channels, _SIDE, _SIDE))
         try:
-            with torch.inference_mode():
+            with torch.no_grad():
                 model.eval()
                 small.forward()
             return small

@@ -58,7 +58,7 @@ def build(name: str, most_parameters: int) -> Case:
             if count > most_parameters:
                 raise TooLargeError(f"{count:,} parameters")
             case = _case(task, checked_size(model_class(config), most_parameters), config)
-            with torch.inference_mode():
+            with torch.no_grad():
                 case.model.eval()
                 case.forward()
             case.model.train()

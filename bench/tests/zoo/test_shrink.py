@@ -34,6 +34,7 @@ class Language:
     eos_token_id: int = 31999
     conv_kernel: int = 4
     use_cache: bool = True
+    kinds: list[str] = field(default_factory=lambda: ["ssm", "ssm", "attention", "ssm"] * 8)
     sub_configs: ClassVar[dict[str, Any]] = {"vision_config": Vision}
 
 
@@ -49,6 +50,7 @@ def test_fewer_heads_of_the_same_width() -> None:
         "num_experts_per_tok": 2,
         "pad_token_id": 0,
         "eos_token_id": 2,
+        "kinds": ["ssm", "ssm"],
         "vision_config": {"hidden_size": 24, "depths": [1, 1, 1, 1], "embed_dims": (4, 8)},
     }
 
