@@ -44,7 +44,7 @@ def build(name: str, most_parameters: int) -> Case:
     """The smallest of the model's shrunken configurations whose forward runs.
 
     Raises:
-        NotBuiltError: none runs; the reason is that of the last one.
+        NotBuiltError: none runs; the reason is that of the smallest.
     """
     task, kind = name.split("/")
     classes = _TABLES[task][kind]
@@ -64,7 +64,7 @@ def build(name: str, most_parameters: int) -> Case:
             case.model.train()
             return case
         except Exception as error:  # whatever a configuration, a constructor or a forward raises
-            reason = f"{type(error).__name__}: {error}"
+            reason = reason or f"{type(error).__name__}: {error}"
     raise NotBuiltError(reason)
 
 
