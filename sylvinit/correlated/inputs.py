@@ -12,6 +12,7 @@ from sylvinit.checks import check_count, check_seed
 from sylvinit.errors import DataError, ModelError, NonFiniteError
 from sylvinit.execution.batches import Batch, Forward, read_batches
 from sylvinit.execution.guard import CallerModes, ModelGuard, forward_modes, plain_modes
+from sylvinit.execution.notes import noted
 from sylvinit.model import ConvLayer, layers_of
 from sylvinit.model.modules import check_module, clean_name, device_of, refuse_lazy
 from sylvinit.moments.collect import InputCollector
@@ -82,7 +83,7 @@ def input_correlation(
         for batch in batches:
             for watch in watches:
                 watch.batch, watch.calls = batch, 0
-            with forward_modes(caller):
+            with forward_modes(caller), noted(batch, "to look at what its convolutions read"):
                 forward(batch)
     found = {watch.layer.name: watch.result() for watch in watches if watch.inputs.moments}
     if not found:

@@ -23,6 +23,7 @@ from sylvinit.errors import ModelError
 from sylvinit.execution.batches import Batch
 from sylvinit.execution.guard import CallerModes, forward_modes, plain_modes
 from sylvinit.execution.module_state import ModuleState, PrivateState
+from sylvinit.execution.notes import noted
 from sylvinit.execution.switches import Switches, exchange_switches, read_switches
 
 
@@ -100,6 +101,7 @@ class Propagation:
     """All microbatches on their way through the model.
 
     ``call`` runs the model on a batch, in the modes of ``caller``; ``check`` is given its output.
+    ``purpose`` says what for, in the notes of exceptions.
     ``points`` are the layers or the normalization of a module, in order of need; microbatches stop
     at those that are ``pending``. :attr:`calls` counts how often modules with points have been
     called in one forward, at most.
@@ -113,9 +115,10 @@ class Propagation:
         pending: Callable[[Any], bool],
         caller: CallerModes,
         check: Callable[[Any], None],
+        purpose: Callable[[], str],
     ) -> None:
         self._call, self._points, self._pending = call, points, pending
-        self._caller, self._check = caller, check
+        self._caller, self._check, self._purpose = caller, check, purpose
         self._current: Runner | None = None
         self.calls: Counter[nn.Module] = Counter()
         self._modules = list(modules)
@@ -146,7 +149,9 @@ class Propagation:
 
     def _body(self, batch: Batch) -> None:
         with forward_modes(self._caller):
-            self._check(self._call(batch))
+            with noted(batch, self._purpose):
+                output = self._call(batch)
+            self._check(output)
 
     def _observe(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         runner = self._current

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import torch
@@ -18,12 +19,16 @@ from torch import Tensor, nn
 from sylvinit.execution.backup import TensorBackup
 from sylvinit.execution.batches import Batch
 from sylvinit.execution.guard import CallerModes, ModelGuard, forward_modes, same_random_numbers
+from sylvinit.execution.notes import noted
 from sylvinit.execution.survey import SURVEY_SAMPLES, Survey, is_hidden
 from sylvinit.model import Layer
 from sylvinit.moments.rows import BATCH_FIRST, RowRule
 
 _OTHER_SAMPLES = 3  # by which rules are confirmed
 _CANDIDATES = 64  # in which another sample is looked for
+# Samples that are replaced where samples see each other. Of rows that are sorted over all samples,
+# some stay where they were by chance, but hardly those of each of so many.
+_REPLACED = 8
 # Change of a row, relative to its size, that may be rounding where sums are taken in another order
 # every time. On the CPU they are not, and deep networks at their own start (branches scaled by
 # 1e-5) pass on so little of the data that every bit counts.
@@ -88,17 +93,23 @@ def _rules_of(
     look: _Look, batch: Batch, constant: set[int], *, first: bool
 ) -> dict[Place, RowRule | None]:
     """The rules for one shape; layers that look constant for the first one join ``constant``."""
-    others = {index: batch.other_sample(index, _CANDIDATES) for index in range(SURVEY_SAMPLES)}
+    samples = batch.size if look.survey.whole else SURVEY_SAMPLES
+    others = {index: batch.other_sample(index, _CANDIDATES) for index in range(samples)}
     others = {index: other for index, other in others.items() if other is not None}
     if 1 not in others:
         return {}
-    replaced = batch.replaced({1: others[1]})
-    found, unchanged = _compare(look, batch, replaced, SURVEY_SAMPLES)
-    with suppress(Exception):  # a model that does not take so many
-        again, _ = _compare(look, batch, replaced, _OTHER_SAMPLES)
-        found = {at: rule if again.get(at, rule) == rule else None for at, rule in found.items()}
+    if look.survey.whole:
+        found, unchanged = _compare_each(look, batch, others)
+        # Inputs that samples share, such as the edges of a graph, are data and are not replaced.
+        first = first and all(shape[:1] == (batch.size,) for shape in batch.shapes())
+    else:
+        replaced = batch.replaced({1: others[1]})
+        found, unchanged = _compare(look, batch, replaced, samples)
+        with suppress(Exception):  # a model that does not take so many
+            again, _ = _compare(look, batch, replaced, _OTHER_SAMPLES)
+            found = {at: x if again.get(at, x) == x else None for at, x in found.items()}
     if first and unchanged:  # or these see rows of other samples alone (experts)
-        _, still = _compare(look, batch, batch.replaced(others), SURVEY_SAMPLES)
+        _, still = _compare(look, batch, batch.replaced(others), samples)
         constant.update(unchanged & still)
         found.update(((layer, 0), None) for layer in unchanged - still)
     return found
@@ -118,6 +129,46 @@ def _compare(
             first = before[place].batch_first
             found[place] = fit_rule(changed, min(samples, batch.size), 1, batch_first=first)
     return found, {layer for layer, _ in before} - {layer for layer, _ in found}
+
+
+def _compare_each(
+    look: _Look, batch: Batch, others: Mapping[int, int]
+) -> tuple[dict[Place, RowRule | None], set[int]]:
+    """The same from all samples of a batch, where the model takes no fewer.
+
+    A rule is confirmed by replacing another sample, in place of another number of samples.
+    """
+    before = look(batch)
+    changes: dict[Place, dict[int, Tensor | None]] = {}
+    rules: dict[Place, RowRule | None] = {}
+    for index in islice(others, _REPLACED):
+        after = look(batch.replaced({index: others[index]}))
+        for place in before.keys() | after.keys():
+            changed = _changed(before.get(place), after.get(place))
+            changes.setdefault(place, {})[index] = changed
+            if changed is None:
+                rules[place] = None
+            elif bool(changed.any()):
+                first = before[place].batch_first
+                rule = fit_rule(changed, batch.size, index, batch_first=first)
+                rules[place] = rule if rules.get(place, rule) == rule else None
+        if index != next(iter(others)) and None not in rules.values():
+            break
+    for place, rule in rules.items():
+        if rule is None and place in before and before[place].batch_first:
+            rules[place] = _rule_of_mixed(changes[place], batch.size)
+    return rules, {layer for layer, _ in before} - {layer for layer, _ in rules}
+
+
+def _rule_of_mixed(changes: Mapping[int, Tensor | None], samples: int) -> RowRule | None:
+    """Batch first, for samples that see each other (the nodes of a graph), or None.
+
+    That is if some of a sample's own rows have changed, whichever was replaced.
+    """
+    for index, changed in changes.items():
+        if changed is None or not bool(changed.unflatten(0, (samples, -1))[index].any()):
+            return None
+    return RowRule(1, len(next(iter(changes.values()))) // samples)
 
 
 def fit_rule(changed: Tensor, samples: int, replaced: int, *, batch_first: bool) -> RowRule | None:
@@ -186,6 +237,7 @@ class _Look:
                 stack.callback(handle.remove)
             stack.enter_context(same_random_numbers())
             stack.enter_context(forward_modes(self.caller))
+            stack.enter_context(noted(batch, "to see whose the rows of layers' inputs are"))
             self.call(batch)
         return found
 

@@ -54,6 +54,15 @@ class _Progress:
             return False
         return self.only is None or task is self.only
 
+    def purpose(self) -> str:
+        """What the model is run for."""
+        task = self.only or next(iter(self.unfinished()), None)
+        if task is None:
+            return "to its end, after the last layer had been solved"
+        unit = isinstance(task, LayerUnit)
+        verb, kind = ("solve", task.layers[0].kind) if unit else ("calibrate", task.kind)
+        return f"to {verb} {task.name or '(model)'} ({kind})"
+
     def collect(self, arrival: Arrival, batch: Batch) -> None:
         task = self.task(arrival.point)
         if isinstance(task, LayerUnit):
@@ -90,7 +99,7 @@ def solve_in_order(
             task.write_gain()
     outputs = OutputWatch()
     propagation = Propagation(
-        call, survey.names, survey.points, progress.pending, caller, outputs.look
+        call, survey.names, survey.points, progress.pending, caller, outputs.look, progress.purpose
     )
     runners: list[Runner] = []
     with propagation.attached() as state:

@@ -1,4 +1,4 @@
-"""One look at the model on two samples: what runs, in which order, how often, and on which input.
+"""One look at the model on a few samples: what runs, in which order, how often, and on which input.
 
 This tells, before the data are propagated, which layer is the classifier, which layers share an
 input or a weight, and how many calls of a module to wait for.
@@ -17,6 +17,7 @@ from torch.nn.parameter import is_lazy
 from sylvinit.errors import DataError
 from sylvinit.execution.batches import Batch
 from sylvinit.execution.guard import CallerModes, ModelGuard, forward_modes
+from sylvinit.execution.notes import noted
 from sylvinit.model import Layer, layers_of
 from sylvinit.model.batch_norm import NORM_TYPES, Norm
 from sylvinit.model.modules import clean_name
@@ -32,6 +33,7 @@ class Survey:
     def __init__(self, names: dict[nn.Module, str], points: dict[nn.Module, list[Any]]) -> None:
         self.names = names  # qualified, of every module
         self.points = points  # of the modules that have some, in order of need
+        self.whole = False  # whether it took all of the first batch
         self.order: list[Any] = []  # points that ran, in order of their first calls
         self.calls: Counter[nn.Module] = Counter()
         self.most_calls: Counter[nn.Module] = Counter()  # on a microbatch later on
@@ -69,17 +71,38 @@ def survey_model(
     caller: CallerModes,
     guard: ModelGuard,
 ) -> Survey:
-    """What runs on the first samples of a batch, including modules that their forward makes."""
-    first = batch.head(SURVEY_SAMPLES)
+    """What runs on the first samples of a batch, including modules that their forward makes.
+
+    Where the forward fails on so few (a fixed batch size, a graph), all of the batch is taken.
+    """
+    few = batch.head(SURVEY_SAMPLES)
+    try:
+        return _survey_on(few, model, call, caller, guard)
+    except Exception:
+        if few.size == batch.size:
+            raise
+        guard.restore_forward()
+        survey = _survey_on(batch, model, call, caller, guard)
+        survey.whole = True
+        return survey
+
+
+def _survey_on(
+    batch: Batch,
+    model: nn.Module,
+    call: Callable[[Batch], Any],
+    caller: CallerModes,
+    guard: ModelGuard,
+) -> Survey:
     if any(is_lazy(parameter) for parameter in model.parameters()):
-        with forward_modes(caller):
-            call(first)
+        with forward_modes(caller), noted(batch, "to materialize lazy modules"):
+            call(batch)
         guard.restore_forward()
         guard.remember()
 
     def look() -> Survey:
         survey = _find_points(model)
-        _run(survey, first, call, caller)
+        _run(survey, batch, call, caller)
         guard.restore_forward()  # a mask that was cached for two samples would not fit the others
         return survey
 
@@ -158,6 +181,7 @@ def _run(survey: Survey, batch: Batch, call: Callable[[Batch], Any], caller: Cal
                 stack.callback(handle.remove)
         stack.enter_context(forward_modes(caller))
         stack.enter_context(trace)
+        stack.enter_context(noted(batch, "to see which layers run"))
         call(batch)
     survey.rectified, survey.branches = trace.rectified, trace.branches
     survey.final_parameter = trace.final_parameter
