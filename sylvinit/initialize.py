@@ -14,10 +14,11 @@ from tqdm.auto import tqdm
 from sylvinit.codes import Code
 from sylvinit.errors import ModelError, SylvinitWarning
 from sylvinit.execution.batches import Forward, Padding, read_batches
+from sylvinit.execution.experts import experts_left_alone
 from sylvinit.execution.guard import CallerModes, ModelGuard
 from sylvinit.execution.row_rules import find_row_rules
 from sylvinit.execution.schedule import solve_in_order
-from sylvinit.execution.survey import Survey, survey_model
+from sylvinit.execution.survey import SURVEY_SAMPLES, Survey, survey_model
 from sylvinit.execution.units import LayerUnit
 from sylvinit.execution.worklist import Task, Worklist
 from sylvinit.model.modules import check_module, device_of
@@ -27,7 +28,7 @@ from sylvinit.report import LayerReport, Report
 
 _log = logging.getLogger(__name__)
 
-_MISSED = "it did not run on the two survey samples, which decide what is solved"
+_MISSED = "it did not run on the {} survey samples, which decide what is solved"
 
 # What each kind of weakness that a layer remarks on means, or what can be done about it.
 _ADVICE = {
@@ -271,13 +272,14 @@ def _report(
     """Reports in execution order, those of layers that never ran last."""
     report = Report(head=worklist.head, settings=options.settings())
     skipped = dict(worklist.skipped)
-    missed = survey.most_calls.keys() - survey.calls.keys()
-    late = [point.name for module in missed for point in survey.points[module]]
+    uncalled = survey.most_calls.keys() - survey.calls.keys()
+    late = [point.name for module in uncalled for point in survey.points[module]]
     late = sorted(name for name in late if options.selects(name) and not options.head_only)
+    missed = _MISSED.format("two" if survey.samples == SURVEY_SAMPLES else survey.samples)
     for name in late:
-        skipped[name].reason = _MISSED
+        skipped[name].reason = missed
     if late:
-        worklist.warnings.append(f"skipped, for {_MISSED}: {', '.join(late)}")
+        worklist.warnings.append(f"skipped, for {missed}: {', '.join(late)}")
     untold = dict(reports)
     for point in survey.order:
         task = worklist.task_of.get(id(point))
@@ -298,6 +300,8 @@ def _report(
                 text = f"shares its weight with {task.name}"
             report.layers.append(LayerReport(point.name, point.kind, "skipped", text))
     report.layers.extend(skipped.values())
+    few_rows = experts_left_alone(survey, worklist, options, report.layers)
+    worklist.warnings.extend([few_rows] if few_rows else [])
     return report
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import islice
+from math import prod
 from typing import Any
 
 import torch
@@ -33,9 +34,14 @@ _REPLACED = 8
 # every time. On the CPU they are not, and deep networks at their own start (branches scaled by
 # 1e-5) pass on so little of the data that every bit counts.
 _ROUNDING = 2.0**-21
+# The same, in units of the type, where no rule fits otherwise: sums of other rows are taken in
+# another order as well (experts, whose rows are more or fewer when a sample is replaced).
+_COARSE = 2.0**8
 
 # A layer's id and the number of the call.
 Place = tuple[int, int]
+# By the bits that have changed, and by changes above rounding.
+Candidates = tuple["RowRule | None", "RowRule | None"]
 Shapes = tuple[tuple[int, ...], ...]
 
 
@@ -54,10 +60,10 @@ class RowRules:
 
 @dataclass(frozen=True)
 class _Print:
-    """A number that tells a row from another one, and its rounding, (rows,) each."""
+    """A number that tells a row from another one."""
 
-    value: Tensor
-    rounding: Tensor
+    value: Tensor  # (rows,)
+    rounding: Tensor  # (2, rows), as fine and as coarse as it may be
     batch_first: bool
 
 
@@ -100,35 +106,50 @@ def _rules_of(
         return {}
     if look.survey.whole:
         found, unchanged = _compare_each(look, batch, others)
-        # Inputs that samples share, such as the edges of a graph, are data and are not replaced.
-        first = first and all(shape[:1] == (batch.size,) for shape in batch.shapes())
     else:
         replaced = batch.replaced({1: others[1]})
-        found, unchanged = _compare(look, batch, replaced, samples)
+        rules, unchanged = _compare(look, batch, replaced, samples)
         with suppress(Exception):  # a model that does not take so many
             again, _ = _compare(look, batch, replaced, _OTHER_SAMPLES)
-            found = {at: x if again.get(at, x) == x else None for at, x in found.items()}
-    if first and unchanged:  # or these see rows of other samples alone (experts)
-        _, still = _compare(look, batch, batch.replaced(others), samples)
+            rules = {at: _agreed(x, again.get(at, x)) for at, x in rules.items()}
+        found = {at: fine or coarse for at, (fine, coarse) in rules.items()}
+    if first:
+        found.update(_nobodys(look.survey, found, unchanged))
+        # Inputs that samples share, such as the edges of a graph, are data and are not replaced.
+        shared = any(shape[:1] != (batch.size,) for shape in batch.shapes())
+        still: set[int] = set()
+        if unchanged and not (look.survey.whole and shared):
+            _, still = _compare(look, batch, batch.replaced(others), samples)
         constant.update(unchanged & still)
+        # The others see rows of other samples alone (experts).
         found.update(((layer, 0), None) for layer in unchanged - still)
     return found
 
 
 def _compare(
     look: _Look, batch: Batch, replaced: Batch, samples: int
-) -> tuple[dict[Place, RowRule | None], set[int]]:
+) -> tuple[dict[Place, Candidates], set[int]]:
     """Rules, and ids of the layers of which no row has changed."""
     before, after = look(batch.head(samples)), look(replaced.head(samples))
-    found: dict[Place, RowRule | None] = {}
+    found: dict[Place, Candidates] = {}
     for place in before.keys() | after.keys():
         changed = _changed(before.get(place), after.get(place))
-        if changed is None:
-            found[place] = None
-        elif bool(changed.any()):
-            first = before[place].batch_first
-            found[place] = fit_rule(changed, min(samples, batch.size), 1, batch_first=first)
+        if changed is None or changed.numel() == 0 or bool(changed.any()):
+            found[place] = _fitted(changed, min(samples, batch.size), 1, before.get(place))
     return found, {layer for layer, _ in before} - {layer for layer, _ in found}
+
+
+def _nobodys(
+    survey: Survey, found: Mapping[Place, RowRule | None], unchanged: set[int]
+) -> Iterator[tuple[Place, None]]:
+    """Layers of experts, as the survey of more samples has seen them: no rows, or so many."""
+    for layer in survey.layers:
+        place, shape = (id(layer), 0), survey.shapes[id(layer)]
+        rows = prod(shape[:-1]) if layer.geometry is None else shape[0]
+        rule = found.get(place)
+        unseen = place not in found and not {id(layer)} & (unchanged | survey.hidden)
+        if unseen or (rule is not None and rule.fitted(rows, survey.samples) is None):
+            yield place, None
 
 
 def _compare_each(
@@ -140,35 +161,53 @@ def _compare_each(
     """
     before = look(batch)
     changes: dict[Place, dict[int, Tensor | None]] = {}
-    rules: dict[Place, RowRule | None] = {}
+    rules: dict[Place, Candidates] = {}
     for index in islice(others, _REPLACED):
         after = look(batch.replaced({index: others[index]}))
         for place in before.keys() | after.keys():
             changed = _changed(before.get(place), after.get(place))
             changes.setdefault(place, {})[index] = changed
-            if changed is None:
-                rules[place] = None
-            elif bool(changed.any()):
-                first = before[place].batch_first
-                rule = fit_rule(changed, batch.size, index, batch_first=first)
-                rules[place] = rule if rules.get(place, rule) == rule else None
-        if index != next(iter(others)) and None not in rules.values():
+            if changed is None or changed.numel() == 0 or bool(changed.any()):
+                rule = _fitted(changed, batch.size, index, before.get(place))
+                rules[place] = _agreed(rule, rules.get(place, rule))
+        if index != next(iter(others)) and all(map(any, rules.values())):
             break
-    for place, rule in rules.items():
+    found = {at: fine or coarse for at, (fine, coarse) in rules.items()}
+    for place, rule in found.items():
         if rule is None and place in before and before[place].batch_first:
-            rules[place] = _rule_of_mixed(changes[place], batch.size)
-    return rules, {layer for layer, _ in before} - {layer for layer, _ in rules}
+            found[place] = _rule_of_mixed(changes[place], batch.size)
+    return found, {layer for layer, _ in before} - {layer for layer, _ in found}
+
+
+def _fitted(changed: Tensor | None, samples: int, replaced: int, x: _Print | None) -> Candidates:
+    if changed is None or x is None:
+        return None, None
+    fine, coarse = (
+        fit_rule(rows, samples, replaced, batch_first=x.batch_first) if bool(rows.any()) else None
+        for rows in changed
+    )
+    return fine, coarse
+
+
+def _agreed(one: Candidates, two: Candidates) -> Candidates:
+    fine, coarse = (a if a == b else None for a, b in zip(one, two, strict=True))
+    return fine, coarse
 
 
 def _rule_of_mixed(changes: Mapping[int, Tensor | None], samples: int) -> RowRule | None:
     """Batch first, for samples that see each other (the nodes of a graph), or None.
 
-    That is if some of a sample's own rows have changed, whichever was replaced.
+    That is if some of a sample's own rows have changed, whichever was replaced; for one of them,
+    all units may be inactive.
     """
+    own = 0
+    each = 1
     for index, changed in changes.items():
-        if changed is None or not bool(changed.unflatten(0, (samples, -1))[index].any()):
+        if changed is None:
             return None
-    return RowRule(1, len(next(iter(changes.values()))) // samples)
+        rows = changed[0].unflatten(0, (samples, -1))
+        own, each = own + bool(rows[index].any()), rows.shape[1]
+    return RowRule(1, each) if own >= min(len(changes), _REPLACED - 1) else None
 
 
 def fit_rule(changed: Tensor, samples: int, replaced: int, *, batch_first: bool) -> RowRule | None:
@@ -261,12 +300,15 @@ def _print_of(layer: Layer, x: Tensor, samples: int) -> _Print:
     features = 1 if layer.geometry is None else x.ndim - 1
     rows = x.detach().reshape(-1, x.shape[x.ndim - features :].numel()).cpu().double()
     waves = torch.arange(1, rows.shape[1] + 1, dtype=torch.float64).mul(2.3).cos()
-    rounding = rows.abs().sum(dim=1) * (0.0 if x.device.type == "cpu" else _ROUNDING)
+    units = torch.tensor(
+        [0.0 if x.device.type == "cpu" else _ROUNDING, _COARSE * torch.finfo(x.dtype).eps]
+    )
+    rounding = rows.abs().sum(dim=1) * units[:, None]
     return _Print(rows @ waves, rounding, len(x) == samples)
 
 
 def _changed(one: _Print | None, two: _Print | None) -> Tensor | None:
-    """Which rows differ, (rows,); None where their number does."""
+    """Which rows differ, by fine and coarse rounding, (2, rows); None where their number does."""
     if one is None or two is None or one.value.shape != two.value.shape:
         return None
     # Not "above": NaN counts as a change, for the layer to be looked at and named.

@@ -20,7 +20,7 @@ from sylvinit.execution.guard import CallerModes, ModelGuard, forward_modes
 from sylvinit.execution.notes import noted
 from sylvinit.model import Layer, layers_of
 from sylvinit.model.batch_norm import NORM_TYPES, Norm
-from sylvinit.model.modules import clean_name
+from sylvinit.model.modules import clean_name, family
 from sylvinit.model.tracing import Branch, ForwardTrace
 
 # Samples that the survey runs: more than one, so that batch and other axes are told apart.
@@ -33,7 +33,8 @@ class Survey:
     def __init__(self, names: dict[nn.Module, str], points: dict[nn.Module, list[Any]]) -> None:
         self.names = names  # qualified, of every module
         self.points = points  # of the modules that have some, in order of need
-        self.whole = False  # whether it took all of the first batch
+        self.samples = 0  # that the model ran on
+        self.whole = False  # whether it had to be all of the first batch
         self.order: list[Any] = []  # points that ran, in order of their first calls
         self.calls: Counter[nn.Module] = Counter()
         self.most_calls: Counter[nn.Module] = Counter()  # on a microbatch later on
@@ -73,11 +74,12 @@ def survey_model(
 ) -> Survey:
     """What runs on the first samples of a batch, including modules that their forward makes.
 
-    Where the forward fails on so few (a fixed batch size, a graph), all of the batch is taken.
+    All of the batch is taken where the forward fails on so few (a fixed batch size, a graph), and
+    where experts get none of their rows.
     """
     few = batch.head(SURVEY_SAMPLES)
     try:
-        return _survey_on(few, model, call, caller, guard)
+        survey = _survey_on(few, model, call, caller, guard)
     except Exception:
         if few.size == batch.size:
             raise
@@ -85,6 +87,14 @@ def survey_model(
         survey = _survey_on(batch, model, call, caller, guard)
         survey.whole = True
         return survey
+    if few.size < batch.size and _misses_experts(survey):
+        try:
+            wider = _survey_on(batch, model, call, caller, guard)
+        except Exception:  # what is wrong with the batch will be seen when it is propagated
+            guard.restore_forward()
+        else:
+            survey = wider if len(wider.order) >= len(survey.order) else survey
+    return survey
 
 
 def _survey_on(
@@ -110,7 +120,18 @@ def _survey_on(
     for _ in range(2):  # some forwards make new modules every time
         if guard.remember():
             survey = look()
+    survey.samples = batch.size
     return survey
+
+
+def _misses_experts(survey: Survey) -> bool:
+    """Whether a layer got no rows, or did not run although others of its family did."""
+    ran = {family(survey.names[module]) for module in survey.calls}
+    idle = any(
+        module not in survey.calls and family(survey.names[module]) in ran
+        for module in survey.points
+    )
+    return idle or any(0 in shape for shape in survey.shapes.values())
 
 
 def _find_points(model: nn.Module) -> Survey:

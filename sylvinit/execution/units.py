@@ -36,6 +36,7 @@ class LayerUnit:
         self.task = task
         self.name = layers[0].name
         self.seconds = 0.0
+        self.is_expert = False  # whether it was given rows that belong to no sample
         self._backend, self._row_to_sample, self._rules = backend, row_to_sample, rules
         self.reset()
 
@@ -74,6 +75,8 @@ class LayerUnit:
         layer, x = arrival.point, arrival.x
         rule = self._rules.of(layer, arrival.call, batch)
         seen = self._row_to_sample is None  # else it is the caller's word
+        count = x[..., 0].numel() if layer.geometry is None else len(x)
+        self.is_expert |= rule is None or rule.fitted(count, batch.size) is None
         if seen and rule is None:
             self._row_note = "its rows belong to no sample: all are taken"
         elif seen and rule is not None and rule.outer > 1:
@@ -102,6 +105,11 @@ class LayerUnit:
         begin = time.perf_counter()
         kind = self.layers[0].kind
         self._watch.check(self.name, kind)
+        rows, outputs = self._inputs.count, self.layers[0].get_weight().shape[1]
+        if self.is_expert and rows < outputs:
+            few = f"{rows} rows, fewer than its {outputs} outputs" if rows else "no rows"
+            self.reset()
+            return LayerReport(self.name, kind, "skipped", f"an expert that got {few}")
         stats = self._inputs.statistics(self._backend, self.task.code.reducible)
         if stats is None:
             raise non_finite_input(self.name, kind)

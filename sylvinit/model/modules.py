@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable, Iterable
 from typing import Any
 
@@ -53,6 +54,11 @@ def refuse_lazy(model: nn.Module) -> None:
             raise ModelError(
                 f"{name or 'the model'} is lazy and has no weight yet; run the model once on data"
             )
+
+
+def family(name: str) -> str:
+    """Equal for names that differ in numbers alone, like those of the experts of a layer."""
+    return re.sub(r"\d+", "#", name)
 
 
 def clean_name(name: str) -> str:

@@ -115,6 +115,11 @@ class InputCollector:
             self.dtype = x.dtype
         self.raw = self.raw and raw
 
+    @property
+    def count(self) -> int:
+        """Rows or patches collected."""
+        return 0 if self.moments is None else self.moments.n
+
     def statistics(self, backend: Backend, reduce: bool) -> LayerStatistics | None:
         """Everything collected, features in the order of a weight; None if it is not finite.
 
