@@ -19,7 +19,7 @@ def noted(batch: Batch, purpose: str | Callable[[], str]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        with suppress(Exception):  # one that takes no attributes, such as a frozen dataclass
+        with suppress(Exception):  # one that takes no notes stays without
             why = purpose if isinstance(purpose, str) else purpose()
             _add_note(error, f"sylvinit called the model {why}, with {_passed(batch)}")
         raise

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -103,8 +102,9 @@ def test_the_look_at_whose_the_rows_are() -> None:
 
     with pytest.raises(KeyError) as caught:
         sylvinit.initialize_(Fails(fault), (ROWS, Y), microbatch=8)
-    assert "to see whose the rows of layers' inputs are, with samples 0 to 1:" in (
-        notes(caught.value)[0]
+    assert (
+        "to see whose the rows of layers' inputs are, with samples 0 to 1:"
+        in (notes(caught.value)[0])
     )
 
 
@@ -137,7 +137,9 @@ def test_inputs_by_their_names() -> None:
 
 
 def test_the_correlation_of_inputs() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(64, 12), Fails(raising(KeyError())))
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(64, 12), Fails(raising(KeyError()))
+    )
     with unchanged(model), pytest.raises(KeyError) as caught:
         sylvinit.input_correlation(model, X, microbatch=8)
     assert notes(caught.value) == [
@@ -146,19 +148,17 @@ def test_the_correlation_of_inputs() -> None:
     ]
 
 
-@dataclass(frozen=True)
-class FrozenError(Exception):
-    """It takes no notes, for it takes no attributes."""
-
-    code: int
-
-
 class OwnNotesError(Exception):
     __notes__ = "a string, to which nothing can be added"
 
 
+class ClosedError(Exception):
+    def add_note(self, note: str) -> None:
+        raise NotImplementedError
+
+
 @pytest.mark.parametrize(
-    "error", [FrozenError(3), OwnNotesError(), StopIteration(3), ModelError("ours")], ids=repr
+    "error", [OwnNotesError(), ClosedError(3), StopIteration(3), ModelError("ours")], ids=repr
 )
 def test_errors_stay_the_objects_that_they_are(error: Exception) -> None:
     model = Fails(raising(error, 6))
