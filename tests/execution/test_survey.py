@@ -196,7 +196,7 @@ def test_nodes_in_another_order_have_no_labels() -> None:
             return x[x[:, 0].argsort()]
 
     model = Sorted()
-    with unchanged(model), pytest.raises(RowLayoutError, match="layer head: .*no labels"):
+    with unchanged(model), pytest.raises(RowLayoutError, match=r"layer head: .*no labels"):
         sylvinit.initialize_(model, [(NODES, Y)])
 
 
