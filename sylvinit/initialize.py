@@ -89,7 +89,9 @@ def initialize_(
             the model where its forward requires them: as an argument without a default, or as the
             tokens of a decoder that is given no other input; ``forward_fn`` always gets them. The
             first two samples decide which layers are solved and how many calls of each are waited
-            for.
+            for; where the forward fails on them (a fixed batch size, a graph), or experts get none
+            of them, the first batch does. A graph is a batch of its own: give an iterable with its
+            nodes as samples.
         preset: the values of code, head_code, lam, patches, rescale and branch_gain where they are
             not given.
             "best": PCA codes, one-hot for the head, lam 10, 10 patches, rows scaled to unit output
@@ -163,7 +165,8 @@ def initialize_(
         RowLayoutError: a code needs labels for rows that do not follow the samples.
         NonFiniteError: NaN or Inf appeared in an activation.
         SolverError: an equation could not be solved.
-        Exception: whatever the model's forward or the data raise. In every case, Ctrl-C included,
+        Exception: whatever the model's forward or the data raise; the forward's has a note that
+            says what the model was called with, and for which layer. In every case, Ctrl-C included,
             the model is left bit for bit as it was, with the attributes that a forward changes.
             (Lazy modules stay materialized. What a forward itself writes into tensors that are not
             buffers, and into containers within containers, is not seen.)

@@ -142,7 +142,9 @@ def _compare(
 def _nobodys(
     survey: Survey, found: Mapping[Place, RowRule | None], unchanged: set[int]
 ) -> Iterator[tuple[Place, None]]:
-    """Layers of experts, as the survey of more samples has seen them: no rows, or so many."""
+    """Experts, as the survey of more samples has seen them: no rows of these, or another number."""
+    if survey.samples < SURVEY_SAMPLES:  # it was another batch
+        return
     for layer in survey.layers:
         place, shape = (id(layer), 0), survey.shapes[id(layer)]
         rows = prod(shape[:-1]) if layer.geometry is None else shape[0]
@@ -186,7 +188,9 @@ def _fitted(changed: Tensor | None, samples: int, replaced: int, x: _Print | Non
         fit_rule(rows, samples, replaced, batch_first=x.batch_first) if bool(rows.any()) else None
         for rows in changed
     )
-    return fine, coarse
+    # That rounding changes all rows does not mean that the model mixes its samples.
+    only_rounding = bool(changed[0].all()) and bool(changed[1].any())
+    return (coarse if only_rounding else fine), coarse
 
 
 def _agreed(one: Candidates, two: Candidates) -> Candidates:
@@ -200,12 +204,11 @@ def _rule_of_mixed(changes: Mapping[int, Tensor | None], samples: int) -> RowRul
     That is if some of a sample's own rows have changed, whichever was replaced; for one of them,
     all units may be inactive.
     """
-    own = 0
-    each = 1
+    own, each = 0, 1
     for index, changed in changes.items():
         if changed is None:
             return None
-        rows = changed[0].unflatten(0, (samples, -1))
+        rows = changed[int(bool(changed[1].any()))].unflatten(0, (samples, -1))
         own, each = own + bool(rows[index].any()), rows.shape[1]
     return RowRule(1, each) if own >= min(len(changes), _REPLACED - 1) else None
 

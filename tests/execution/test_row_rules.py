@@ -327,3 +327,49 @@ def test_a_first_batch_of_one_sample_tells_nothing() -> None:
     plain = initialized(Folded(lambda x: x, lambda x: x), batches, code="lda", patches="all")
     folded = initialized(Folded(*ORDERS["time first"][:2]), batches, code="lda", patches="all")
     assert_close(plain, folded, SUMS)
+
+
+class FixedSize(Folded):
+    """Takes ten samples at a time and nothing else."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) != 10:
+            raise ValueError("ten samples at a time")
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("code", ["lda", "pca"])
+def test_every_order_in_batches_of_a_fixed_size(order: str, code: str) -> None:
+    """Rules are found from all of the first batch then."""
+    fold, unfold, _ = ORDERS[order]
+    options: dict[str, Any] = {"microbatch": 10, "code": code, "patches": "all"}
+    plain = initialized(Folded(lambda x: x, lambda x: x), (TOKENS, Y), **options)
+    assert_close(plain, initialized(FixedSize(fold, unfold), (TOKENS, Y), **options), SUMS)
+
+
+def test_rows_of_nobody_in_batches_of_a_fixed_size() -> None:
+    class Fixed(Shuffled):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.view(10, 36, 3))
+
+    report = sylvinit.initialize_(Fixed(), (TOKENS, Y), patches=4, microbatch=10)
+    assert report["hidden"].rows == 30 * 36
+    model = Fixed()
+    with unchanged(model), pytest.raises(RowLayoutError, match=r"layer hidden: .* do not follow"):
+        sylvinit.initialize_(model, (TOKENS, Y), code="lda", microbatch=10)
+
+
+def test_a_constant_input_in_batches_of_a_fixed_size() -> None:
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("places", torch.randn(36, 2, dtype=torch.float64))
+            self.bias, self.head = nn.Linear(2, 3).double(), nn.Linear(3, CLASSES).double()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head((x.view(10, 36, 3) + self.bias(self.places)).relu().mean(dim=1))
+
+    report = sylvinit.initialize_(Positions(), (TOKENS, Y), microbatch=10)
+    assert report["bias"].reason == "its input does not depend on the data"
+    assert report["head"].code == "onehot"

@@ -15,6 +15,7 @@ from driver_helpers import (
     initialized,
     mlp,
     unchanged,
+    weights_of,
 )
 from torch import Tensor, nn
 
@@ -60,7 +61,7 @@ def test_models_of_a_fixed_batch_size(kind: type[nn.Sequential], options: dict[s
     right = initialized(mlp(), (ROWS, Y), microbatch=10, **options)
     with unchanged(model, written=WRITTEN):
         sylvinit.initialize_(model, (ROWS, Y), microbatch=10, **options)
-    assert_identical(right, dict(model.named_parameters()))
+    assert_identical(right, weights_of(model))
 
 
 @pytest.mark.parametrize("kind", [FixedSize, Refusing, MemoryBank])
@@ -93,7 +94,7 @@ def test_what_the_failed_forward_left_behind_does_not_stay() -> None:
     right = initialized(mlp(), (ROWS, Y), microbatch=10)
     with unchanged(model, written=WRITTEN):
         sylvinit.initialize_(model, (ROWS, Y), microbatch=10)
-    assert_identical(right, dict(model.named_parameters()))
+    assert_identical(right, weights_of(model))
 
 
 def test_lazy_modules_of_a_fixed_batch_size() -> None:
@@ -169,7 +170,7 @@ def test_nodes_of_a_graph_have_their_own_labels(dense: bool) -> None:
     head = nn.Linear(16, CLASSES).double()
     right = initialized(head, (features, Y), preset="paper", patches="all")
     # Both are solved from the same 30 rows, in sums of another order.
-    assert_close(right, dict(model.head.named_parameters()), 1e-9)
+    assert_close(right, weights_of(model.head), 1e-9)
 
 
 def test_both_kinds_of_graph_agree() -> None:
