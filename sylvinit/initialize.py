@@ -166,10 +166,10 @@ def initialize_(
         NonFiniteError: NaN or Inf appeared in an activation.
         SolverError: an equation could not be solved.
         Exception: whatever the model's forward or the data raise; the forward's has a note that
-            says what the model was called with, and for which layer. In every case, Ctrl-C included,
-            the model is left bit for bit as it was, with the attributes that a forward changes.
-            (Lazy modules stay materialized. What a forward itself writes into tensors that are not
-            buffers, and into containers within containers, is not seen.)
+            says what the model was called with, and for which layer. In every case, Ctrl-C
+            included, the model is left bit for bit as it was, with the attributes that a forward
+            changes. (Lazy modules stay materialized. What a forward itself writes into tensors that
+            are not buffers, and into containers within containers, is not seen.)
     """
     return _initialize(model, data, Options.checked(locals()))
 
