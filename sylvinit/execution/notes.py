@@ -29,7 +29,7 @@ def _add_note(error: Exception, note: str) -> None:
     if sys.version_info >= (3, 11):
         error.add_note(note)
     else:  # shown by pytest and IPython
-        error.__notes__ = [*getattr(error, "__notes__", []), note]
+        vars(error)["__notes__"] = [*getattr(error, "__notes__", []), note]
 
 
 def _passed(batch: Batch) -> str:
