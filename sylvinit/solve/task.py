@@ -19,7 +19,7 @@ from sylvinit.report import LayerReport
 from sylvinit.solve.classifier import solve_classifier
 from sylvinit.solve.equation import LayerSolution, solve_layer
 from sylvinit.solve.feature_scales import too_small, unlike_scales
-from sylvinit.solve.scaling import output_std, scale_rows
+from sylvinit.solve.scaling import GROWTH, output_std, scale_rows
 
 
 class _Backup(Protocol):
@@ -86,20 +86,23 @@ def solve_and_write(
     """
     first = layers[0]
     old_weight = first.get_weight()
-    held, old_weight = old_weight.dtype, old_weight.double()
     groups, outputs, features = old_weight.shape
     what = f"the equation of {first.name} ({outputs} x {stats.d}, {stats.groups} groups)"
     with memory_for(what, stats.groups * (outputs + stats.d) ** 2 * 8):
         solution = _solve(layers, task, stats, outputs)
     if task.rescale:
-        scaled = scale_rows(solution.weight, stats, inputs, held)
+        scaled = scale_rows(solution.weight, stats, inputs, old_weight)
         solution.weight, solution.bias = scaled.weight, scaled.bias
         if scaled.rounding:
             solution.notes.append(
                 f"{scaled.rounding} rows not scaled: their output may be rounding of the inputs"
             )
-        if scaled.too_large:
-            solution.notes.append(f"{scaled.too_large} rows not scaled: too large for {held}")
+        if scaled.bounded:
+            solution.notes.append(
+                f"{scaled.bounded} rows kept short: the inputs vary so little that rows of unit "
+                f"output variance are more than {GROWTH:.0f} times as long as the layer's own"
+            )
+    old_weight = old_weight.double()
     before, after = output_std(old_weight, stats), output_std(solution.weight, stats)
     report = LayerReport(
         name=first.name,
