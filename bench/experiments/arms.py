@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import time
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,13 +14,14 @@ from architectures import to_channels_last, to_layout
 from config import Arm, ConfigError
 from data import limit
 from initialisers.table import BASELINES
-from meaning import CORRELATED, HEAD, PRESET, SYLVINIT, arguments_from
+from meaning import CORRELATED, DAMPING, HEAD, PRESET, SYLVINIT, arguments_from
 from torch import nn
 
 import sylvinit
 from sylvinit.demo.experiment import he_init_
 from sylvinit.demo.training import calibrate_norm
 from sylvinit.io.datasets import Samples
+from sylvinit.solve import scaling
 
 _WARM: set[str] = set()
 
@@ -38,6 +41,7 @@ def initialise(model: nn.Module, arm: Arm, samples: Samples, seed: int) -> float
             as its argument. "norms_of" is another arm, {"initialiser": ..., "settings": ...}, whose
             weights the convolutions get the norms of: to tell scale from direction behind batch
             norm, which takes the scale away again (a solved head is not solved once more).
+            "damping" takes the place of sylvinit's own constant in the scaling of rows.
             "head_scale" multiplies weight and bias of the last layer in the end, 0 for scores of 0.
         samples: on the device of ``model``.
         seed: of everything random.
@@ -68,7 +72,8 @@ def initialise(model: nn.Module, arm: Arm, samples: Samples, seed: int) -> float
         if other is not None:
             example = copy.deepcopy(model)
             initialise(example, Arm("", **other), samples, seed)
-        _apply(model, base, samples, seed, settings)
+        with damped(arm.settings.get(DAMPING, scaling.DAMPING)):
+            _apply(model, base, samples, seed, settings)
         if example is not None:
             match_norms(model, example)
             if base == SYLVINIT:  # it leaves running statistics, which are no longer right
@@ -83,6 +88,17 @@ def initialise(model: nn.Module, arm: Arm, samples: Samples, seed: int) -> float
         if "head_scale" in arm.settings:
             scale_head(model, arm.settings["head_scale"])
     return now(samples) - begin
+
+
+@contextlib.contextmanager
+def damped(share: float) -> Iterator[None]:
+    """Scale rows of solved layers with another damping than sylvinit's own."""
+    own = scaling.DAMPING
+    scaling.DAMPING = share
+    try:
+        yield
+    finally:
+        scaling.DAMPING = own
 
 
 @torch.no_grad()

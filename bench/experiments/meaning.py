@@ -19,6 +19,8 @@ from sylvinit.errors import SylvinitError
 from sylvinit.options import PRESETS
 
 SYLVINIT, CORRELATED, HEAD = "sylvinit", "correlated", "head"
+# What the rescaling of sylvinit's rows takes in place of its own constant.
+DAMPING = "damping"
 # For new heads alone.
 SYLVINIT_HEAD, SKLEARN, SKLEARN_LDA = "sylvinit-head", "sklearn-logistic", "sklearn-lda"
 # The preset of an arm that names none: the tables vary one setting of the first paper.
@@ -55,7 +57,7 @@ def arguments_from(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: code_from(value) if key in ("code", "head_code") else value
         for key, value in settings.items()
-        if key not in (*OF_SAMPLES, *OF_NETWORK, *OF_HEADS)
+        if key not in (*OF_SAMPLES, *OF_NETWORK, *OF_HEADS, DAMPING)
     }
 
 
@@ -105,6 +107,9 @@ def wrong_with(initialiser: str, settings: Mapping[str, Any], of_head: bool) -> 
     scale = settings.get("head_scale", 1.0)
     if wrong is None and not (type(scale) in (int, float) and math.isfinite(scale)):
         wrong = f"head_scale: expected a finite number, got {scale!r}"
+    damping = settings.get(DAMPING, 0.0)
+    if wrong is None and not (type(damping) in (int, float) and 0 <= damping < math.inf):
+        wrong = f"damping: expected a number of at least 0, got {damping!r}"
     regular = settings.get("C", 1.0)
     positive = type(regular) in (int, float) and math.isfinite(regular) and regular > 0
     if wrong is None and regular != "cv" and not positive:
@@ -141,7 +146,7 @@ def _settings_of(base: str, with_head: bool, of_head: bool) -> set[str]:
         return set()
     known: set[str] = {*OF_SAMPLES, *OF_NETWORK} | ({HEAD} if with_head else set())
     if base == SYLVINIT:
-        known |= _keywords(sylvinit.initialize_)
+        known |= _keywords(sylvinit.initialize_) | {DAMPING}
     if base == CORRELATED:
         known |= _keywords(sylvinit.correlated_init_)
     return known

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -9,9 +10,9 @@ from torch import Tensor
 
 from sylvinit.moments.statistics import LayerStatistics
 
-# Share of a feature's mean variance that is added to the features' covariance, and the norm that a
-# scaled row may have, in those of the largest row of the network's own start.
+# Least variance that a row is scaled by, as a share of its variance on uncorrelated features.
 DAMPING = 0.1
+# Longest scaled row, in lengths of the longest row of the network's own start.
 GROWTH = 30.0
 
 
@@ -35,36 +36,35 @@ def scale_rows(
 ) -> ScaledRows:
     """Divide rows by the damped standard deviations of their outputs, and center the outputs.
 
-        w / sqrt(w (Sigma + DAMPING v I) w^T),   v = tr(Sigma) / d_in, a mean over all groups
+        w / sqrt(max(w Sigma w^T, DAMPING w diag(Sigma) w^T))
 
-    Without damping this is whitening, and a direction of which few samples or smooth images say
-    next to nothing gets weights in the thousands. Added to the covariance (as Ledoit and Wolf
-    shrink theirs) the mean variance of a feature keeps rows below (DAMPING v)^(-1/2), whatever unit
-    the inputs have. Where v itself is tiny no row becomes longer than GROWTH times the longest row
-    of ``start``, or than 1 where that is less: a start of zeros says nothing of a layer's size.
+    Scaling to unit variance is whitening: a direction in which features cancel each other, of which
+    smooth images or few samples say next to nothing, would get weights in the thousands. So the
+    variance is taken to be at least a share of what the row would have on features of the same
+    variances without correlation. This knows no unit: features in other units, one by one, give
+    the same outputs. Where the features themselves hardly vary, no row becomes longer than GROWTH
+    times the longest row of ``start`` (than 1, if that is more; than GROWTH where the start is zero
+    or not finite and says nothing of a layer's size).
 
     The bias is not E[s] / std - W mu: codes that are not centered (k-means) have means far above
     their deviations, and without normalization these multiply from layer to layer.
 
     A row whose output deviates by no more than eps |w| rms(x) is not scaled, where eps is that of
-    the type that the inputs came in: it could be their rounding, made as large as everything else
-    where all variances are. (Rounding alone deviates by about 0.3 of that where features are of
-    like size and their errors independent, and by up to sqrt(d_in) times as much where they are
-    not.)
+    the type that the inputs came in: it could be their rounding, made as large as everything else.
+    (Rounding alone deviates by about 0.3 of that where features are of like size and their errors
+    independent, and by up to sqrt(d_in) times as much where they are not.)
 
     ``weight`` is float64 (groups, k, d_in); ``inputs`` is the type that the activations were
     rounded to; ``start`` is the layer's own weight, in the type that it will hold the new one in.
     """
     std, length = output_std(weight, stats), weight.norm(dim=2)
-    variance = stats.covariance.diagonal(dim1=1, dim2=2).sum(dim=1) / weight.shape[2]
-    rms = (variance + stats.mean.square().sum(dim=1) / weight.shape[2]).sqrt()
-    noise = torch.finfo(inputs).eps * length * rms[:, None]
-    clear = std > noise
-    factor = 1 / (std.square() + DAMPING * variance.mean() * length.square()).sqrt()
+    variances = _feature_variances(stats)
+    rms = ((variances.sum(dim=1) + stats.mean.square().sum(dim=1)) / weight.shape[2]).sqrt()
+    clear = std > torch.finfo(inputs).eps * length * rms[:, None]
+    uncorrelated = (weight.square() @ variances[:, :, None])[:, :, 0]
+    factor = torch.maximum(std.square(), DAMPING * uncorrelated).rsqrt()
     factor = torch.where(clear, factor, 1.0)
-    # max gives 1 for a start of NaN, too.
-    longest = max(1.0, GROWTH * float(start.double().norm(dim=2).amax()))
-    bound = min(longest, torch.finfo(start.dtype).max) / length
+    bound = _longest(start) / length
     weight = weight * torch.minimum(factor, bound)[:, :, None]
     seen = _in_basis(weight.to(start.dtype).double(), stats)
     return ScaledRows(
@@ -73,6 +73,20 @@ def scale_rows(
         rounding=int(((std > 0) & ~clear).sum()),
         bounded=int((factor > bound).sum()),
     )
+
+
+def _longest(start: Tensor) -> float:
+    """The length that a scaled row may have; its entries fit into the type of ``start``."""
+    own = float(start.double().norm(dim=2).amax())
+    longest = max(GROWTH * own, 1.0) if 0 < own < math.inf else GROWTH
+    return min(longest, torch.finfo(start.dtype).max)
+
+
+def _feature_variances(stats: LayerStatistics) -> Tensor:
+    """Of the layer's input, (groups, d_in)."""
+    if stats.basis is None:
+        return stats.covariance.diagonal(dim1=1, dim2=2)
+    return ((stats.basis.mT @ stats.covariance) * stats.basis.mT).sum(dim=2)
 
 
 def _in_basis(weight: Tensor, stats: LayerStatistics) -> Tensor:
