@@ -62,16 +62,16 @@ def scale_rows(
     rms = ((variances.sum(dim=1) + stats.mean.square().sum(dim=1)) / weight.shape[2]).sqrt()
     clear = std > torch.finfo(inputs).eps * length * rms[:, None]
     uncorrelated = (weight.square() @ variances[:, :, None])[:, :, 0]
-    factor = torch.maximum(std.square(), DAMPING * uncorrelated).rsqrt()
-    factor = torch.where(clear, factor, 1.0)
-    bound = _longest(start) / length
-    weight = weight * torch.minimum(factor, bound)[:, :, None]
+    divisor = torch.maximum(std, (DAMPING * uncorrelated).sqrt())
+    divisor = torch.where(clear, divisor, 1.0)
+    least = length / _longest(start)
+    weight = weight / torch.maximum(divisor, least)[:, :, None]
     seen = _in_basis(weight.to(start.dtype).double(), stats)
     return ScaledRows(
         weight=weight,
         bias=-(seen * stats.mean[:, None]).sum(dim=-1),
         rounding=int(((std > 0) & ~clear).sum()),
-        bounded=int((factor > bound).sum()),
+        bounded=int((divisor < least).sum()),
     )
 
 
