@@ -21,8 +21,9 @@ from sylvinit.execution.backup import TensorBackup
 from sylvinit.execution.batches import Batch
 from sylvinit.execution.guard import CallerModes, ModelGuard, forward_modes, same_random_numbers
 from sylvinit.execution.notes import noted
-from sylvinit.execution.survey import SURVEY_SAMPLES, Survey, is_hidden
+from sylvinit.execution.survey import SURVEY_SAMPLES, Survey
 from sylvinit.model import Layer
+from sylvinit.model.modules import is_hidden
 from sylvinit.moments.rows import BATCH_FIRST, RowRule
 
 _OTHER_SAMPLES = 3  # by which rules are confirmed

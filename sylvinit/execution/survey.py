@@ -18,9 +18,10 @@ from sylvinit.errors import DataError
 from sylvinit.execution.batches import Batch
 from sylvinit.execution.guard import CallerModes, ModelGuard, forward_modes
 from sylvinit.execution.notes import noted
+from sylvinit.execution.recognition import Recognized, recognize
 from sylvinit.model import Layer, layers_of
 from sylvinit.model.batch_norm import NORM_TYPES, Norm
-from sylvinit.model.modules import clean_name, family
+from sylvinit.model.modules import clean_name, family, is_hidden
 from sylvinit.model.tracing import Branch, ForwardTrace
 
 # Samples that the survey runs: more than one, so that batch and other axes are told apart.
@@ -30,9 +31,15 @@ SURVEY_SAMPLES = 2
 class Survey:
     """What was seen. A point is a :class:`Layer` or a :class:`Norm`; ids are those of points."""
 
-    def __init__(self, names: dict[nn.Module, str], points: dict[nn.Module, list[Any]]) -> None:
+    def __init__(
+        self,
+        names: dict[nn.Module, str],
+        points: dict[nn.Module, list[Any]],
+        recognized: Recognized,
+    ) -> None:
         self.names = names  # qualified, of every module
         self.points = points  # of the modules that have some, in order of need
+        self.recognized = recognized  # modules that override the forward of a layer type
         self.samples = 0  # that the model ran on
         self.whole = False  # whether it had to be all of the first batch
         self.order: list[Any] = []  # points that ran, in order of their first calls
@@ -111,7 +118,9 @@ def _survey_on(
         guard.remember()
 
     def look() -> Survey:
-        survey = _find_points(model)
+        recognized = recognize(model, batch, call, caller)
+        guard.restore_forward()
+        survey = _find_points(model, recognized)
         _run(survey, batch, call, caller)
         guard.restore_forward()  # a mask that was cached for two samples would not fit the others
         return survey
@@ -134,7 +143,7 @@ def _misses_experts(survey: Survey) -> bool:
     return idle or any(0 in shape for shape in survey.shapes.values())
 
 
-def _find_points(model: nn.Module) -> Survey:
+def _find_points(model: nn.Module, recognized: Recognized) -> Survey:
     names = {module: clean_name(name) for name, module in model.named_modules()}
     points: dict[nn.Module, list[Any]] = {}
     owned: set[nn.Module] = set()  # the output projection of attention never runs itself
@@ -142,11 +151,11 @@ def _find_points(model: nn.Module) -> Survey:
         if isinstance(module, NORM_TYPES):
             points[module] = [Norm(module, name)]
         elif module not in owned:
-            layers = layers_of(module, name)
+            layers = recognized.layers.get(module) or layers_of(module, name)
             if layers:
                 points[module] = list(layers)
             owned.update(layer.owner for layer in layers)
-    return Survey(names, points)
+    return Survey(names, points, recognized)
 
 
 def _run(survey: Survey, batch: Batch, call: Callable[[Batch], Any], caller: CallerModes) -> None:
@@ -234,12 +243,3 @@ def _identity(layer: Layer, x: Tensor) -> tuple[Any, ...]:
     version = 0 if x.is_inference() else x._version
     memory = (x.untyped_storage().data_ptr(), x.storage_offset(), tuple(x.shape), x.stride())
     return (*memory, version, layer.geometry, layer.groups)
-
-
-def is_hidden(x: Tensor) -> bool:
-    """Whether a tensor has no memory of its own, as inside of ``torch.vmap``."""
-    try:
-        x.untyped_storage().data_ptr()
-    except NotImplementedError:
-        return True
-    return False

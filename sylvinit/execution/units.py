@@ -30,11 +30,13 @@ class LayerUnit:
         backend: Backend,
         row_to_sample: RowToSample | None,
         rules: RowRules,
+        notes: list[str],
     ) -> None:
         self.layers = layers
         self.calls = calls
         self.task = task
         self.name = layers[0].name
+        self.notes = notes  # on its layers, for the report
         self.seconds = 0.0
         self.is_expert = False  # whether it was given rows that belong to no sample
         self._backend, self._row_to_sample, self._rules = backend, row_to_sample, rules
@@ -114,6 +116,7 @@ class LayerUnit:
         if stats is None:
             raise non_finite_input(self.name, kind)
         report = solve_and_write(self.layers, self.task, stats, self._inputs.dtype, guard)
+        report.notes.extend(self.notes)
         if self._row_note:
             report.notes.append(self._row_note)
         self.seconds += time.perf_counter() - begin

@@ -191,7 +191,9 @@ class Worklist:
         )
         calls = sum(survey.calls[module] for module in {layer.module for layer in layers})
         backend = choose(options.backend, weight.device)
-        unit = LayerUnit(layers, calls, task, backend, options.row_to_sample, self._rules)
+        said = survey.recognized.notes
+        notes = [said[layer.module] for layer in layers if layer.module in said]
+        unit = LayerUnit(layers, calls, task, backend, options.row_to_sample, self._rules, notes)
         if solves_head and isinstance(classes, Classes) and classes.present < groups * outputs:
             rest = "never win" if unit.fits_likelihood else "are zero"
             self.warnings.append(
@@ -309,7 +311,9 @@ class Worklist:
             kind = type(module).__name__
             reason = reason_to_skip(module)
             if reason is None and any(p is not None for p in module._parameters.values()):
-                reason = f"no layer type is registered for {kind}; its parameters are kept"
+                reason = survey.recognized.reasons.get(
+                    module, f"no layer type is registered for {kind}; its parameters are kept"
+                )
             if reason is not None and module not in said:
                 self.skipped.setdefault(name, LayerReport(name, kind, "skipped", reason))
 

@@ -6,8 +6,16 @@ Importing this package fills the registry with the built-in types.
 from __future__ import annotations
 
 from sylvinit.model.attention import attention_layers
-from sylvinit.model.convolution import ConvLayer, ConvTransposeLayer
-from sylvinit.model.layer import Layer, RowLayer, layers_of, register_layer
+from sylvinit.model.convolution import ConvLayer, ConvTransposeLayer, SamePaddedConvLayer
+from sylvinit.model.layer import (
+    Layer,
+    RowLayer,
+    layers_as,
+    layers_of,
+    overrides_forward,
+    register_layer,
+    registered_type,
+)
 from sylvinit.model.linear import LinearLayer, TransposedLinearLayer
 
 __all__ = [
@@ -16,8 +24,12 @@ __all__ = [
     "Layer",
     "LinearLayer",
     "RowLayer",
+    "SamePaddedConvLayer",
     "TransposedLinearLayer",
     "attention_layers",
+    "layers_as",
     "layers_of",
+    "overrides_forward",
     "register_layer",
+    "registered_type",
 ]

@@ -7,6 +7,7 @@ from math import prod
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from sylvinit.model.geometry import PatchGeometry
 from sylvinit.model.layer import Layer, assign, register_layer
@@ -49,6 +50,29 @@ class ConvLayer(_Convolution):
 
     def set_weight(self, weight: Tensor) -> None:
         assign(self.module, "weight", weight.reshape(self.module.weight.shape))
+
+
+class SamePaddedConvLayer(ConvLayer):
+    """A convolution that pads its input with zeros for ceil(size / stride) outputs on every axis.
+
+    That is TensorFlow's "same" padding, which depends on the size of the input: the missing pixels
+    are split between both ends, the odd one behind. The layer's input is the padded one.
+    """
+
+    def __init__(self, module: nn.Module, name: str) -> None:
+        super().__init__(module, name)
+        none = (0,) * len(self.module.kernel_size)
+        self.geometry = self._geometry(none, none)
+
+    def input(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+        x, conv = super().input(args, kwargs), self.module
+        sides: list[int] = []
+        axes = zip(x.shape[2:], conv.kernel_size, conv.stride, conv.dilation, strict=True)
+        for size, kernel, stride, dilation in axes:
+            reach = (-(-size // stride) - 1) * stride + dilation * (kernel - 1) + 1
+            missing = max(reach - size, 0)
+            sides = [missing // 2, missing - missing // 2, *sides]  # the last axis comes first
+        return pad(x, sides)
 
 
 @register_layer(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)

@@ -212,14 +212,31 @@ def register_layer(*types: type | str) -> Callable[[Any], Any]:
 def layers_of(module: nn.Module, name: str) -> list[Layer]:
     """The layers of a module, by the first registered class of its method resolution order.
 
-    A subclass that computes something else (it overrides ``forward``) is not a layer of that type,
-    and has none until it is registered itself.
+    A subclass that overrides ``forward`` may compute something else and has none, until it is
+    registered itself or recognized by what it computes (execution/recognition.py).
     """
-    for cls in type(module).__mro__:
-        factory = _REGISTRY.get(cls) or _REGISTRY.get(f"{cls.__module__}.{cls.__qualname__}")
-        if factory is None:
-            continue
-        computes = ("forward", "_conv_forward")
-        same = all(getattr(type(module), f, None) is getattr(cls, f, None) for f in computes)
-        return factory(module, name) if same else []
-    return []
+    cls = registered_type(module)
+    if cls is None or overrides_forward(module, cls):
+        return []
+    return layers_as(cls, module, name)
+
+
+def registered_type(module: nn.Module) -> type | None:
+    """The first class of a module's method resolution order that is registered."""
+    return next((cls for cls in type(module).__mro__ if _factory(cls) is not None), None)
+
+
+def overrides_forward(module: nn.Module, cls: type) -> bool:
+    """Whether a module of a subclass of ``cls`` has a forward of its own."""
+    computes = ("forward", "_conv_forward")
+    return any(getattr(type(module), f, None) is not getattr(cls, f, None) for f in computes)
+
+
+def layers_as(cls: type, module: nn.Module, name: str) -> list[Layer]:
+    """The layers of a module as if it were of the registered class ``cls``."""
+    factory = _factory(cls)
+    return [] if factory is None else factory(module, name)
+
+
+def _factory(cls: type) -> Factory | None:
+    return _REGISTRY.get(cls) or _REGISTRY.get(f"{cls.__module__}.{cls.__qualname__}")

@@ -82,3 +82,12 @@ def parameter_holders(modules: Iterable[nn.Module]) -> dict[Hashable, list[nn.Mo
             if parameter is not None:
                 holders.setdefault(memory_key(parameter), []).append(module)
     return holders
+
+
+def is_hidden(x: Tensor) -> bool:
+    """Whether a tensor has no memory of its own, as inside of ``torch.vmap``."""
+    try:
+        x.untyped_storage().data_ptr()
+    except NotImplementedError:
+        return True
+    return False

@@ -1,0 +1,239 @@
+"""Subclasses of layer types that override ``forward``: recognized by what they compute.
+
+When the forward reaches such a module, it is run aside on random inputs, with random numbers in all
+of its parameters (a branch that starts at zero proves nothing), and its output is compared with the
+formula of the layer. Then everything is put back, bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sylvinit.execution.backup import TensorBackup
+from sylvinit.execution.batches import Batch
+from sylvinit.execution.formula import Comparison, compare, compare_outputs, evaluate, rounding
+from sylvinit.execution.guard import CallerModes, forward_modes, same_random_numbers
+from sylvinit.execution.module_state import ModuleState
+from sylvinit.model import (
+    ConvLayer,
+    Layer,
+    SamePaddedConvLayer,
+    layers_as,
+    overrides_forward,
+    registered_type,
+)
+from sylvinit.model.modules import clean_name, is_hidden
+
+# The solution's scale need not be that of the present weight, by which a quantizer may have been
+# set: the formula has to hold for both of these multiples of it.
+_SCALES = (1.0, 16.0)
+
+_NEVER_RAN = "its forward was not called"
+_HIDDEN = "its input cannot be looked at inside of torch.vmap and the like"
+
+
+@dataclass
+class Recognized:
+    """Modules that override ``forward``: the layers they are, or why they are none."""
+
+    layers: dict[nn.Module, list[Layer]] = field(default_factory=dict)
+    reasons: dict[nn.Module, str] = field(default_factory=dict)
+    notes: dict[nn.Module, str] = field(default_factory=dict)  # on layers, for the report
+
+
+def recognize(
+    model: nn.Module, batch: Batch, call: Callable[[Batch], Any], caller: CallerModes
+) -> Recognized:
+    """Run the model, and look at every module that overrides a layer type's ``forward``."""
+    found = Recognized()
+    names = {module: clean_name(name) for name, module in model.named_modules()}
+    types = {module: cls for module in names if (cls := _overridden_type(module)) is not None}
+    if not types:
+        return found
+    found.reasons = dict.fromkeys(types, _NEVER_RAN)
+    asking = False  # a module, which may call others
+
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        nonlocal asking
+        if asking or found.reasons.get(module) is not _NEVER_RAN:
+            return
+        asking = True
+        try:
+            _look_at(module, names[module], types[module], args, kwargs, found)
+        finally:
+            asking = False
+
+    with ExitStack() as stack:
+        for module in types:
+            handle = module.register_forward_pre_hook(before, with_kwargs=True)
+            stack.callback(handle.remove)
+        stack.enter_context(same_random_numbers())
+        stack.enter_context(forward_modes(caller))
+        call(batch)
+    return found
+
+
+def _overridden_type(module: nn.Module) -> type | None:
+    cls = registered_type(module)
+    return cls if cls is not None and overrides_forward(module, cls) else None
+
+
+def _look_at(
+    module: nn.Module,
+    name: str,
+    cls: type,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    found: Recognized,
+) -> None:
+    kind = cls.__name__
+    try:
+        readings = _readings(cls, module, name)
+        x = Layer.input(readings[0][0], args, kwargs)
+        if is_hidden(x):
+            found.reasons[module] = _HIDDEN
+            return
+        comparisons = _compare(_Probe(module, cls, readings, x, args, kwargs))
+    except Exception as error:  # the module's own, and whatever it makes of unusual numbers
+        text = f"{type(error).__name__}: {error}".partition("\n")[0]
+        found.reasons[module] = _overrides(kind, f"fails on random numbers: {text}")
+        return
+    if comparisons is None:
+        text = "gives other outputs for the same input, be they random or of earlier calls"
+        found.reasons[module] = _overrides(kind, text)
+        return
+    best = min(range(len(readings)), key=lambda index: comparisons[index].error)
+    result = comparisons[best]
+    if not result.close:
+        off = "has another shape" if math.isinf(result.error) else f"is off by {result.error:.0%}"
+        text = f"computes something else: on random numbers its output {off}"
+        found.reasons[module] = _overrides(kind, text)
+        return
+    del found.reasons[module]
+    found.layers[module] = readings[best]
+    if not result.equal:
+        found.notes[module] = (
+            f"computes the formula of {kind} to {result.error:.1%} (quantized or of low precision)"
+        )
+
+
+def _overrides(kind: str, what: str) -> str:
+    return f"overrides the forward of {kind} with one that {what}"
+
+
+def _readings(cls: type, module: nn.Module, name: str) -> list[list[Layer]]:
+    """What the module may be."""
+    layers = layers_as(cls, module, name)
+    if len(layers) == 1 and isinstance(layers[0], ConvLayer):
+        return [layers, [SamePaddedConvLayer(module, name)]]
+    return [layers]
+
+
+def _compare(probe: _Probe) -> list[Comparison] | None:
+    """The worst comparison with every reading; None where outputs are not determined by inputs."""
+    worst = [Comparison.perfect()] * len(probe.readings)
+    with probe:
+        for scale in _SCALES:
+            output = probe.run(probe.module.forward, scale)
+            for index, layers in enumerate(probe.readings):
+                worst[index] = worst[index].or_worse(probe.compare(layers, output, scale))
+            again = probe.run(probe.module.forward, scale)
+            if not probe.compare_tensors(output, again).equal:
+                return None
+    return worst
+
+
+class _Probe:
+    """A module run aside on random inputs and weights; as a context, it puts everything back."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        cls: type,
+        readings: list[list[Layer]],
+        x: Tensor,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> None:
+        self.module, self.readings = module, readings
+        self._cls = cls
+        size = float(x.detach().double().square().mean().sqrt())
+        self._size = size if 0 < size < math.inf else 1.0
+        noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1)) * self._size
+        random = torch.empty_like(x).copy_(noise)
+        self._args = tuple(random if value is x else value for value in args)
+        self._kwargs = {key: random if value is x else value for key, value in kwargs.items()}
+        self._state = ModuleState(module.modules())
+        self._tensors = [TensorBackup(y) for y in (*module.parameters(), *module.buffers())]
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *error: object) -> None:
+        self._state.restore()
+        for backup in self._tensors:
+            backup.restore()
+
+    def run(self, forward: Callable[..., Any], scale: float) -> Any:
+        """The output of a forward from the state at the beginning, with random parameters."""
+        self.__exit__()
+        self._randomize(scale)
+        return forward(*self._args, **self._kwargs)
+
+    def compare(self, layers: list[Layer], output: Any, scale: float) -> Comparison:
+        """The module's output beside the formula of what it may be."""
+        if len(layers) == 1:
+            weight = layers[0].get_weight().double()
+            products = evaluate(layers[0], weight, self._args, self._kwargs, output)
+            return Comparison.none() if products is None else compare(products)
+        expected = self.run(lambda *args, **kw: self._cls.forward(self.module, *args, **kw), scale)
+        return self.compare_tensors(output, expected)
+
+    def compare_tensors(self, one: Any, other: Any) -> Comparison:
+        """Outputs of two forwards; of tuples, the first of each."""
+        if isinstance(one, tuple) and isinstance(other, tuple):
+            one, other = one[0], other[0]
+        tensors = isinstance(one, Tensor) and isinstance(other, Tensor)
+        if not tensors or one.shape != other.shape:
+            return Comparison.none()
+        weight = self.readings[0][0].get_weight()
+        one, other, bound = one.double(), other.double(), rounding(weight.shape[2], one, weight)
+        return compare_outputs(one, other, one.square().mean().sqrt(), bound)
+
+    def _randomize(self, scale: float) -> None:
+        """Random parameters of the size that they have, or should have where they are zero.
+
+        A quantizer that was set by the weights finds them in the same range. They have a mean, for
+        layers that take it away. Biases are as large as the products they are added to.
+        """
+        generator = torch.Generator().manual_seed(0)
+        layers = self.readings[0]
+        biases: set[int] = set()
+        if len(layers) == 1 and "bias" in layers[0].tensors():
+            biases.update(map(id, layers[0].parameters("bias")))
+        for parameter in self.module.parameters():
+            if not parameter.is_floating_point() or parameter.layout != torch.strided:
+                continue
+            values = torch.rand(parameter.shape, generator=generator) * 1.5 - 0.5
+            present = float(parameter.detach().double().square().mean().sqrt())
+            if not 0 < present < math.inf:
+                present = parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 1.0
+            values *= math.sqrt(3) * present * scale
+            _write(parameter, values)
+        for parameter in self.module.parameters():
+            if id(parameter) in biases:
+                weight = layers[0].get_weight().double()
+                size = self._size * float(weight.square().sum(dim=2).mean().sqrt())
+                _write(parameter, torch.randn(parameter.shape, generator=generator) * size)
+
+
+def _write(parameter: Tensor, values: Tensor) -> None:
+    with torch.inference_mode(parameter.is_inference()), torch.no_grad():
+        parameter.copy_(values)
