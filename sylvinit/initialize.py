@@ -230,6 +230,7 @@ def _initialize(model: nn.Module, data: Any, options: Options) -> Report:
             raise ModelError(
                 "the forward pass reached no layer that can be solved (Linear, Conv, "
                 "MultiheadAttention, ...); register its type with sylvinit.register_layer"
+                f"{survey.recognized.unknown(survey.names)}"
             )
         rules = find_row_rules(survey, batches, forward, caller, guard)
         worklist = Worklist(survey, options, batches, rules)

@@ -35,11 +35,6 @@ class Comparison:
     rounding: float  # of one entry, of the arithmetic that the types of the tensors stand for
 
     @classmethod
-    def perfect(cls) -> Comparison:
-        """Of what is the same to the bit."""
-        return cls(0.0, 0.0, 0.0)
-
-    @classmethod
     def none(cls) -> Comparison:
         """Of what cannot be compared."""
         return cls(math.inf, math.inf, 0.0)
@@ -48,10 +43,6 @@ class Comparison:
     def equal(self) -> bool:
         """Whether the two are the same but for the rounding of their precision."""
         return self.worst <= self.rounding
-
-    def or_worse(self, other: Comparison) -> Comparison:
-        """The one of the larger error."""
-        return self if self.error > other.error else other
 
     @property
     def close(self) -> bool:
@@ -71,13 +62,12 @@ class Products:
 
 
 def evaluate(
-    layer: Layer, weight: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
+    layer: Layer, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
 ) -> Products | None:
-    """W x of a layer for the arguments of its module; None where the output has another shape.
-
-    ``weight`` is float64 (groups, outputs, features), its own or one to try in its place.
-    """
-    x, bias, geometry = layer.input(args, kwargs).detach(), layer.get_bias(), layer.geometry
+    """W x of a layer for the arguments of its module; None where the output has another shape."""
+    x, geometry = layer.input(args, kwargs).detach(), layer.geometry
+    held, bias = layer.get_weight(), layer.get_bias()
+    weight = held.double()
     groups, outputs, features = weight.shape
     if not isinstance(output, Tensor):
         return None
@@ -107,7 +97,7 @@ def evaluate(
         patches @ weight.mT,
         (patches.square() @ weight.square().mT).sqrt(),
         (zero if bias is None else bias.double())[:, None],
-        rounding(features, x, output, layer.get_weight()),
+        rounding(features, x, output, held),
     )
 
 

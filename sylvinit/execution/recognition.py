@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,13 +19,22 @@ from torch import Tensor, nn
 
 from sylvinit.execution.backup import TensorBackup
 from sylvinit.execution.batches import Batch
-from sylvinit.execution.formula import Comparison, compare, compare_outputs, evaluate, rounding
+from sylvinit.execution.formula import (
+    Comparison,
+    Products,
+    compare,
+    compare_outputs,
+    evaluate,
+    rounding,
+)
 from sylvinit.execution.guard import CallerModes, forward_modes, same_random_numbers
 from sylvinit.execution.module_state import ModuleState
 from sylvinit.model import (
     ConvLayer,
     Layer,
     SamePaddedConvLayer,
+    StandardizedLayer,
+    gains_of,
     layers_as,
     overrides_forward,
     registered_type,
@@ -46,6 +56,12 @@ class Recognized:
     layers: dict[nn.Module, list[Layer]] = field(default_factory=dict)
     reasons: dict[nn.Module, str] = field(default_factory=dict)
     notes: dict[nn.Module, str] = field(default_factory=dict)  # on layers, for the report
+
+    def unknown(self, names: Mapping[nn.Module, str]) -> str:
+        """Why modules of these names are no layers, for an error; empty without such modules."""
+        texts = [f"{names[module] or 'the model'} {text}" for module, text in self.reasons.items()]
+        more = f"; and {len(texts) - 3} more" if len(texts) > 3 else ""
+        return "".join(f"; {text}" for text in texts[:3]) + more
 
 
 def recognize(
@@ -100,27 +116,22 @@ def _look_at(
         if is_hidden(x):
             found.reasons[module] = _HIDDEN
             return
-        comparisons = _compare(_Probe(module, cls, readings, x, args, kwargs))
+        with _Probe(module, cls, readings, x, args, kwargs) as probe:
+            result = _best_reading(probe)
     except Exception as error:  # the module's own, and whatever it makes of unusual numbers
         text = f"{type(error).__name__}: {error}".partition("\n")[0]
         found.reasons[module] = _overrides(kind, f"fails on random numbers: {text}")
         return
-    if comparisons is None:
-        text = "gives other outputs for the same input, be they random or of earlier calls"
-        found.reasons[module] = _overrides(kind, text)
+    if isinstance(result, str):
+        found.reasons[module] = _overrides(kind, result)
         return
-    best = min(range(len(readings)), key=lambda index: comparisons[index].error)
-    result = comparisons[best]
-    if not result.close:
-        off = "has another shape" if math.isinf(result.error) else f"is off by {result.error:.0%}"
-        text = f"computes something else: on random numbers its output {off}"
-        found.reasons[module] = _overrides(kind, text)
-        return
+    layers, comparison = result
     del found.reasons[module]
-    found.layers[module] = readings[best]
-    if not result.equal:
+    found.layers[module] = layers
+    if not comparison.equal and not layers[0].centers_rows:
         found.notes[module] = (
-            f"computes the formula of {kind} to {result.error:.1%} (quantized or of low precision)"
+            f"computes the formula of {kind} to {comparison.error:.1%} (quantized or of low "
+            "precision)"
         )
 
 
@@ -136,18 +147,28 @@ def _readings(cls: type, module: nn.Module, name: str) -> list[list[Layer]]:
     return [layers]
 
 
-def _compare(probe: _Probe) -> list[Comparison] | None:
-    """The worst comparison with every reading; None where outputs are not determined by inputs."""
-    worst = [Comparison.perfect()] * len(probe.readings)
-    with probe:
-        for scale in _SCALES:
-            output = probe.run(probe.module.forward, scale)
-            for index, layers in enumerate(probe.readings):
-                worst[index] = worst[index].or_worse(probe.compare(layers, output, scale))
-            again = probe.run(probe.module.forward, scale)
-            if not probe.compare_tensors(output, again).equal:
-                return None
-    return worst
+def _best_reading(probe: _Probe) -> tuple[list[Layer], Comparison] | str:
+    """What the module is and how well that fits; or what it does that no layer does."""
+    if not probe.is_determined():
+        return "gives other outputs for the same input, be they random or of earlier calls"
+    errors: list[float] = []
+    for layers in probe.readings:
+        comparisons = [probe.compare(layers, scale) for scale in _SCALES]
+        worst = max(comparisons, key=lambda comparison: comparison.error)
+        if all(comparison.close for comparison in comparisons):
+            return layers, worst
+        if comparisons[0].close:
+            return "computes it for weights of the present range alone (a quantizer that was set?)"
+        errors.append(worst.error)
+    for layers in probe.readings:
+        for gain in (*gains_of(layers[0]), None) if len(layers) == 1 else ():
+            layer = StandardizedLayer(layers[0], gain)
+            layer.norm = probe.factor(layer, _SCALES[0])
+            comparisons = [probe.compare([layer], scale) for scale in _SCALES]
+            if all(comparison.close for comparison in comparisons):
+                return [layer], comparisons[0]
+    off = f"is off by {min(errors):.0%}" if min(errors) < math.inf else "has another shape"
+    return f"computes something else: on random numbers its output {off}"
 
 
 class _Probe:
@@ -162,8 +183,8 @@ class _Probe:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
     ) -> None:
-        self.module, self.readings = module, readings
-        self._cls = cls
+        self.readings = readings
+        self._module, self._cls = module, cls
         size = float(x.detach().double().square().mean().sqrt())
         self._size = size if 0 < size < math.inf else 1.0
         noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1)) * self._size
@@ -173,38 +194,54 @@ class _Probe:
         self._state = ModuleState(module.modules())
         self._tensors = [TensorBackup(y) for y in (*module.parameters(), *module.buffers())]
 
-    def __enter__(self) -> None:
-        return None
+    def __enter__(self) -> _Probe:
+        return self
 
     def __exit__(self, *error: object) -> None:
         self._state.restore()
         for backup in self._tensors:
             backup.restore()
 
-    def run(self, forward: Callable[..., Any], scale: float) -> Any:
-        """The output of a forward from the state at the beginning, with random parameters."""
+    def is_determined(self) -> bool:
+        """Whether equal inputs make equal outputs."""
+        comparison = self._compare_tensors(self._run(1.0), self._run(1.0))
+        return comparison.equal or comparison.error == math.inf  # which are no outputs of layers
+
+    def compare(self, layers: list[Layer], scale: float) -> Comparison:
+        """The module's output beside the formula of what it may be."""
+        if len(layers) > 1:
+            return self._compare_tensors(self._run(scale), self._run(scale, self._cls))
+        products = self._products(layers[0], scale)
+        return Comparison.none() if products is None else compare(products)
+
+    def factor(self, layer: Layer, scale: float) -> float:
+        """By how much W x has to be multiplied to be nearest to the output without the bias."""
+        products = self._products(layer, scale)
+        if products is None:
+            return 1.0
+        given = products.products.flatten()
+        return float((products.output - products.bias).flatten() @ given / (given @ given))
+
+    def _products(self, layer: Layer, scale: float) -> Products | None:
+        output = self._run(scale)
+        return evaluate(layer, self._args, self._kwargs, output)
+
+    def _run(self, scale: float, cls: type | None = None) -> Any:
+        """The output from the state at the beginning and random parameters; as a ``cls``."""
         self.__exit__()
         self._randomize(scale)
+        forward = self._module.forward if cls is None else partial(cls.forward, self._module)
         return forward(*self._args, **self._kwargs)
 
-    def compare(self, layers: list[Layer], output: Any, scale: float) -> Comparison:
-        """The module's output beside the formula of what it may be."""
-        if len(layers) == 1:
-            weight = layers[0].get_weight().double()
-            products = evaluate(layers[0], weight, self._args, self._kwargs, output)
-            return Comparison.none() if products is None else compare(products)
-        expected = self.run(lambda *args, **kw: self._cls.forward(self.module, *args, **kw), scale)
-        return self.compare_tensors(output, expected)
-
-    def compare_tensors(self, one: Any, other: Any) -> Comparison:
+    def _compare_tensors(self, one: Any, other: Any) -> Comparison:
         """Outputs of two forwards; of tuples, the first of each."""
         if isinstance(one, tuple) and isinstance(other, tuple):
-            one, other = one[0], other[0]
-        tensors = isinstance(one, Tensor) and isinstance(other, Tensor)
-        if not tensors or one.shape != other.shape:
+            return self._compare_tensors(one[0], other[0])
+        if not isinstance(one, Tensor) or not isinstance(other, Tensor) or one.shape != other.shape:
             return Comparison.none()
         weight = self.readings[0][0].get_weight()
-        one, other, bound = one.double(), other.double(), rounding(weight.shape[2], one, weight)
+        bound = rounding(weight.shape[2], one, weight)
+        one, other = one.double(), other.double()
         return compare_outputs(one, other, one.square().mean().sqrt(), bound)
 
     def _randomize(self, scale: float) -> None:
@@ -218,7 +255,7 @@ class _Probe:
         biases: set[int] = set()
         if len(layers) == 1 and "bias" in layers[0].tensors():
             biases.update(map(id, layers[0].parameters("bias")))
-        for parameter in self.module.parameters():
+        for parameter in self._module.parameters():
             if not parameter.is_floating_point() or parameter.layout != torch.strided:
                 continue
             values = torch.rand(parameter.shape, generator=generator) * 1.5 - 0.5
@@ -227,7 +264,7 @@ class _Probe:
                 present = parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 1.0
             values *= math.sqrt(3) * present * scale
             _write(parameter, values)
-        for parameter in self.module.parameters():
+        for parameter in self._module.parameters():
             if id(parameter) in biases:
                 weight = layers[0].get_weight().double()
                 size = self._size * float(weight.square().sum(dim=2).mean().sqrt())

@@ -15,6 +15,7 @@ from sylvinit.execution.row_rules import RowRules
 from sylvinit.model import Layer
 from sylvinit.moments.collect import InputCollector
 from sylvinit.moments.rows import RowToSample
+from sylvinit.moments.statistics import without_constant
 from sylvinit.report import LayerReport
 from sylvinit.solve.task import LayerTask, fits_likelihood, solve_and_write
 
@@ -115,6 +116,8 @@ class LayerUnit:
         stats = self._inputs.statistics(self._backend, self.task.code.reducible)
         if stats is None:
             raise non_finite_input(self.name, kind)
+        if self.layers[0].centers_rows:
+            stats = without_constant(stats)
         report = solve_and_write(self.layers, self.task, stats, self._inputs.dtype, guard)
         report.notes.extend(self.notes)
         if self._row_note:

@@ -92,12 +92,14 @@ class Worklist:
         None where a product outside of all layers comes after that.
         """
         survey, options = self._survey, self._options
+        why = survey.recognized.reasons
         if options.head is not None:
             for layer in survey.layers:
                 if layer.name == options.head:
                     return layer
-            known = options.head in survey.names.values()
-            wrong = "is not a layer that ran and can be solved" if known else "names no module"
+            named = [module for module, name in survey.names.items() if name == options.head]
+            wrong = "is not a layer that ran and can be solved" if named else "names no module"
+            wrong += "".join(f": it {why[x]}" for x in named if x in why)
             layers = _names(survey.layers)
             raise ModelError(f"head={options.head!r} {wrong}; the layers are {layers}")
         if survey.final_parameter is None:
@@ -105,6 +107,10 @@ class Worklist:
         text = (
             "the classifier seems to be no layer, for a product with the parameter "
             f"{survey.final_parameter} follows the last one, {_names(survey.layers[-1:])}"
+        )
+        holder = survey.final_parameter.rpartition(".")[0]
+        text += "".join(
+            f"; {holder} {why[x]}" for x, n in survey.names.items() if n == holder and x in why
         )
         if options.head_only:
             raise ModelError(f"{text}; name the layer that is meant with head=")

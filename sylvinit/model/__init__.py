@@ -17,6 +17,7 @@ from sylvinit.model.layer import (
     registered_type,
 )
 from sylvinit.model.linear import LinearLayer, TransposedLinearLayer
+from sylvinit.model.standardized import StandardizedLayer, gains_of
 
 __all__ = [
     "ConvLayer",
@@ -25,8 +26,10 @@ __all__ = [
     "LinearLayer",
     "RowLayer",
     "SamePaddedConvLayer",
+    "StandardizedLayer",
     "TransposedLinearLayer",
     "attention_layers",
+    "gains_of",
     "layers_as",
     "layers_of",
     "overrides_forward",

@@ -26,11 +26,13 @@ class Layer:
         groups: independent groups of channels.
         geometry: which pixels a patch reads, or None if the input is rows (..., features).
         slot: tells apart several layers that share one parameter (packed projections).
+        centers_rows: whether all its rows are orthogonal to the constant 1.
     """
 
     geometry: PatchGeometry | None = None
     groups: int = 1
     slot: str = ""
+    centers_rows: bool = False
 
     def __init__(self, module: nn.Module, name: str) -> None:
         self.module = module
@@ -44,6 +46,14 @@ class Layer:
     def set_weight(self, weight: Tensor) -> None:
         """Write a weight of shape (groups, outputs, features)."""
         raise NotImplementedError
+
+    def row_scales(self, weight: Tensor) -> Tensor | None:
+        """Factors (groups, outputs) that rows get when written, or None: they stay as given."""
+        return None
+
+    def notes(self) -> list[str]:
+        """What is particular about how the weight is held, for the report."""
+        return []
 
     def get_bias(self) -> Tensor | None:
         """The bias as (groups, outputs), or None."""

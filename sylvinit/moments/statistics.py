@@ -169,6 +169,43 @@ def layer_statistics(
     return stats
 
 
+def without_constant(stats: LayerStatistics) -> LayerStatistics:
+    """The statistics of P x with P = I - 1 1^T / d_in, for weights whose rows satisfy W 1 = 0.
+
+    Such rows see no more of x than P x.
+    """
+    if stats.basis is None:
+        basis, change = None, torch.eye(stats.d).to(stats.mean) - 1 / stats.d
+    else:
+        # Rows lie in the span of the basis B and P x in that of B P, for which C is orthonormal:
+        # coordinates c of x become C B^T c.
+        basis = torch.linalg.qr((stats.basis - stats.basis.mean(dim=2, keepdim=True)).mT).Q.mT
+        change = basis @ stats.basis.mT
+    changed = _changed(stats, change, basis)
+    # Products are rounded by what they were, the part included that has been taken away.
+    before, after = (x.covariance.diagonal(dim1=1, dim2=2).sum(dim=1) for x in (stats, changed))
+    ratio = torch.where(after > 0, before / after, 1.0)
+    return replace(changed, eps=stats.eps * max(float(ratio.max()), 1.0))
+
+
+def _changed(stats: LayerStatistics, change: Tensor, basis: Tensor | None) -> LayerStatistics:
+    """The statistics with coordinates multiplied by a matrix, whose basis is another one then."""
+
+    def rows(x: Tensor | None) -> Tensor | None:
+        return None if x is None else x.to(change.dtype) @ change.mT
+
+    return replace(
+        stats,
+        mean=(stats.mean[:, None] @ change.mT)[:, 0],
+        covariance=change @ stats.covariance @ change.mT,
+        basis=basis,
+        class_means=rows(stats.class_means),
+        reservoir=rows(stats.reservoir),
+        samples=None if stats.samples is None else _changed(stats.samples, change, basis),
+        _spectrum=None,
+    )
+
+
 def _in_basis(moments: PatchMoments, backend: Backend, basis: Tensor | None) -> LayerStatistics:
     """The moments alone, in a basis (groups, r, d) or as they are; eps is that of float64."""
     if basis is None:

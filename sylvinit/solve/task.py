@@ -102,6 +102,13 @@ def solve_and_write(
                 f"{scaled.bounded} rows kept short: the inputs vary so little that rows of unit "
                 f"output variance are more than {GROWTH:.0f} times as long as the layer's own"
             )
+    forced = first.row_scales(solution.weight)
+    if forced is not None:
+        solution.weight, solution.bias = (
+            solution.weight * forced[:, :, None],
+            solution.bias * forced,
+        )
+    solution.notes.extend(first.notes())
     old_weight = old_weight.double()
     before, after = output_std(old_weight, stats), output_std(solution.weight, stats)
     report = LayerReport(
