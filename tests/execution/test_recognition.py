@@ -1,0 +1,427 @@
+"""Subclasses that override forward: which are recognized, which are not and why, and what stays."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from driver_helpers import CLASSES, assert_close, images, unchanged, weights_of
+from torch import Tensor, nn
+
+import sylvinit
+from sylvinit.errors import ModelError
+
+# Products and sums in another order, float64, amplified by two layers.
+SUMS = 1e-9
+X, Y = images(30, dtype=torch.float64)  # (30, 3, 6, 6)
+ROWS = X.flatten(1)[:, :12]
+
+
+def network(head: nn.Module) -> nn.Sequential:
+    """A layer of 10 outputs, and the head, for rows (n, 12)."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        return nn.Sequential(nn.Linear(12, 10), nn.ReLU(), head).double()
+
+
+def solved_head(head: nn.Module) -> tuple[Tensor, Tensor]:
+    model = network(head)
+    report = sylvinit.initialize_(model, (ROWS, Y))
+    assert report.head == "2"
+    return model[2].weight, model[2].bias
+
+
+# ---------------------------------------------------------------------- what is that layer
+
+
+class Matmul(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight.T + self.bias
+
+
+class Masked(nn.Linear):
+    """Has an argument of its own."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        x = super().forward(x)
+        return x if mask is None else x * mask
+
+
+class Storing(nn.Linear):
+    """Counts its calls in a buffer, replaces another one, and keeps its input."""
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__(*sizes)
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("last", None)
+        self.kept: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.last = x.detach().clone()
+        self.kept.append(x)
+        return super().forward(x)
+
+
+class Delegating(nn.Linear):
+    """Computes with the weight of a child that it calls, hooks and all."""
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__(*sizes)
+        self.add = nn.Identity()
+        self.add.register_forward_hook(lambda module, args, output: output + self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.add(F.linear(x, self.weight))
+
+
+@pytest.mark.parametrize("kind", [Matmul, Masked, Storing, Delegating])
+def test_a_subclass_that_computes_the_formula_is_that_layer(kind: type[nn.Linear]) -> None:
+    weight, bias = solved_head(kind(10, CLASSES))
+    expected_weight, expected_bias = solved_head(nn.Linear(10, CLASSES))
+    torch.testing.assert_close(weight, expected_weight, rtol=SUMS, atol=SUMS)
+    torch.testing.assert_close(bias, expected_bias, rtol=SUMS, atol=SUMS)
+
+
+@pytest.mark.parametrize("zero", ["weight", "bias", "input"])
+def test_zeros_tell_nothing_and_hide_nothing(zero: str) -> None:
+    """Neither that a layer is one, nor that it is none."""
+
+    class Doubled(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(2 * x)
+
+    class UnlikeBias(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(x, self.weight) - self.bias
+
+    for kind, found in ((Matmul, True), (Doubled, False), (UnlikeBias, False)):
+        model = network(kind(10, CLASSES))
+        parameters = [model[0].weight, model[0].bias]
+        if zero != "input":
+            parameters = [getattr(model[2], zero)]
+        for parameter in parameters:
+            nn.init.zeros_(parameter)
+        report = sylvinit.initialize_(model, (ROWS, Y), dry_run=True)
+        assert (report["2"].status == "planned") == found, (kind, report["2"].reason)
+
+
+def _unfolded(self: nn.Conv2d, x: Tensor) -> Tensor:
+    side = x.shape[-1] + 2 * self.padding[0] - 2
+    patches = F.unfold(x, 3, padding=self.padding)
+    y = self.weight.flatten(1) @ patches + self.bias[:, None]
+    return y.unflatten(2, (side, side))
+
+
+CONVOLUTIONS: dict[str, tuple[type, Callable[..., Any], dict[str, Any]]] = {
+    "unfolded": (nn.Conv2d, _unfolded, {"padding": 1}),
+    "groups": (nn.Conv2d, lambda self, x: nn.Conv2d.forward(self, x), {"groups": 2, "stride": 2}),
+    "inner": (nn.Conv2d, lambda self, x: self._conv_forward(x, self.weight, self.bias), {}),
+    "transposed": (
+        nn.ConvTranspose2d,
+        lambda self, x: nn.ConvTranspose2d.forward(self, x),
+        {"stride": 2, "groups": 2},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_convolutions(name: str) -> None:
+    base, forward, settings = CONVOLUTIONS[name]
+
+    def build(kind: type) -> nn.Sequential:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(4)
+            layers = [nn.Conv2d(3, 4, 3), nn.ReLU(), kind(4, 6, 3, **settings), nn.ReLU()]
+            pool = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, CLASSES)]
+            return nn.Sequential(*layers, *pool).double()
+
+    models = [build(base), build(type("Own", (base,), {"forward": forward}))]
+    for model in models:
+        assert len(sylvinit.initialize_(model, (X, Y)).solved) == 3
+    assert_close(*map(weights_of, models), SUMS)
+
+
+@pytest.mark.parametrize(
+    ("size", "settings"),
+    [(6, {"stride": 2}), (5, {"stride": 2}), (6, {"dilation": 2}), (7, {"stride": 3, "groups": 2})],
+)
+def test_padding_by_the_size_of_the_input(size: int, settings: dict[str, Any]) -> None:
+    """Beside a model that pads by itself, as TensorFlow does, and a convolution without padding."""
+    stride, dilation = settings.get("stride", 1), settings.get("dilation", 1)
+    outputs = math.ceil(size / stride)
+    missing = max((outputs - 1) * stride + 2 * dilation + 1 - size, 0)
+    sides = (missing // 2, missing - missing // 2) * 2
+
+    class Same(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(F.pad(x, sides))
+
+    def build(*layers: nn.Module) -> nn.Sequential:
+        front = [nn.Conv2d(3, 4, 1), nn.ReLU(), *layers]
+        model = nn.Sequential(*front, nn.Flatten(), nn.Linear(6 * outputs**2, CLASSES)).double()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(6)
+            for parameter in model.parameters():
+                nn.init.normal_(parameter)
+        return model
+
+    x, y = images(30, dtype=torch.float64, size=size)
+    own = build(Same(4, 6, 3, **settings), nn.Identity())
+    explicit = build(nn.ZeroPad2d(sides), nn.Conv2d(4, 6, 3, **settings))
+    # Random patches are drawn by the layers' names, which differ: all of them are taken.
+    for model in (own, explicit):
+        assert len(sylvinit.initialize_(model, (x, y), patches="all").solved) == 3
+    for mine, others in zip(own.parameters(), explicit.parameters(), strict=True):
+        torch.testing.assert_close(mine, others, rtol=SUMS, atol=SUMS)
+
+
+def test_attention() -> None:
+    class Own(nn.MultiheadAttention):
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            return super().forward(*args, **kwargs)
+
+    class Sharp(nn.MultiheadAttention):
+        def forward(self, query: Tensor, *args: Any, **kwargs: Any) -> Any:
+            return super().forward(4 * query, *args, **kwargs)
+
+    class Net(nn.Module):
+        def __init__(self, kind: type[nn.MultiheadAttention]) -> None:
+            super().__init__()
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(7)
+                self.attention = kind(12, 2, batch_first=True)
+                self.head = nn.Linear(12, CLASSES)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.flatten(2).mT.reshape(len(x), 9, 12)
+            return self.head(self.attention(x, x, x, need_weights=False)[0].mean(dim=1))
+
+    models = [Net(kind).double() for kind in (nn.MultiheadAttention, Own, Sharp)]
+    solved = [len(sylvinit.initialize_(model, (X, Y)).solved) for model in models]
+    assert solved == [5, 5, 1]
+    assert_close(weights_of(models[0]), weights_of(models[1]), SUMS)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_precisions(dtype: torch.dtype, autocast: bool) -> None:
+    """Rounding is no difference; what is left out is one in every precision."""
+
+    class Unbiased(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(x, self.weight)
+
+    for kind, status in ((Matmul, "planned"), (Unbiased, "skipped")):
+        model = network(kind(10, CLASSES)).to(dtype)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            report = sylvinit.initialize_(model, (ROWS.to(dtype), Y), dry_run=True)
+        assert report["2"].status == status
+        assert not report["2"].notes
+
+
+# ------------------------------------------------------------------------- what is another one
+
+
+class Adapted(nn.Linear):
+    """With a branch that starts at zero."""
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__(*sizes)
+        self.down = nn.Parameter(torch.ones(2, sizes[0]))
+        self.up = nn.Parameter(torch.zeros(sizes[1], 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + x @ self.down.T @ self.up.T
+
+
+class Noisy(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 0.001 * torch.randn(len(x), CLASSES)
+
+
+class Clipped(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.clamp(-0.6, 0.6), self.bias)
+
+
+class Rectified(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).relu()
+
+
+class OneOutputOff(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * torch.tensor([1.0] * (CLASSES - 1) + [0.5])
+
+
+class Halved(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)[:, : CLASSES // 2].repeat(1, 4)
+
+
+class Picky(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        if bool((x < 0).any()):
+            raise ValueError("only what a rectifier makes")
+        return super().forward(x)
+
+
+OTHERS: dict[type[nn.Linear], str] = {
+    Adapted: "of Linear with one that computes something else: on random numbers .* off by",
+    Rectified: "computes something else",
+    OneOutputOff: "computes something else",
+    Halved: "has another shape",
+    Noisy: "gives other outputs for the same input",
+    Clipped: "for weights of the present range alone",
+    Picky: "fails on random numbers: ValueError: only what a rectifier makes",
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_what_computes_something_else_is_left_alone(kind: type[nn.Linear]) -> None:
+    model = network(kind(10, CLASSES))
+    with unchanged(model, written=("0.weight", "0.bias")):
+        report = sylvinit.initialize_(model, (ROWS, Y))
+    assert report["2"].status == "skipped"
+    assert re.search(OTHERS[kind], report["2"].reason)
+    with unchanged(model), pytest.raises(ModelError, match=OTHERS[kind]):
+        sylvinit.initialize_head_(model, (ROWS, Y), head="2")
+    alone = nn.Sequential(nn.ReLU(), kind(12, CLASSES)).double()
+    with unchanged(alone), pytest.raises(ModelError, match=OTHERS[kind]):
+        sylvinit.initialize_(alone, (ROWS, Y))
+
+
+def test_a_registered_subclass_is_not_asked() -> None:
+    class Sign(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return -super().forward(x)
+
+    @sylvinit.register_layer(Sign)
+    class SignLayer(sylvinit.RowLayer):
+        def weight_matrix(self) -> Tensor:
+            return -self.module.weight
+
+        def set_weight_matrix(self, weight: Tensor) -> None:
+            self.module.weight.copy_(-weight)
+
+        def tensors(self) -> dict[str, str]:
+            return {"weight": "weight"}
+
+    assert sylvinit.initialize_(network(Sign(10, CLASSES)), (ROWS, Y))["2"].status == "solved"
+
+
+def test_one_that_does_not_run() -> None:
+    model = network(Matmul(10, CLASSES))
+    model[2].unused = Matmul(3, 3).double()
+    assert sylvinit.initialize_(model, (ROWS, Y))["2.unused"].reason == "its forward was not called"
+
+
+# ---------------------------------------------------------------------------------- eight bits
+
+
+class Float8(nn.Linear):
+    """Rounds both factors to three bits of mantissa, with a scale of the present numbers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(_rounded(x), _rounded(self.weight), self.bias)
+
+
+def _rounded(x: Tensor) -> Tensor:
+    scale = 448 / x.abs().max().clamp(min=1e-12)
+    return (x * scale).to(torch.float8_e4m3fn).to(x.dtype) / scale
+
+
+class Int4(nn.Linear):
+    """Three bits and a sign for the weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        step = self.weight.abs().amax(dim=1, keepdim=True) / 3
+        return F.linear(x, (self.weight / step).round() * step, self.bias)
+
+
+def test_arithmetic_of_eight_bits_is_that_of_the_layer() -> None:
+    model = network(Float8(10, CLASSES))
+    with unchanged(model, written=("0.weight", "0.bias", "2.weight", "2.bias")):
+        report = sylvinit.initialize_(model, (ROWS, Y))
+    assert any("computes the formula of Linear to" in note for note in report["2"].notes)
+    plain = network(nn.Linear(10, CLASSES))
+    sylvinit.initialize_(plain, (ROWS, Y))
+    torch.testing.assert_close(model[2].weight, plain[2].weight, rtol=SUMS, atol=SUMS)
+    report = sylvinit.initialize_(network(Int4(10, CLASSES)), (ROWS, Y))
+    assert "something else" in report["2"].reason
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning:torch")
+def test_quantization_aware_training() -> None:
+    """Before its observers have seen weights; afterwards they hold new ones to the old range."""
+    from torch.ao.nn import qat
+    from torch.ao.quantization import get_default_qat_qconfig
+
+    model = network(nn.Linear(10, CLASSES)).float()
+    model[2] = qat.Linear(10, CLASSES, qconfig=get_default_qat_qconfig())
+    rows = ROWS.float()
+    before = [buffer.clone() for buffer in model.buffers()]
+    report = sylvinit.initialize_(model, (rows, Y))
+    assert any("computes the formula of Linear to" in note for note in report["2"].notes)
+    # (Not a snapshot, whose view by NumPy keeps torch from resizing the buffers of observers.)
+    assert all(torch.equal(*pair) for pair in zip(before, model.buffers(), strict=True))
+    accuracy = (model(rows).argmax(dim=1) == Y).float().mean()  # the observers see the weights
+    assert accuracy > 0.5  # chance is 0.25
+    assert "present range" in sylvinit.initialize_(model, (rows, Y))["2"].reason
+
+
+# ------------------------------------------------------------------------------- what is kept
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_everything_is_put_back(fails: bool) -> None:
+    """Parameters, buffers, attributes and random states; in the middle of a forward, too.
+
+    (In the last one, that of the data, weights are written.)
+    """
+    seen: list[tuple[float, bool]] = []
+
+    class Watched(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = self[1](self[0](x))
+            before = weights_of(self)
+            calls = float(self[2].calls)
+            output = self[2](hidden)
+            same = all(torch.equal(value, before[name]) for name, value in self.named_parameters())
+            seen.append((float(self[2].calls) - calls, same))
+            if fails:
+                raise RuntimeError("on purpose")
+            return output
+
+    model = Watched(*network(Storing(10, CLASSES)))
+    written = () if fails else ("0.weight", "0.bias", "2.weight", "2.bias")
+    with unchanged(model, written=written):
+        if fails:
+            with pytest.raises(RuntimeError, match="on purpose"):
+                sylvinit.initialize_(model, (ROWS, Y))
+        else:
+            sylvinit.initialize_(model, (ROWS, Y))
+    assert all(entry == (1.0, True) for entry in (seen if fails else seen[:-1]))
+
+
+# -------------------------------------------------------------------------------- timm's models
+
+
+@pytest.mark.parametrize(
+    ("name", "skipped"),
+    [("mobilenetv3_small_050", 0), ("lcnet_050", 0), ("tf_mobilenetv3_small_minimal_100", 0)],
+)
+def test_timm(name: str, skipped: int) -> None:
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=CLASSES)
+    report = sylvinit.initialize_(model, images(12, size=32))
+    assert report.head == "classifier"
+    assert report["classifier"].status == "solved"
+    assert sum(layer.status == "skipped" for layer in report.layers) == skipped
