@@ -182,10 +182,12 @@ def without_constant(stats: LayerStatistics) -> LayerStatistics:
         basis = torch.linalg.qr((stats.basis - stats.basis.mean(dim=2, keepdim=True)).mT).Q.mT
         change = basis @ stats.basis.mT
     changed = _changed(stats, change, basis)
-    # Products are rounded by what they were, the part included that has been taken away.
+    # Products were rounded by what they were, the part included that has been taken away.
     before, after = (x.covariance.diagonal(dim1=1, dim2=2).sum(dim=1) for x in (stats, changed))
-    ratio = torch.where(after > 0, before / after, 1.0)
-    return replace(changed, eps=stats.eps * max(float(ratio.max()), 1.0))
+    clear = after > stats.tolerance * before
+    ratio = torch.where(clear, before / after, 1.0).max()
+    covariance = torch.where(clear[:, None, None], changed.covariance, 0.0)
+    return replace(changed, covariance=covariance, eps=stats.eps * max(float(ratio), 1.0))
 
 
 def _changed(stats: LayerStatistics, change: Tensor, basis: Tensor | None) -> LayerStatistics:
@@ -194,10 +196,11 @@ def _changed(stats: LayerStatistics, change: Tensor, basis: Tensor | None) -> La
     def rows(x: Tensor | None) -> Tensor | None:
         return None if x is None else x.to(change.dtype) @ change.mT
 
+    covariance = change @ stats.covariance @ change.mT
     return replace(
         stats,
         mean=(stats.mean[:, None] @ change.mT)[:, 0],
-        covariance=change @ stats.covariance @ change.mT,
+        covariance=(covariance + covariance.mT) / 2,
         basis=basis,
         class_means=rows(stats.class_means),
         reservoir=rows(stats.reservoir),

@@ -55,23 +55,18 @@ SETTINGS = [
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
-@pytest.mark.parametrize("samples", [30, 1])
+@pytest.mark.parametrize("samples", [30, 2])  # with fewer patches than features, too
 def test_scaled_layers_have_outputs_of_unit_variance(
     settings: dict[str, Any], samples: int
 ) -> None:
     """Against the outputs themselves; 1e-3 for what the layer adds to a deviation of about 0.1."""
     model, x = network(**settings), X[:samples]
-    written = ["0.weight", "0.strength", "3.weight", "3.bias"]
-    written += [] if settings.get("bias") is False else ["0.bias"]
-    if samples == 1:  # the smallest problem: 16 patches of 27 features, and labels of one class
-        report = sylvinit.initialize_(model, torch.cat([x, x.flip(-1)]), patches="all")
-        x = torch.cat([x, x.flip(-1)])
-    else:
-        with unchanged(model, written=tuple(written)):
-            report = sylvinit.initialize_(model, (x, Y), patches="all")
+    written = [f"0.{name}" for name, _ in model[0].named_parameters()]
+    with unchanged(model, written=(*written, "3.weight", "3.bias")):
+        report = sylvinit.initialize_(model, (x, Y[:samples]), patches="all")
     assert report["0"].status == "solved"
     assert any("standardizes its weight" in note for note in report["0"].notes)
-    rows = model[0].effective().flatten(1)
+    rows = model[0].effective().detach().flatten(1)
     assert float(rows.sum(dim=1).abs().max()) <= 1e-12 * float(rows.abs().sum(dim=1).max())
     y = model[0](x).detach().movedim(1, 0).flatten(1)
     torch.testing.assert_close(
@@ -91,19 +86,19 @@ def test_the_weight_is_that_of_centered_patches() -> None:
     sylvinit.initialize_(plain, patches, patches="all", include="0", rescale="none")
     # The deviation of the weight, about 0.1, has 1e-5 added to it.
     weight = model[0].effective().flatten(1)
-    torch.testing.assert_close(weight, plain[0].weight, rtol=1e-3, atol=1e-3 * 1)
+    torch.testing.assert_close(weight, plain[0].weight, rtol=1e-3, atol=1e-4)
 
 
 def test_without_a_gain_rows_keep_the_norm_of_the_layer() -> None:
     model = network(scaled=False)
-    size = float(model[0].weight.std())
+    size = float(model[0].weight.detach().std())
     report = sylvinit.initialize_(model, (X, Y), patches="all")
     assert report["0"].status == "solved"
     rms = model[0].effective().square().mean(dim=(1, 2, 3)).sqrt()
     torch.testing.assert_close(rms, torch.full((6,), 0.6).double(), rtol=1e-3, atol=0)
     # Outputs are centered by the bias, and the raw weight is as large as it was.
-    assert float(model[0](X).mean(dim=(0, 2, 3)).abs().max()) <= 1e-3
-    assert float(model[0].weight.std()) == pytest.approx(size, rel=0.05)
+    assert float(model[0](X).detach().mean(dim=(0, 2, 3)).abs().max()) <= 1e-3
+    assert float(model[0].weight.detach().std()) == pytest.approx(size, rel=0.05)
     scaled = network()
     sylvinit.initialize_(scaled, (X, Y), patches="all")
     directions = (F.normalize(m[0].effective().flatten(1)) for m in (model, scaled))
@@ -140,5 +135,6 @@ def test_timm(name: str) -> None:
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=CLASSES)
     report = sylvinit.initialize_(model, images(8, size=32))
-    convolutions = [x for x in report.layers if "Conv2d" in x.kind and x.reason != "x"]
-    assert {x.status for x in convolutions} == {"solved"}
+    convolutions = [layer for layer in report.layers if "StdConv2d" in layer.kind]
+    assert convolutions
+    assert {layer.status for layer in convolutions} == {"solved"}

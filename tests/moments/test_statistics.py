@@ -15,7 +15,7 @@ import sylvinit
 from sylvinit.backends import choose
 from sylvinit.codes import Discriminant
 from sylvinit.errors import DeviceMemoryError
-from sylvinit.moments.statistics import LayerStatistics, layer_statistics
+from sylvinit.moments.statistics import LayerStatistics, layer_statistics, without_constant
 
 # Relative to the largest entry: sums in two orders; the worst seen is 3e-15 (float64), 2e-7.
 CLOSE = {torch.float64: 1e-12, torch.float32: 1e-5}
@@ -146,3 +146,33 @@ def test_too_little_memory_for_the_moments_names_their_size(
     message = f"memory for the moments of 0: {expected / 2**20:.1f} MiB"
     with pytest.raises(DeviceMemoryError, match=message):
         sylvinit.initialize_(model, data, code=code)
+
+
+@pytest.mark.parametrize("d", [10, 60], ids="d={}".format)
+def test_without_the_constant(d: int) -> None:
+    """In the coordinates of the input: NumPy's statistics of rows without their means."""
+    x, labels = rows_of_samples(2, d, torch.float64)
+    stats = without_constant(statistics(x, labels)[0])
+    centered = x - x.mean(dim=-1, keepdim=True)
+    assert stats.class_means is not None
+    assert stats.samples is not None
+    for group, rows in enumerate(centered.numpy()):
+        e = np.eye(d) if stats.basis is None else stats.basis[group].numpy()
+        assert_near(e @ e.T, np.eye(len(e)), CLOSE[torch.float64])
+        parts = (stats, rows.reshape(-1, d)), (stats.samples, rows.mean(axis=1))
+        for found, expected in parts:
+            covariance = e.T @ found.covariance[group].numpy() @ e
+            assert_near(covariance, np.cov(expected.T, bias=True), CLOSE[torch.float64])
+            assert_near(found.mean[group].numpy() @ e, expected.mean(axis=0), CLOSE[torch.float64])
+        expected = rows[labels.numpy() == 1].reshape(-1, d).mean(axis=0)
+        assert_near(stats.class_means[group, 1].numpy() @ e, expected, CLOSE[torch.float64])
+
+
+def test_the_constant_leaves_its_rounding_behind() -> None:
+    """float32 rows that vary along the constant, a hundred times as much as otherwise or alone."""
+    generator = torch.Generator().manual_seed(0)
+    level = 100 * torch.randn(400, 1, generator=generator)
+    for texture, rank in ((0.0, 0), (1.0, 9)):
+        rows = level + texture * torch.randn(400, 10, generator=generator)
+        moments = sylvinit.PatchMoments(10).update(rows)
+        assert without_constant(layer_statistics(moments, BACKEND)).rank() == rank
