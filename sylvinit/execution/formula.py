@@ -14,8 +14,8 @@ from sylvinit.model import Layer
 from sylvinit.moments.patch_source import PatchSource
 from sylvinit.moments.rows import Rows
 
-# So many entries of the output are compared at most.
-_MOST_NUMBERS = 2**20
+# About so many entries of the output are compared, in at least so many rows or pixels.
+_NUMBERS, _LEAST_PLACES = 2**17, 64
 # Entry by entry, in units of the precision. Two factors and a sum are rounded, half a unit each at
 # most; sums of n terms are taken in float32 or better and err as random walks do.
 _ROUNDINGS = 8
@@ -118,7 +118,7 @@ def compare_outputs(one: Tensor, other: Tensor, scale: Tensor, rounding: float) 
 
 def _places(count: int, outputs: int, device: torch.device) -> Tensor:
     """Which of so many places are compared, int64: all where they are few, else random ones."""
-    most = max(_MOST_NUMBERS // outputs, 2)
+    most = max(_NUMBERS // outputs, _LEAST_PLACES)
     if count <= most:
         return torch.arange(count, device=device)
     place = torch.randint(count, (most,), generator=torch.Generator().manual_seed(0))

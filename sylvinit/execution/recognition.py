@@ -153,18 +153,17 @@ def _best_reading(probe: _Probe) -> tuple[list[Layer], Comparison] | str:
         return "gives other outputs for the same input, be they random or of earlier calls"
     errors: list[float] = []
     for layers in probe.readings:
-        comparisons = [probe.compare(layers, scale) for scale in _SCALES]
-        worst = max(comparisons, key=lambda comparison: comparison.error)
+        comparisons = probe.comparisons(layers)
         if all(comparison.close for comparison in comparisons):
-            return layers, worst
+            return layers, max(comparisons, key=lambda comparison: comparison.error)
         if comparisons[0].close:
             return "computes it for weights of the present range alone (a quantizer that was set?)"
-        errors.append(worst.error)
+        errors.append(comparisons[0].error)
     for layers in probe.readings:
         for gain in (*gains_of(layers[0]), None) if len(layers) == 1 else ():
             layer = StandardizedLayer(layers[0], gain)
-            layer.norm = probe.factor(layer, _SCALES[0])
-            comparisons = [probe.compare([layer], scale) for scale in _SCALES]
+            layer.norm = probe.factor(layer)
+            comparisons = probe.comparisons([layer])
             if all(comparison.close for comparison in comparisons):
                 return [layer], comparisons[0]
     off = f"is off by {min(errors):.0%}" if min(errors) < math.inf else "has another shape"
@@ -204,23 +203,31 @@ class _Probe:
 
     def is_determined(self) -> bool:
         """Whether equal inputs make equal outputs."""
-        comparison = self._compare_tensors(self._run(1.0), self._run(1.0))
+        comparison = self._compare_tensors(*(self._run(_SCALES[0]) for _ in range(2)))
         return comparison.equal or comparison.error == math.inf  # which are no outputs of layers
 
-    def compare(self, layers: list[Layer], scale: float) -> Comparison:
-        """The module's output beside the formula of what it may be."""
-        if len(layers) > 1:
-            return self._compare_tensors(self._run(scale), self._run(scale, self._cls))
-        products = self._products(layers[0], scale)
-        return Comparison.none() if products is None else compare(products)
+    def comparisons(self, layers: list[Layer]) -> list[Comparison]:
+        """The output beside the formula of what it may be, for each size while they are close."""
+        found: list[Comparison] = []
+        for scale in _SCALES:
+            found.append(self._compare(layers, scale))
+            if not found[-1].close:
+                break
+        return found
 
-    def factor(self, layer: Layer, scale: float) -> float:
+    def factor(self, layer: Layer) -> float:
         """By how much W x has to be multiplied to be nearest to the output without the bias."""
-        products = self._products(layer, scale)
+        products = self._products(layer, _SCALES[0])
         if products is None:
             return 1.0
         given = products.products.flatten()
         return float((products.output - products.bias).flatten() @ given / (given @ given))
+
+    def _compare(self, layers: list[Layer], scale: float) -> Comparison:
+        if len(layers) > 1:
+            return self._compare_tensors(self._run(scale), self._run(scale, self._cls))
+        products = self._products(layers[0], scale)
+        return Comparison.none() if products is None else compare(products)
 
     def _products(self, layer: Layer, scale: float) -> Products | None:
         output = self._run(scale)
