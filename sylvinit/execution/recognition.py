@@ -191,19 +191,27 @@ class _Probe:
         self._args = tuple(random if value is x else value for value in args)
         self._kwargs = {key: random if value is x else value for key, value in kwargs.items()}
         self._state = ModuleState(module.modules())
-        self._tensors = [TensorBackup(y) for y in (*module.parameters(), *module.buffers())]
+        self._buffers = [TensorBackup(buffer) for buffer in module.buffers()]
+        self._parameters = [TensorBackup(parameter) for parameter in module.parameters()]
+        self._values: list[tuple[Tensor, Tensor]] = []  # random ones, of parameters
+        self._outputs: dict[float, Any] = {}
 
     def __enter__(self) -> _Probe:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._restore_state()
+        for backup in self._parameters:
+            backup.restore()
+
+    def _restore_state(self) -> None:
         self._state.restore()
-        for backup in self._tensors:
+        for backup in self._buffers:
             backup.restore()
 
     def is_determined(self) -> bool:
         """Whether equal inputs make equal outputs."""
-        comparison = self._compare_tensors(*(self._run(_SCALES[0]) for _ in range(2)))
+        comparison = self._compare_tensors(self._output(_SCALES[0]), self._run(_SCALES[0]))
         return comparison.equal or comparison.error == math.inf  # which are no outputs of layers
 
     def comparisons(self, layers: list[Layer]) -> list[Comparison]:
@@ -225,20 +233,27 @@ class _Probe:
 
     def _compare(self, layers: list[Layer], scale: float) -> Comparison:
         if len(layers) > 1:
-            return self._compare_tensors(self._run(scale), self._run(scale, self._cls))
+            return self._compare_tensors(self._output(scale), self._run(scale, self._cls))
         products = self._products(layers[0], scale)
         return Comparison.none() if products is None else compare(products)
 
     def _products(self, layer: Layer, scale: float) -> Products | None:
-        output = self._run(scale)
+        output = self._output(scale)
+        self._randomize(scale)
         return evaluate(layer, self._args, self._kwargs, output)
+
+    def _output(self, scale: float) -> Any:
+        if scale not in self._outputs:
+            self._outputs[scale] = self._run(scale)
+        return self._outputs[scale]
 
     def _run(self, scale: float, cls: type | None = None) -> Any:
         """The output from the state at the beginning and random parameters; as a ``cls``."""
-        self.__exit__()
+        self._restore_state()
         self._randomize(scale)
         forward = self._module.forward if cls is None else partial(cls.forward, self._module)
-        return forward(*self._args, **self._kwargs)
+        output = forward(*self._args, **self._kwargs)
+        return output.clone() if isinstance(output, Tensor) else output  # it may be written again
 
     def _compare_tensors(self, one: Any, other: Any) -> Comparison:
         """Outputs of two forwards; of tuples, the first of each."""
@@ -252,30 +267,35 @@ class _Probe:
         return compare_outputs(one, other, one.square().mean().sqrt(), bound)
 
     def _randomize(self, scale: float) -> None:
+        if not self._values:
+            self._values = self._random_values()
+        for parameter, values in self._values:
+            _write(parameter, values * scale)
+
+    def _random_values(self) -> list[tuple[Tensor, Tensor]]:
         """Random parameters of the size that they have, or should have where they are zero.
 
         A quantizer that was set by the weights finds them in the same range. They have a mean, for
         layers that take it away. Biases are as large as the products they are added to.
         """
         generator = torch.Generator().manual_seed(0)
-        layers = self.readings[0]
-        biases: set[int] = set()
-        if len(layers) == 1 and "bias" in layers[0].tensors():
-            biases.update(map(id, layers[0].parameters("bias")))
+        found: dict[int, tuple[Tensor, Tensor]] = {}
         for parameter in self._module.parameters():
             if not parameter.is_floating_point() or parameter.layout != torch.strided:
                 continue
             values = torch.rand(parameter.shape, generator=generator) * 1.5 - 0.5
-            present = float(parameter.detach().double().square().mean().sqrt())
+            present = float(parameter.detach().float().square().mean().sqrt())
             if not 0 < present < math.inf:
                 present = parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 1.0
-            values *= math.sqrt(3) * present * scale
-            _write(parameter, values)
-        for parameter in self._module.parameters():
-            if id(parameter) in biases:
-                weight = layers[0].get_weight().double()
-                size = self._size * float(weight.square().sum(dim=2).mean().sqrt())
-                _write(parameter, torch.randn(parameter.shape, generator=generator) * size)
+            found[id(parameter)] = parameter, values.mul_(math.sqrt(3) * present)
+            _write(*found[id(parameter)])
+        layers = self.readings[0]
+        if len(layers) == 1 and "bias" in layers[0].tensors():
+            size = float(layers[0].get_weight().float().square().sum(dim=2).mean().sqrt())
+            for parameter in layers[0].parameters("bias"):
+                values = torch.randn(parameter.shape, generator=generator)
+                found[id(parameter)] = parameter, values * (self._size * size)
+        return list(found.values())
 
 
 def _write(parameter: Tensor, values: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,6 +12,13 @@ from torch import Tensor, nn
 
 from sylvinit.execution.formula import Comparison, Products, compare, evaluate
 from sylvinit.model import ConvLayer, ConvTransposeLayer, Layer, LinearLayer
+
+
+@pytest.fixture(autouse=True)
+def _same_weights() -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
 
 
 def _random(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
