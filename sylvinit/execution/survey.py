@@ -118,7 +118,8 @@ def _survey_on(
         guard.remember()
 
     def look() -> Survey:
-        recognized = recognize(model, batch, call, caller)
+        with noted(batch, "to see what its subclasses of layers compute"):
+            recognized = recognize(model, batch, call, caller)
         guard.restore_forward()
         survey = _find_points(model, recognized)
         _run(survey, batch, call, caller)
