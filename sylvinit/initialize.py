@@ -22,12 +22,14 @@ from sylvinit.execution.survey import SURVEY_SAMPLES, Survey, survey_model
 from sylvinit.execution.units import LayerUnit
 from sylvinit.execution.worklist import Task, Worklist
 from sylvinit.model.modules import check_module, device_of
+from sylvinit.model.obstacles import REMEDIES, USED_BESIDE
 from sylvinit.moments.rows import RowToSample
 from sylvinit.options import ForwardFn, Options, PaddingMask, PresetName
 from sylvinit.report import LayerReport, Report
 
 _log = logging.getLogger(__name__)
 
+_SHOWN = 8  # layers of a kind of skip in one warning
 _MISSED = "it did not run on the {} survey samples, which decide what is solved"
 
 # What each kind of weakness that a layer remarks on means, or what can be done about it.
@@ -38,6 +40,7 @@ _ADVICE = {
     "features of unlike scale": "standardize them, or take head_code='onehot'",
     "features too small for lam": "scale them, or take a larger lam or head_code='logistic'",
     "near-singular equation": "the solution of least norm was taken; nothing need be done",
+    **REMEDIES,
 }
 
 
@@ -275,7 +278,7 @@ def _report(
 ) -> Report:
     """Reports in execution order, those of layers that never ran last."""
     report = Report(head=worklist.head, settings=options.settings())
-    skipped = dict(worklist.skipped)
+    skipped = dict(worklist.skips.reports)
     uncalled = survey.most_calls.keys() - survey.calls.keys()
     late = [point.name for module in uncalled for point in survey.points[module]]
     late = sorted(name for name in late if options.selects(name) and not options.head_only)
@@ -295,6 +298,8 @@ def _report(
                     "done from its first call alone: it ran once on the first samples, but up to "
                     f"{most} times on others"
                 )
+            if done.status == "solved" and point.module in survey.bypassed:
+                done.remarks[USED_BESIDE.kind] = done.kind
             report.layers.append(done)
         elif point.name in skipped:
             report.layers.append(skipped.pop(point.name))
@@ -314,13 +319,12 @@ def _warn(report: Report, worklist: Worklist, labels: bool) -> None:
     report.warnings.extend(worklist.warnings)
     kinds: dict[str, list[str]] = {}
     for layer in report.layers:
-        if layer.status == "skipped":  # what else is wrong with the equation does not matter then
-            layer.remarks = {k: v for k, v in layer.remarks.items() if k == "dead inputs"}
         for kind, detail in layer.remarks.items():
             kinds.setdefault(kind, []).append(f"{layer.title} ({detail})")
     for kind, places in kinds.items():
-        more = f" and {len(places) - 3} more" if len(places) > 3 else ""
-        report.warnings.append(f"{kind}: {', '.join(places[:3])}{more}; {_ADVICE[kind]}")
+        shown = _SHOWN if kind in REMEDIES else 3
+        more = f" and {len(places) - shown} more" if len(places) > shown else ""
+        report.warnings.append(f"{kind}: {', '.join(places[:shown])}{more}; {_ADVICE[kind]}")
     if labels and not worklist.uses_labels:
         report.warnings.append("labels were given but no code used them")
     for text in report.warnings:

@@ -25,6 +25,7 @@ from sylvinit.execution.guard import CallerModes, forward_modes, plain_modes
 from sylvinit.execution.module_state import ModuleState, PrivateState
 from sylvinit.execution.notes import noted
 from sylvinit.execution.switches import Switches, exchange_switches, read_switches
+from sylvinit.model.weight_norm import refresh_weights
 
 
 @dataclass
@@ -129,6 +130,7 @@ class Propagation:
         """The time during which the hooks are on the model; the state of its modules."""
         with ExitStack() as stack:
             for module in self._points:
+                refresh_weights(module)  # they may have been loaded since the last forward
                 handle = module.register_forward_pre_hook(self._observe, with_kwargs=True)
                 stack.callback(handle.remove)
             self._state = ModuleState(self._modules)  # which has our hooks
@@ -170,3 +172,4 @@ class Propagation:
             finally:
                 runner.observing = False
             runner.pause(Arrival(point, call, x, args, kwargs))
+            refresh_weights(module)  # which its own hook has computed from the old factors

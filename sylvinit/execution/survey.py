@@ -52,6 +52,8 @@ class Survey:
         self.hidden: set[int] = set()  # whose input cannot be looked at, as inside of torch.vmap
         self.rectified: set[nn.Module] = set()  # whose output is rectified before the next layer
         self.branches: list[Branch] = []  # ends of residual branches, one for every addition
+        self.addends: set[nn.Module] = set()  # whose output is added to what they had no part in
+        self.bypassed: set[nn.Module] = set()  # whose weight was used without a call
         # Name of the parameter of a product outside of all layers that follows the last one.
         self.final_parameter: str | None = None
 
@@ -162,7 +164,12 @@ def _find_points(model: nn.Module, recognized: Recognized) -> Survey:
 def _run(survey: Survey, batch: Batch, call: Callable[[Batch], Any], caller: CallerModes) -> None:
     """Run the model and write down what happens."""
     kept: list[Tensor] = []  # alive, so that no two inputs share an address
-    trace = ForwardTrace(_parameter_names(survey))
+    parameters = _parameter_names(survey)
+    held = {
+        module: frozenset(parameters[id(parameter)] for parameter in module.parameters())
+        for module in survey.points
+    }
+    trace = ForwardTrace(parameters)
     asking = False  # a layer for its input, for which it may call its module
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -173,7 +180,7 @@ def _run(survey: Survey, batch: Batch, call: Callable[[Batch], Any], caller: Cal
         points = survey.points[module]
         if isinstance(points[0], Layer):
             survey.last = points[-1]
-            trace.enter_layer()
+            trace.enter_layer(held[module])
         else:
             trace.enter_norm(module)
         if survey.calls[module] > 1:
@@ -215,7 +222,8 @@ def _run(survey: Survey, batch: Batch, call: Callable[[Batch], Any], caller: Cal
         stack.enter_context(noted(batch, "to see which layers run"))
         call(batch)
     survey.rectified, survey.branches = trace.rectified, trace.branches
-    survey.final_parameter = trace.final_parameter
+    survey.final_parameter, survey.addends = trace.final_parameter, trace.addends
+    survey.bypassed = {module for module, names in held.items() if names & trace.unheld}
 
 
 def _check_input(point: Any, x: Any) -> None:

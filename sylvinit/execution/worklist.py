@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 
-from torch import nn
-from torch.nn.utils import parametrize
-
 from sylvinit.backends import choose
 from sylvinit.codes import Code, OneHot
 from sylvinit.errors import LabelError, ModelError
 from sylvinit.execution.batches import Batch, Classes, find_classes, label_problem
 from sylvinit.execution.row_rules import RowRules
+from sylvinit.execution.skips import Skips, with_parametrizations
 from sylvinit.execution.survey import Survey
 from sylvinit.execution.units import LayerUnit
 from sylvinit.model import Layer
 from sylvinit.model.batch_norm import Norm, reason_to_skip
 from sylvinit.model.modules import memory_key, parameter_holders
+from sylvinit.model.obstacles import MAPPED, Obstacle
 from sylvinit.moments.rows import rows_without_owner
 from sylvinit.options import Options
-from sylvinit.report import LayerReport
 from sylvinit.solve.task import LayerTask
 
 Task = LayerUnit | Norm
@@ -44,7 +42,7 @@ class Worklist:
         self, survey: Survey, options: Options, batches: list[Batch], rules: RowRules
     ) -> None:
         self.task_of: dict[int, Task] = {}  # by the ids of layers and normalizations
-        self.skipped: dict[str, LayerReport] = {}  # by the names of layers and modules
+        self.skips = Skips(survey, options)
         self.warnings: list[str] = []
         self.uses_labels = False
         self._survey, self._options = survey, options
@@ -60,18 +58,14 @@ class Worklist:
             self.task_of.update((id(layer), unit) for layer in layers)
         self._select_norms()
         self._give_gains()
-        self._report_rest()
+        self.skips.add_rest()
 
     def in_order(self) -> list[Task]:
         """Units and normalizations, each once, in the order of their first calls."""
         tasks = (self.task_of.get(id(point)) for point in self._survey.order)
         return list({id(task): task for task in tasks if task is not None}.values())
 
-    def _skip(self, reason: str, *points: Layer | Norm) -> None:
-        for point in points:
-            self.skipped[point.name] = LayerReport(point.name, point.kind, "skipped", reason)
-
-    def _unwanted(self, point: Layer | Norm) -> str | None:
+    def _unwanted(self, point: Layer | Norm) -> str | Obstacle | None:
         """Why a layer or normalization is not asked for, or cannot be looked at."""
         options = self._options
         if options.head_only and point is not self._head:
@@ -81,7 +75,7 @@ class Worklist:
         if not options.selects(point.name):
             return "not selected by include and exclude"
         if id(point) in self._survey.hidden:
-            return "its input cannot be looked at inside of torch.vmap and the like"
+            return MAPPED
         if id(point) in self._rules.constant:
             return "its input does not depend on the data"
         return None
@@ -121,9 +115,9 @@ class Worklist:
     def _solvable_head(self) -> str | None:
         """Name of the head; None, with a warning, if it was selected but cannot be solved."""
         head = self._head
-        if head is None or head.name not in self.skipped:
+        if head is None or head.name not in self.skips.reports:
             return None if head is None else head.name
-        reason = self.skipped[head.name].reason
+        reason = self.skips.reports[head.name].reason
         text = f"the head {head.name or '(model)'} is not solved: {reason}"
         if self._options.head_only:
             raise ModelError(
@@ -137,19 +131,19 @@ class Worklist:
         """Layers that may be solved, grouped by the weight they share, in order of first calls."""
         groups: dict[tuple[object, ...], list[Layer]] = {}
         for layer in self._survey.layers:
-            reason = self._unwanted(layer) or layer.reason_to_keep()
+            reason = self._unwanted(layer) or self.skips.reason(layer)
             if reason is None:
                 key = (*map(memory_key, layer.parameters("weight")), layer.slot)
                 groups.setdefault(key, []).append(layer)
             else:
-                self._skip(reason, layer)
+                self.skips.add(reason, layer)
         chosen: list[list[Layer]] = []
         for layers in groups.values():
             reason = self._reason_of_sharing(layers)
             if reason is None:
                 chosen.append(layers)
             else:
-                self._skip(reason, *layers)
+                self.skips.add(reason, *layers)
         return chosen
 
     def _reason_of_sharing(self, layers: list[Layer]) -> str | None:
@@ -160,7 +154,7 @@ class Worklist:
         }
         if len(uses) > 1:
             return "its weight is tied to a layer that uses it in another shape"
-        owners = _with_parametrizations({layer.owner for layer in layers})
+        owners = with_parametrizations({layer.owner for layer in layers})
         for parameter in layers[0].parameters("weight"):
             for module in self._holders.get(memory_key(parameter), []):
                 if module not in owners:
@@ -282,7 +276,7 @@ class Worklist:
             if reason is None:
                 self.task_of[id(norm)] = norm
             else:
-                self._skip(reason, norm)
+                self.skips.add(reason, norm)
 
     def _give_gains(self) -> None:
         """A scale for normalizations that end a branch whose last layer is solved."""
@@ -302,26 +296,6 @@ class Worklist:
                 "branch_gain has no effect: no batch normalization that is calibrated and has a "
                 "scale of its own ends a residual branch whose last layer is solved"
             )
-
-    def _report_rest(self) -> None:
-        """Modules that hold parameters and of which nothing has been said yet."""
-        survey = self._survey
-        said: set[nn.Module] = set(survey.points)
-        for module, points in survey.points.items():
-            said.update(point.owner for point in points if isinstance(point, Layer))
-            for point in points:
-                if module not in survey.calls and point.name not in self.skipped:
-                    self._skip("its forward was not called", point)
-        said = _with_parametrizations(said)
-        for module, name in survey.names.items():
-            kind = type(module).__name__
-            reason = reason_to_skip(module)
-            if reason is None and any(p is not None for p in module._parameters.values()):
-                reason = survey.recognized.reasons.get(
-                    module, f"no layer type is registered for {kind}; its parameters are kept"
-                )
-            if reason is not None and module not in said:
-                self.skipped.setdefault(name, LayerReport(name, kind, "skipped", reason))
 
 
 def _classes(batches: list[Batch], options: Options) -> Classes | str:
@@ -345,12 +319,3 @@ def _classes(batches: list[Batch], options: Options) -> Classes | str:
 def _names(layers: list[Layer]) -> str:
     names = [layer.name for layer in layers]
     return ", ".join(names if len(names) <= 8 else ["...", *names[-8:]])
-
-
-def _with_parametrizations(modules: set[nn.Module]) -> set[nn.Module]:
-    """The modules, and those that hold the tensors behind their parametrized weights."""
-    found = set(modules)
-    for module in modules:
-        if parametrize.is_parametrized(module):
-            found.update(module.parametrizations.modules())  # type: ignore[union-attr]
-    return found

@@ -11,6 +11,8 @@ from torch.nn.utils import parametrize
 
 from sylvinit.errors import ModelError, OptionError, OptionTypeError
 from sylvinit.model.geometry import PatchGeometry
+from sylvinit.model.obstacles import Obstacle, weight_obstacle
+from sylvinit.model.weight_norm import factors_of, norm_of, write_factors
 
 
 class Layer:
@@ -75,14 +77,16 @@ class Layer:
         """The module that holds the parameters; mostly :attr:`module` itself."""
         return self.module
 
+    def obstacle(self, role: str = "weight") -> Obstacle | None:
+        """What is in the way of writing that tensor; None also for parametrized ones."""
+        return weight_obstacle(self.owner, self.tensors()[role])
+
     def reason_to_keep(self) -> str | None:
-        """Why the weight must not be written, or None: it is frozen, an integer, no parameter."""
-        try:
-            parameters = self.parameters("weight")
-        except ModelError as error:
-            return str(error)
-        if not parameters[0].is_floating_point():
-            return f"its weight is {parameters[0].dtype}, not a real floating-point tensor"
+        """Why the weight must not be written, or None: an obstacle, or it is frozen or empty."""
+        obstacle = self.obstacle()
+        if obstacle is not None:
+            return obstacle.reason
+        parameters = self.parameters("weight")
         if any(parameter.numel() == 0 for parameter in parameters):
             return "its weight is empty"
         if not all(parameter.requires_grad for parameter in parameters):
@@ -113,13 +117,12 @@ class Layer:
         attribute = self.tensors()[role]
         if parametrize.is_parametrized(self.owner, attribute):
             return list(self.owner.parametrizations[attribute].parameters())  # type: ignore[index]
+        norm = norm_of(self.owner, attribute)
+        if norm is not None:
+            return factors_of(self.owner, norm)
         value = getattr(self.owner, attribute)
         if not isinstance(value, nn.Parameter):
-            raise ModelError(
-                f"{self.name}.{attribute} is a {type(value).__name__} recomputed by a hook, not a "
-                "parameter (old-style weight_norm or spectral_norm?); use "
-                "torch.nn.utils.parametrizations"
-            )
+            raise ModelError(f"{self.name}.{attribute} is a {type(value).__name__}, no parameter")
         return [value]
 
 
@@ -163,12 +166,16 @@ class RowLayer(Layer):
 
 
 def assign(module: nn.Module, attribute: str, value: Tensor) -> None:
-    """Write a tensor in place, through its parametrization where it has one.
+    """Write a tensor in place, through its parametrization or weight normalization, if any.
 
     Raises ModelError if that has no right inverse or cannot represent the value.
     """
     current = getattr(module, attribute)
     value = value.to(device=current.device, dtype=current.dtype)
+    norm = norm_of(module, attribute)
+    if norm is not None:
+        write_factors(module, norm, value)
+        return
     if not parametrize.is_parametrized(module, attribute):
         with torch.inference_mode(current.is_inference()), torch.no_grad():
             current.copy_(value)

@@ -61,6 +61,7 @@ class _Trace:
     number: int = 0  # the last one on that way
     past: int = 0  # all numbers on all ways to it, as bits
     layer: nn.Module | None = None  # the last layer on the longest way, if that is a module
+    made_by: int = 0  # the number of that layer's output
     norm: nn.Module | None = None  # the batch normalization whose output it is
     # If one layer, with or without a normalization behind it, has made it of an input: the numbers
     # of the layer and of that input.
@@ -81,6 +82,10 @@ class ForwardTrace(TorchFunctionMode):
     normalization, and a shortcut with fewer layers behind it, which is something that the branch
     was made from, or what a single layer makes of that (a projection, normalized or not).
 
+    ``addends`` are layers whose own output, as a whole, is added to something that they had no part
+    in, as that of an adapter. ``unheld`` are names of parameters in products outside of the layers
+    that hold them: nobody has called those for it.
+
     ``final_parameter`` is the name of the parameter in the last product outside of all layers with
     something made of the last layer's output: a classifier written as ``x @ self.prototypes.T``,
     say. Tensors made of parameters alone count as parameters. ``parameters`` maps ids to names.
@@ -90,22 +95,24 @@ class ForwardTrace(TorchFunctionMode):
         super().__init__()
         self.rectified: set[nn.Module] = set()  # modules whose output is rectified
         self.branches: list[Branch] = []  # one for every addition that ends one
+        self.addends: set[nn.Module] = set()
+        self.unheld: set[str] = set()
         self.final_parameter: str | None = None
         self._parameters = dict(parameters)
         self._traces: dict[int, _Trace] = {}
         self._alive: list[Tensor] = []  # no two tensors share an id
         self._count = 0  # of numbers
         self._last_layer = 0  # its number
-        self._inside = 0  # of how many layers the forward is
+        self._inside: list[frozenset[str]] = []  # parameters of layers that the forward is in
         self._norm: nn.Module | None = None  # whose forward it is
 
-    def enter_layer(self) -> None:
-        """The forward of a layer begins; its own products are not looked at."""
-        self._inside += 1
+    def enter_layer(self, parameters: frozenset[str]) -> None:
+        """The forward of a layer with these parameters begins; its products are its own."""
+        self._inside.append(parameters)
 
     def leave_layer(self, module: nn.Module, inputs: Any, output: Any, *, follow: bool) -> None:
         """A layer has made ``output`` of ``inputs``; ``follow`` it to a rectifier, or not."""
-        self._inside -= 1
+        self._inside.pop()
         trace = self._product(_tensors(inputs), module)
         unrectified = frozenset({module}) if follow else frozenset()
         self._set(output, replace(trace, unrectified=unrectified))
@@ -139,6 +146,8 @@ class ForwardTrace(TorchFunctionMode):
                 self._parameters[id(x)] = names[0]
             return output
         trace = self._after(name, tensors, args, kwargs)
+        if name in _PRODUCTS:
+            self.unheld.update(set(names).difference(*self._inside))
         is_product = name in _PRODUCTS and not self._inside
         if is_product and names and trace is not None and trace.is_made_from(self._last_layer):
             self.final_parameter = names[0]
@@ -173,6 +182,7 @@ class ForwardTrace(TorchFunctionMode):
             given = self._numbered(_Trace())
             self._set([x for x in inputs if id(x) not in self._parameters][:1], given)
         made = self._numbered(replace(given, depth=given.depth + 1, layer=layer))
+        made = replace(made, made_by=made.number)
         return replace(made, projected=(made.number, given.number), unrectified=frozenset())
 
     def _sum(self, a: Tensor, b: Tensor) -> _Trace | None:
@@ -181,6 +191,8 @@ class ForwardTrace(TorchFunctionMode):
             for branch, shortcut in ((one, other), (other, one)):
                 if branch.norm is not None and _is_shortcut(shortcut, branch):
                     self.branches.append(Branch(branch.norm, branch.layer))
+                if branch.layer is not None and not shortcut.is_made_from(branch.made_by):
+                    self.addends.add(branch.layer)
         joined = self._joined([a, b])
         return None if joined is None else self._numbered(joined)
 

@@ -13,6 +13,7 @@ from sylvinit.backends.memory import memory_for
 from sylvinit.codes import Code, Logistic, OneHot
 from sylvinit.errors import ModelError
 from sylvinit.model import Layer
+from sylvinit.model.obstacles import PARAMETRIZED
 from sylvinit.moments.sampling import stream_key
 from sylvinit.moments.statistics import LayerStatistics
 from sylvinit.report import LayerReport
@@ -65,6 +66,7 @@ def _writable_biases(layers: list[Layer]) -> list[Layer]:
         layer
         for layer in layers
         if layer.get_bias() is not None
+        and layer.obstacle("bias") is None
         and all(parameter.requires_grad for parameter in layer.parameters("bias"))
     ]
 
@@ -135,7 +137,7 @@ def solve_and_write(
             _write(layers, solution, old_weight, backup)
         except ModelError as error:  # a parametrization that cannot hold the solution
             backup.restore(first.owner, first.parameters("weight"))
-            report.reason = str(error)
+            report.reason, report.remarks[PARAMETRIZED.kind] = str(error), report.kind
     if report.reason:
         report.status, report.std_after = "skipped", report.std_before
     _remark(report, layers, task, solution, stats)
@@ -189,6 +191,8 @@ def _remark(
     if stats.constant:
         total = report.groups * report.d_in
         report.remarks["dead inputs"] = f"{stats.constant} of {total} never vary"
+    if report.status == "skipped":
+        return  # what else is wrong with the equation does not matter
     if any(layer.get_bias() is not None for layer in layers) and not _writable_biases(layers):
         report.notes.append("its bias is frozen and left alone")
     if report.rank < report.d_out and not task.head:
