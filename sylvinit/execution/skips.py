@@ -11,9 +11,11 @@ from sylvinit.model.batch_norm import Norm, reason_to_skip
 from sylvinit.model.obstacles import (
     ADDED_ZEROS,
     BYPASSED,
+    FLAT,
     QUANTIZED,
     Obstacle,
     module_obstacle,
+    modules_of_flat_parameters,
     weight_obstacle,
 )
 from sylvinit.options import Options
@@ -29,6 +31,7 @@ class Skips:
     def __init__(self, survey: Survey, options: Options) -> None:
         self.reports: dict[str, LayerReport] = {}
         self._survey, self._options = survey, options
+        self._flat = modules_of_flat_parameters(survey.names)
         self._added_zeros = _added_zeros(survey, options)
 
     def add(self, reason: str | Obstacle, *points: Layer | Norm) -> None:
@@ -36,10 +39,14 @@ class Skips:
         for point in points:
             self.reports[point.name] = _skipped(point.name, point.kind, reason)
 
-    def reason(self, layer: Layer) -> str | Obstacle | None:
-        """Why a layer that ran and is asked for is left alone, as far as it can be seen in it."""
-        reason = layer.obstacle() or layer.reason_to_keep()
-        return ADDED_ZEROS if reason is None and layer in self._added_zeros else reason
+    def reason(self, point: Layer | Norm) -> str | Obstacle | None:
+        """Why a layer or normalization that ran and is asked for is left alone, seen by itself."""
+        if point.module in self._flat:
+            return FLAT
+        if isinstance(point, Norm):
+            return reason_to_skip(point.module)
+        reason = point.obstacle() or point.reason_to_keep()
+        return ADDED_ZEROS if reason is None and point in self._added_zeros else reason
 
     def add_rest(self) -> None:
         """Modules that hold parameters and of which nothing has been said yet."""
@@ -52,7 +59,8 @@ class Skips:
                     self.add(self._why_not_called(point), point)
         said = with_parametrizations(said)
         for module, name in survey.names.items():
-            if module not in said and (reason := self._reason_of_rest(module)) is not None:
+            reason = None if module in said else self._reason_of_rest(module)
+            if reason is not None:
                 # Modules in TorchScript know what they were made of.
                 kind = getattr(module, "original_name", type(module).__name__)
                 report = _skipped(name, kind, reason)
@@ -60,9 +68,16 @@ class Skips:
                     report.remarks.clear()
                 reports.setdefault(name, report)
 
+    def _why_not_called(self, point: Layer | Norm) -> str | Obstacle:
+        if point.module in self._survey.bypassed and self._is_asked_for(point.name):
+            return BYPASSED
+        return "its forward was not called"
+
     def _reason_of_rest(self, module: nn.Module) -> str | Obstacle | None:
         """Why a module with parameters and no layer is left alone; None for one without any."""
         held = [name for name, _ in module.named_parameters(recurse=False)]
+        if held and module in self._flat:
+            return FLAT
         obstacle = module_obstacle(module)
         if obstacle is not None:
             return obstacle if held or obstacle is QUANTIZED else None
@@ -70,11 +85,6 @@ class Skips:
         kept = f"no layer type is registered for {type(module).__name__}; its parameters are kept"
         kept = self._survey.recognized.reasons.get(module, kept)
         return next(filter(None, obstacles), reason_to_skip(module) or (kept if held else None))
-
-    def _why_not_called(self, point: Layer | Norm) -> str | Obstacle:
-        if point.module in self._survey.bypassed and self._is_asked_for(point.name):
-            return BYPASSED
-        return "its forward was not called"
 
     def _is_asked_for(self, name: str) -> bool:
         return self._options.selects(name) and not self._options.head_only

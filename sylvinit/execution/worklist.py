@@ -13,7 +13,7 @@ from sylvinit.execution.skips import Skips, with_parametrizations
 from sylvinit.execution.survey import Survey
 from sylvinit.execution.units import LayerUnit
 from sylvinit.model import Layer
-from sylvinit.model.batch_norm import Norm, reason_to_skip
+from sylvinit.model.batch_norm import Norm
 from sylvinit.model.modules import memory_key, parameter_holders
 from sylvinit.model.obstacles import MAPPED, Obstacle
 from sylvinit.moments.rows import rows_without_owner
@@ -272,7 +272,7 @@ class Worklist:
                 f"microbatch=: {', '.join(without)}"
             )
         for norm in norms:
-            reason = reason_to_skip(norm.module) or self._unwanted(norm)
+            reason = self.skips.reason(norm) or self._unwanted(norm)
             if reason is None:
                 self.task_of[id(norm)] = norm
             else:

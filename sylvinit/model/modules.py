@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from sylvinit.errors import ModelError, OptionTypeError
+from sylvinit.model.obstacles import refuse_distributed, refuse_meta
 
 
 def check_module(model: Any) -> nn.Module:
@@ -32,13 +33,12 @@ def check_module(model: Any) -> nn.Module:
 def device_of(model: nn.Module) -> torch.device:
     """The one device of the model's parameters and buffers.
 
-    Raises ModelError if there is none, there are several, or it is the meta device.
+    Raises ModelError if there is none, there are several, it is the meta device, or parameters are
+    spread over ranks.
     """
+    refuse_distributed(model)
+    refuse_meta(model)
     devices = {x.device for x in (*model.parameters(), *model.buffers())}
-    if any(device.type == "meta" for device in devices):
-        raise ModelError(
-            "the model is on the meta device and has no values; call model.to_empty(device=...)"
-        )
     if len(devices) > 1:
         names = ", ".join(sorted(str(device) for device in devices))
         raise ModelError(f"the model lies on several devices ({names}); move it to one")

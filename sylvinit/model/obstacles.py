@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +13,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 
+from sylvinit.errors import ModelError
 from sylvinit.model.weight_norm import norm_of
 
 
@@ -65,6 +69,11 @@ SUBCLASS = Obstacle(
     "its weight is of a subclass of torch.Tensor, which may store it in its own way",
     "initialize the network with plain parameters and convert it then",
 )
+FLAT = Obstacle(
+    "skipped, flat FSDP parameters",
+    "inside of FullyShardedDataParallel: its weight is a piece of a flat parameter of all ranks",
+    "initialize the network before it is wrapped, on every rank with the same data and seed",
+)
 SCRIPTED = Obstacle(
     "skipped, TorchScript",
     "compiled by TorchScript: nothing can be seen or written in the middle of its forward",
@@ -101,8 +110,8 @@ ADDED_ZEROS = Obstacle(
     "they are solved where include= names nothing else",
 )
 _ALL = (
-    *(PRUNED, SPECTRAL_NORM, PARAMETRIZED, COMPUTED, QUANTIZED, COMPLEX, SUBCLASS, SCRIPTED),
-    *(RECURRENT, MAPPED, BYPASSED, USED_BESIDE, ADDED_ZEROS),
+    *(PRUNED, SPECTRAL_NORM, PARAMETRIZED, COMPUTED, QUANTIZED, COMPLEX, SUBCLASS, FLAT),
+    *(SCRIPTED, RECURRENT, MAPPED, BYPASSED, USED_BESIDE, ADDED_ZEROS),
 )
 REMEDIES = {obstacle.kind: obstacle.remedy for obstacle in _ALL}
 
@@ -145,3 +154,57 @@ def module_obstacle(module: nn.Module) -> Obstacle | None:
     packed = callable(getattr(module, "weight", None)) or hasattr(module, "_all_weight_values")
     is_quantized = packed and ".quantized." in f"{type(module).__module__}."
     return QUANTIZED if is_quantized else None
+
+
+def modules_of_flat_parameters(modules: Iterable[nn.Module]) -> set[nn.Module]:
+    """Those of the modules that FullyShardedDataParallel has flattened the parameters of."""
+    wrapper = _loaded("torch.distributed.fsdp", "FullyShardedDataParallel")
+    return {
+        inside
+        for module in modules
+        if wrapper is not None and isinstance(module, wrapper)
+        for inside in module.modules()
+    }
+
+
+def refuse_distributed(model: nn.Module) -> None:
+    """Raise ModelError if parameters or buffers are DTensors: a forward must not be held or undone.
+
+    FSDP2 has them (fully_shard) and tensor parallelism.
+    """
+    kind = _loaded("torch.distributed.tensor", "DTensor")
+    if kind is None:
+        return
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if isinstance(tensor, kind):
+            raise ModelError(
+                f"{name} is a DTensor, a part of which lies on every rank (fully_shard, tensor "
+                "parallelism); initialize the network before it is sharded, on every rank with the "
+                "same data and seed, or initialize a copy on one rank and load its state dict with "
+                "torch.distributed.checkpoint.state_dict.set_model_state_dict"
+            )
+
+
+def refuse_meta(model: nn.Module) -> None:
+    """Raise ModelError if parameters or buffers have no values, or those lie elsewhere."""
+    held = (*model.named_parameters(), *model.named_buffers())
+    name = next((name for name, tensor in held if tensor.is_meta), None)
+    if name is None:
+        return
+    if any(hasattr(module, "_hf_hook") for module in model.modules()):  # accelerate's
+        raise ModelError(
+            f"{name} is on the meta device, for accelerate has offloaded it; load the model "
+            "without offloading (device_map=None), or take the hooks off with "
+            "accelerate.hooks.remove_hook_from_submodules(model). Do not call to_empty(): that "
+            "would erase its weights"
+        )
+    raise ModelError(
+        f"{name} is on the meta device and has no values; call model.to_empty(device=...) and then "
+        "reset_parameters() of every module that has it, or load a state dict. (to_empty alone "
+        "leaves whatever was in memory in the layers that are not solved)"
+    )
+
+
+def _loaded(module: str, name: str) -> Any:
+    """A class of a module that takes time to import; None while nobody else has imported it."""
+    return getattr(sys.modules.get(module), name, None)
