@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from torch import nn
@@ -18,6 +18,7 @@ from sylvinit.execution.experts import experts_left_alone
 from sylvinit.execution.guard import CallerModes, ModelGuard
 from sylvinit.execution.row_rules import find_row_rules
 from sylvinit.execution.schedule import solve_in_order
+from sylvinit.execution.skips import Skips
 from sylvinit.execution.survey import SURVEY_SAMPLES, Survey, survey_model
 from sylvinit.execution.units import LayerUnit
 from sylvinit.execution.worklist import Task, Worklist
@@ -230,10 +231,16 @@ def _initialize(model: nn.Module, data: Any, options: Options) -> Report:
         survey = survey_model(model, batches[0], forward, caller, guard)
         options.check_patterns(*survey.point_names())
         if not survey.layers:
+            left = Skips(survey, options)
+            left.add_rest()
             raise ModelError(
                 "the forward pass reached no layer that can be solved (Linear, Conv, "
-                "MultiheadAttention, ...); register its type with sylvinit.register_layer"
-                f"{survey.recognized.unknown(survey.names)}"
+                "MultiheadAttention, ...); "
+                + "; ".join(
+                    _texts_by_kind(left.reports.values())
+                    or ["register its type with sylvinit.register_layer"]
+                )
+                + survey.recognized.unknown(survey.names)
             )
         rules = find_row_rules(survey, batches, forward, caller, guard)
         worklist = Worklist(survey, options, batches, rules)
@@ -314,17 +321,23 @@ def _report(
     return report
 
 
-def _warn(report: Report, worklist: Worklist, labels: bool) -> None:
-    """Collect remarks of all layers by kind, and raise each kind once as a warning."""
-    report.warnings.extend(worklist.warnings)
+def _texts_by_kind(layers: Iterable[LayerReport]) -> list[str]:
+    """One text for each kind of remark, with the layers that have it."""
     kinds: dict[str, list[str]] = {}
-    for layer in report.layers:
+    for layer in layers:
         for kind, detail in layer.remarks.items():
             kinds.setdefault(kind, []).append(f"{layer.title} ({detail})")
+    texts: list[str] = []
     for kind, places in kinds.items():
         shown = _SHOWN if kind in REMEDIES else 3
         more = f" and {len(places) - shown} more" if len(places) > shown else ""
-        report.warnings.append(f"{kind}: {', '.join(places[:shown])}{more}; {_ADVICE[kind]}")
+        texts.append(f"{kind}: {', '.join(places[:shown])}{more}; {_ADVICE[kind]}")
+    return texts
+
+
+def _warn(report: Report, worklist: Worklist, labels: bool) -> None:
+    """Collect remarks of all layers by kind, and raise each kind once as a warning."""
+    report.warnings.extend([*worklist.warnings, *_texts_by_kind(report.layers)])
     if labels and not worklist.uses_labels:
         report.warnings.append("labels were given but no code used them")
     for text in report.warnings:

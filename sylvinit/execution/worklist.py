@@ -15,7 +15,7 @@ from sylvinit.execution.units import LayerUnit
 from sylvinit.model import Layer
 from sylvinit.model.batch_norm import Norm
 from sylvinit.model.modules import memory_key, parameter_holders
-from sylvinit.model.obstacles import MAPPED, Obstacle
+from sylvinit.model.obstacles import MAPPED, REMEDIES, Obstacle
 from sylvinit.moments.rows import rows_without_owner
 from sylvinit.options import Options
 from sylvinit.solve.task import LayerTask
@@ -117,12 +117,12 @@ class Worklist:
         head = self._head
         if head is None or head.name not in self.skips.reports:
             return None if head is None else head.name
-        reason = self.skips.reports[head.name].reason
-        text = f"the head {head.name or '(model)'} is not solved: {reason}"
+        report = self.skips.reports[head.name]
+        text = f"the head {report.title} is not solved: {report.reason}"
         if self._options.head_only:
-            raise ModelError(
-                f"{text}; name another layer with head=, or untie or unfreeze this one"
-            )
+            kinds = [REMEDIES[kind] for kind in report.remarks]
+            remedy = kinds[0] if kinds else "untie or unfreeze this one"
+            raise ModelError(f"{text}; name another layer with head=, or {remedy}")
         if self._options.selects(head.name):
             self.warnings.append(text)
         return None

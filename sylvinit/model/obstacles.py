@@ -105,9 +105,9 @@ USED_BESIDE = Obstacle(
 )
 ADDED_ZEROS = Obstacle(
     "left at zero",
-    "its weight is zero and its output is added to something that was made without it, as an "
-    "adapter's: the network computes what it did without it",
-    "they are solved where include= names nothing else",
+    "left at zero: its output is added to something that was made without it, as an adapter's",
+    "the network computes what it did without them; include= that names nothing else has them "
+    "solved",
 )
 _ALL = (
     *(PRUNED, SPECTRAL_NORM, PARAMETRIZED, COMPUTED, QUANTIZED, COMPLEX, SUBCLASS, FLAT),
