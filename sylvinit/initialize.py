@@ -23,7 +23,7 @@ from sylvinit.execution.survey import SURVEY_SAMPLES, Survey, survey_model
 from sylvinit.execution.units import LayerUnit
 from sylvinit.execution.worklist import Task, Worklist
 from sylvinit.model.modules import check_module, device_of
-from sylvinit.model.obstacles import REMEDIES, USED_BESIDE
+from sylvinit.model.obstacles import REMEDIES, USED_BESIDE, module_obstacle
 from sylvinit.moments.rows import RowToSample
 from sylvinit.options import ForwardFn, Options, PaddingMask, PresetName
 from sylvinit.report import LayerReport, Report
@@ -229,7 +229,9 @@ def _initialize(model: nn.Module, data: Any, options: Options) -> Report:
             max_samples=options.max_samples,
         )
         survey = survey_model(model, batches[0], forward, caller, guard)
-        options.check_patterns(*survey.point_names())
+        layers, norms = survey.point_names()
+        others = [name for module, name in survey.names.items() if module_obstacle(module)]
+        options.check_patterns(layers, [*norms, *others])
         if not survey.layers:
             left = Skips(survey, options)
             left.add_rest()

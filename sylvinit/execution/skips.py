@@ -69,7 +69,9 @@ class Skips:
                 reports.setdefault(name, report)
 
     def _why_not_called(self, point: Layer | Norm) -> str | Obstacle:
-        if point.module in self._survey.bypassed and self._is_asked_for(point.name):
+        wanted = self._is_asked_for(point.name)
+        wanted &= isinstance(point, Layer) or self._options.calibrate_norm
+        if wanted and point.module in self._survey.bypassed:
             return BYPASSED
         return "its forward was not called"
 

@@ -194,9 +194,9 @@ def refuse_meta(model: nn.Module) -> None:
     if any(hasattr(module, "_hf_hook") for module in model.modules()):  # accelerate's
         raise ModelError(
             f"{name} is on the meta device, for accelerate has offloaded it; load the model "
-            "without offloading (device_map=None), or take the hooks off with "
-            "accelerate.hooks.remove_hook_from_submodules(model). Do not call to_empty(): that "
-            "would erase its weights"
+            "without offloading (device_map=None) or, if it had its weights before cpu_offload or "
+            "disk_offload, call accelerate.hooks.remove_hook_from_submodules(model). Do not call "
+            "to_empty(): that would erase the weights"
         )
     raise ModelError(
         f"{name} is on the meta device and has no values; call model.to_empty(device=...) and then "

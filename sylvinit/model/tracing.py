@@ -83,8 +83,8 @@ class ForwardTrace(TorchFunctionMode):
     was made from, or what a single layer makes of that (a projection, normalized or not).
 
     ``addends`` are layers whose own output, as a whole, is added to something that they had no part
-    in, as that of an adapter. ``unheld`` are names of parameters in products outside of the layers
-    that hold them: nobody has called those for it.
+    in, as that of an adapter. ``unheld`` are names of parameters in products and normalizations
+    outside of the modules that hold them: nobody has called those for it.
 
     ``final_parameter`` is the name of the parameter in the last product outside of all layers with
     something made of the last layer's output: a classifier written as ``x @ self.prototypes.T``,
@@ -146,7 +146,7 @@ class ForwardTrace(TorchFunctionMode):
                 self._parameters[id(x)] = names[0]
             return output
         trace = self._after(name, tensors, args, kwargs)
-        if name in _PRODUCTS:
+        if name in _PRODUCTS or (name == "batch_norm" and self._norm is None):
             self.unheld.update(set(names).difference(*self._inside))
         is_product = name in _PRODUCTS and not self._inside
         if is_product and names and trace is not None and trace.is_made_from(self._last_layer):
