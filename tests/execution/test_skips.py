@@ -40,7 +40,7 @@ def _of_kind(obstacle: Obstacle, texts: list[str]) -> str:
     return text
 
 
-# ------------------------------------------------------------------------- one warning for each kind
+# ---------------------------------------------------------------------- one warning for each kind
 
 
 def _pruned() -> nn.Module:
