@@ -326,8 +326,8 @@ def test_old_weight_norm_called_twice() -> None:
             super().__init__()
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(4)
-                self.body, self.head = wrap(nn.Linear(12, 12)), wrap(nn.Linear(12, CLASSES))
-            self.double()
+                self.body = wrap(nn.Linear(12, 12, dtype=torch.float64))
+                self.head = wrap(nn.Linear(12, CLASSES, dtype=torch.float64))
 
         def forward(self, x: Tensor) -> Tensor:
             return self.head(self.body(self.body(x).relu()))
