@@ -46,7 +46,17 @@ def lapack_extensions() -> list[Extension]:
     flags = (
         ["/O2", "/std:c++17", "/EHsc"]
         if os.name == "nt"
-        else ["-O3", "-std=c++17", "-fvisibility=hidden", "-g0", "-pthread"]
+        # Square roots that set errno would not be taken several at a time; and with contractions a
+        # solution would depend on the instruction set and on its place in a batch.
+        else [
+            "-O3",
+            "-std=c++17",
+            "-fno-math-errno",
+            "-ffp-contract=off",
+            "-fvisibility=hidden",
+            "-g0",
+            "-pthread",
+        ]
     )
     return [
         Extension(

@@ -15,7 +15,9 @@
 #include "capsules.h"
 #include "hermitian.h"
 #include "problem.h"
+#include "regular.h"
 #include "schur.h"
+#include "small_batch.h"
 
 namespace sylvinit {
 namespace {
@@ -247,53 +249,70 @@ py::tuple solve_general(const Operands& o, Index count, int m, int n, bool is_co
   return worst.tuple();
 }
 
-// Both decompositions and the solution of Hermitian equations with one matrix each, in one call.
-// False, with nothing done, if an entry is not finite or a matrix not Hermitian to the bit.
+// Decomposes and solves one Hermitian equation, A, B and Q row-major.
 template <class S>
-bool solve_hermitian_once(Operands o, Index count, int m, int n, double eps, bool positive,
-                          int threads, Worst* worst) {
-  const Index mm = static_cast<Index>(m) * m, nn = static_cast<Index>(n) * n;
-  const S* matrices[] = {at<S>(o.left), at<S>(o.right), at<S>(o.c)};
-  const int rows[] = {m, n, n}, columns[] = {m, n, m};
-  for (int i = 0; i < 3; ++i) {
-    const auto [size, gap] = inspect_matrices(matrices[i], count, rows[i], columns[i]);
-    if (!std::isfinite(size) || (i < 2 && gap != 0)) return false;
+void solve_hermitian_one(int k, int d, const S* a, const S* b, const S* q, S* x, double eps,
+                         bool positive, Outcome* outcome) {
+  std::vector<S> reflectors(b, b + static_cast<Index>(d) * d);
+  std::vector<S> vectors(a, a + static_cast<Index>(k) * k);
+  std::vector<double> core(static_cast<Index>(d) * kCoreRows<S>), values(k);
+  if (eigen_decompose(k, vectors.data(), values.data()) != 0 ||
+      tridiagonal_form(d, reflectors.data(), core.data()) != 0) {
+    outcome->status = Status::not_converged;
+    return;
   }
-  std::vector<S> reflectors(count * mm), vectors(count * nn);
-  std::vector<double> core(count * m * kCoreRows<S>), values(count * n);
-  const Index failed = first_failure(count, threads, [&](Index i) {
-    S* z = vectors.data() + i * nn;
-    std::memcpy(static_cast<void*>(z), at<S>(o.right) + i * nn, nn * sizeof(S));
-    int info = eigen_decompose(n, z, values.data() + i * n);
-    if (info != 0) return info;
-    S* h = reflectors.data() + i * mm;
-    std::memcpy(static_cast<void*>(h), at<S>(o.left) + i * mm, mm * sizeof(S));
-    return tridiagonal_form(m, h, core.data() + i * m * kCoreRows<S>);
-  });
-  if (failed >= 0) {
+  HermitianEquation<S> equation(d, k, b, reflectors.data(), core.data(), a, vectors.data(),
+                                values.data(), eps, positive);
+  *outcome = equation.examine();
+  if (outcome->status == Status::ok) equation.solve(q, x, outcome);
+}
+
+// Both decompositions and the solution of Hermitian equations with one matrix each, in one call.
+// False if an entry is not finite or a matrix not Hermitian to the bit.
+template <class S>
+bool solve_hermitian_once(const S* a, const S* b, const S* q, S* x, Index count, int k, int d,
+                          double eps, bool positive, int threads, Worst* worst) {
+  const Index kk = static_cast<Index>(k) * k, dd = static_cast<Index>(d) * d,
+              kd = static_cast<Index>(k) * d;
+  std::vector<long long> left;
+  bool small = false;
+#ifdef SYLVINIT_LANES
+  if constexpr (kParts<S> == 1) {
+    small = d <= kSmall;
+    Outcome solved;
+    const SmallProblem problem{k, d, count, a, b, q, x, eps, positive};
+    if (small && !solve_small(problem, threads, &left, &solved.residual)) return false;
+    worst->add(0, solved);
+  }
+#endif
+  for (Index i = 0; i < count && !small; ++i) {
+    if (!is_regular(k, d, a + i * kk, b + i * dd, q + i * kd)) return false;
+  }
+  const Index rest = small ? static_cast<Index>(left.size()) : count;
+  for_each_problem(rest, threads, [&](Index at) {
+    const Index i = small ? left[at] : at;
     Outcome outcome;
-    outcome.status = Status::not_converged;
-    worst->add(failed, outcome);
-    return true;
-  }
-  o.left_basis = reinterpret_cast<Address>(reflectors.data());
-  o.left_core = reinterpret_cast<Address>(core.data());
-  o.right_basis = reinterpret_cast<Address>(vectors.data());
-  o.right_core = reinterpret_cast<Address>(values.data());
-  solve_hermitian_batch<S>(o, count, m, n, eps, positive, true, threads, worst);
+    try {
+      solve_hermitian_one(k, d, a + i * kk, b + i * dd, q + i * kd, x + i * kd, eps, positive,
+                          &outcome);
+    } catch (const std::exception&) {
+      outcome.status = Status::no_memory;
+    }
+    worst->add(i, outcome);
+  });
   return true;
 }
 
 py::object solve_hermitian_direct(Address a, Address b, Address q, Address x, Index count, int k,
                                   int d, bool is_complex, double eps, bool positive, int threads) {
   Worst worst;
-  const Operands operands{b, 0, 0, a, 0, 0, q, x, 0, 0, 0};
   bool done;
   {
     py::gil_scoped_release release;
     done = with_scalar(is_complex, [&](auto scalar) {
-      return solve_hermitian_once<decltype(scalar)>(operands, count, d, k, eps, positive, threads,
-                                                    &worst);
+      using S = decltype(scalar);
+      return solve_hermitian_once(at<const S>(a), at<const S>(b), at<const S>(q), at<S>(x), count,
+                                  k, d, eps, positive, threads, &worst);
     });
   }
   if (!done) return py::none();
