@@ -52,7 +52,9 @@ class HermitianEquation {
         values_(values, values + n),
         unit_(scale_to_one()),
         t_(m, core_.data(), core_.data() + m),
-        positive_(positive) {
+        positive_(positive),
+        definite_(positive),
+        eps_(eps) {
     left_size_ = spectral_radius(t_);
     right_size_ = std::max(std::abs(values_[0]), std::abs(values_[n - 1]));
     rounding_ = std::max(m, n) * eps;
@@ -65,6 +67,15 @@ class HermitianEquation {
                            i.width() <= 0.1 * threshold_;
                   }).low;
     }
+    if (!positive) {
+      // Where the smallest sum of eigenvalues is clear of zero, "sym" is as easy as "pos".
+      double x[kPack];
+      int below[kPack];
+      std::fill(x, x + kPack, 2 * threshold_ - values_[0]);
+      count_below(t_, x, below);
+      definite_ = below[0] == 0;
+      left_low_ = std::numeric_limits<double>::infinity();  // no pair is dropped
+    }
     double squares = 0, right_squares = 0;
     for (int i = 0; i < m; ++i) squares += core_[i] * core_[i];
     for (int i = 0; i + 1 < m; ++i) squares += 2 * core_[m + i] * core_[m + i];
@@ -76,7 +87,20 @@ class HermitianEquation {
   Outcome examine() {
     Outcome outcome;
     if (!positive_) {
-      const Nearest nearest = nearest_to_zero(t_, values_.data(), n_);
+      // Far from all that is judged below, a few percent are near enough.
+      const double far = std::max(4 * threshold_, 2 * std::sqrt(eps_) * (left_size_ + right_size_));
+      if (definite_) {
+        const double r = values_[0];
+        const double low = eigenvalue(t_, 0, [&](const Interval& i) {
+                             return i.low + r > far && i.width() <= 0.05 * (i.low + r);
+                           }).low;
+        if (low + r > far) {
+          outcome.separation = relative(low + r);
+          return outcome;
+        }
+      }
+      Nearest nearest = nearest_to_zero(t_, values_.data(), n_, 0.05);
+      if (!(nearest.distance > far)) nearest = nearest_to_zero(t_, values_.data(), n_);
       if (nearest.shift < 0) {  // the decompositions overflowed: every comparison was false
         outcome.status = Status::overflow;
         return outcome;
@@ -176,7 +200,7 @@ class HermitianEquation {
   int solve_shifted(S* f, Outcome* outcome) {
     constexpr int parts = kParts<S>;
     double* reals = reinterpret_cast<double*>(f);
-    if (!positive_) return solve_indefinite<parts>(t_, values_.data(), n_, reals, m_);
+    if (!definite_) return solve_indefinite<parts>(t_, values_.data(), n_, reals, m_);
     // The eigenvalues r_j ascend: the zero rule can only touch the first columns.
     int touched = 0;
     while (touched < n_ && values_[touched] + left_low_ <= threshold_) ++touched;
@@ -241,6 +265,8 @@ class HermitianEquation {
   double unit_;
   Tridiagonal t_;
   bool positive_;
+  bool definite_;  // T + r_j I is positive (semi-)definite for every j
+  double eps_;
   double left_low_ = 0;  // a lower bound of the eigenvalues of L, for the zero rule
   double left_size_, right_size_, rounding_, threshold_, norms_;
   std::vector<S> z_;  // eigenvectors of T, when they were needed

@@ -122,9 +122,10 @@ struct Nearest {
   double value = 0;  // t_i
 };
 
-// min over i, j of |t_i + s_j|. A shift costs two counts unless it improves on those before it;
-// they are visited in a scattered order, so that few do.
-inline Nearest nearest_to_zero(const Tridiagonal& t, const double* shifts, int count) {
+// min over i, j of |t_i + s_j|, at most the fraction `slack` above it. A shift costs two counts
+// unless it improves on those before it; they are visited in a scattered order, so that few do.
+inline Nearest nearest_to_zero(const Tridiagonal& t, const double* shifts, int count,
+                               double slack = 0) {
   Nearest best;
   if (t.n == 0 || count == 0) return best;
   auto refine = [&](int j) {
@@ -135,7 +136,14 @@ inline Nearest nearest_to_zero(const Tridiagonal& t, const double* shifts, int c
     count_below(t, points, below);
     for (const int index : {below[0] - 1, below[0]}) {
       if (index < 0 || index >= t.n) continue;
-      const double value = eigenvalue(t, index);
+      const double accuracy = std::numeric_limits<double>::epsilon() * t.norm;
+      const Interval found = eigenvalue(t, index, [&](const Interval& i) {
+        const double least = std::max({i.low - x, x - i.high, 0.0});
+        return i.width() <= std::max(accuracy, slack * least);
+      });
+      const double value = slack == 0 ? found.middle()
+                           : found.high - x > x - found.low ? found.high
+                                                            : found.low;
       if (std::abs(value - x) < best.distance) best = {std::abs(value - x), j, index, value};
     }
   };

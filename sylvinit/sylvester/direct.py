@@ -1,8 +1,8 @@
 """The shortest way through the solver, for the commonest case.
 
-Python between the caller and LAPACK costs as much as LAPACK itself for matrices of size 20, so
-contiguous float64 or complex128 tensors on the CPU, without derivatives or broadcasting, take one
-call of the compiled module, which checks their values too. Everything else, and everything that is
+Python between the caller and the compiled module costs as much as the solution for matrices of size
+10, so contiguous tensors on the CPU, without derivatives or broadcasting, take one call of the
+module, which checks their values too. Everything else, and everything that is
 wrong, goes the long way.
 """
 
@@ -13,10 +13,15 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
-from sylvinit.sylvester import lapack
+from sylvinit.sylvester import lapack, matrices
+from sylvinit.sylvester.compute import narrow
 from sylvinit.sylvester.outcome import judge
 
-_EPS = {dtype: torch.finfo(dtype).eps for dtype in (torch.float64, torch.complex128)}
+# By the dtype of the caller: its eps, and the dtype of the work.
+_WIDE = {
+    dtype: (torch.finfo(dtype).eps, torch.complex128 if dtype.is_complex else torch.float64)
+    for dtype in matrices.REAL
+}
 
 
 def is_plain(*tensors: Tensor) -> bool:
@@ -42,31 +47,27 @@ def solve_directly(a: Tensor, b: Tensor, q: Tensor, structure: str) -> Tensor | 
     So far a, b and q are only known to be dense floating tensors of two dimensions or more.
     """
     dtype, shape = q.dtype, q.shape
-    k, d = shape[-2:]
+    *batch, k, d = shape
     if not (
         lapack.AVAILABLE
-        and dtype in _EPS
         and 0 < k <= d <= lapack.LARGEST
-        and a.dtype is dtype
-        and b.dtype is dtype
-        and a.is_cpu
-        and b.is_cpu
-        and q.is_cpu
         and is_plain(a, b, q)
-        and a.is_contiguous()
-        and b.is_contiguous()
-        and q.is_contiguous()
+        and a.shape == (*batch, k, k)
+        and b.shape == (*batch, d, d)
+        and 0 not in batch
     ):
         return None
-    batch = shape[:-2]
-    if a.shape != (*batch, k, k) or b.shape != (*batch, d, d) or 0 in batch:
-        return None
-    if any(x.is_conj() or x.is_neg() or x.layout is not torch.strided for x in (a, b, q)):
-        return None
-    eps = _EPS[dtype]
+    for x in (a, b, q):
+        if x.dtype is not dtype or not x.is_cpu or not x.is_contiguous():
+            return None
+        if x.is_neg() or x.is_conj():
+            return None
+    eps, wide = _WIDE[dtype]
+    if wide is not dtype:
+        a, b, q = a.to(wide), b.to(wide), q.to(wide)
     found = lapack.solve_hermitian_direct(a, b, q, eps, structure == "pos")
     if found is None:
         return None
     x, outcome = found
     judge(outcome, tuple(batch), eps)
-    return x
+    return x if wide is dtype else narrow(x, dtype, True)

@@ -141,11 +141,14 @@ def solve_hermitian_direct(
     *batch, k, d = q.shape
     count = math.prod(batch)
     threads = threads_for(count, k, d) if count > 1 else 1
-    x = torch.empty(q.shape, dtype=q.dtype, device="cpu")
-    addresses = a.data_ptr(), b.data_ptr(), q.data_ptr(), x.data_ptr()
+    x = torch.empty_like(q)
+    operands = a.data_ptr(), b.data_ptr(), q.data_ptr(), x.data_ptr(), count, k, d
     options = q.dtype.is_complex, eps, positive, threads
-    with blas_for(threads):
-        found = _lapack.solve_hermitian_direct(*addresses, count, k, d, *options)
+    if threads < 2:
+        found = _lapack.solve_hermitian_direct(*operands, *options)
+    else:
+        with blas_for(threads):
+            found = _lapack.solve_hermitian_direct(*operands, *options)
     return None if found is None else (x, Outcome(Status(found[0]), *found[1:]))
 
 
