@@ -150,6 +150,7 @@ inline bool solve_small(const SmallProblem& p, int threads, std::vector<long lon
       for (long long i = start; i < start + width; ++i) {
         if (!is_regular(p.k, p.d, p.a + i * kk, p.b + i * dd, p.q + i * kd)) regular = false;
       }
+      if (!regular) break;
       SmallOutcome outcomes[kMost];
       (width > 1 ? kernels.many : kernels.one)(p, start, memory, outcomes);
       for (int w = 0; w < width; ++w) {

@@ -61,12 +61,10 @@ SYLVINIT_TARGET inline void solve_lanes(const SmallProblem& p, long long start, 
   for (int i = 0; i < k * k; ++i) {
     for (int w = 0; w < kLanes; ++w) lanes(s.a[i])[w] = source[0][w][i];
     size_a = larger(size_a, modulus(s.a[i]));
-    s.v[i] = s.a[i];
   }
   for (int i = 0; i < d * d; ++i) {
     for (int w = 0; w < kLanes; ++w) lanes(s.b[i])[w] = source[1][w][i];
     size_b = larger(size_b, modulus(s.b[i]));
-    s.h[i] = s.b[i];
   }
   for (int i = 0; i < k; ++i) {
     for (int j = 0; j < d; ++j) {
@@ -75,9 +73,14 @@ SYLVINIT_TARGET inline void solve_lanes(const SmallProblem& p, long long start, 
       size_q = larger(size_q, modulus(*to));
     }
   }
+  Mask usable = size_a == size_a;
+  for (const Pack& size : {size_a, size_b, size_q})
+    usable &= (size == 0) | ((size >= kTiny) & (size <= 1 / kTiny));
+  for (int i = 0; i < k * k; ++i) s.v[i] = usable ? s.a[i] : Pack{};
+  for (int i = 0; i < d * d; ++i) s.h[i] = usable ? s.b[i] : Pack{};
   reduce(k, s.v, s.values, s.off_a, s.tau_a);
   for (int i = 0; i < k * k; ++i) s.zt[i] = Pack{} + (i % (k + 1) == 0 ? 1.0 : 0.0);
-  bool converged = iterate(k, s.values, s.off_a, k, s.zt);
+  Mask good = iterate(k, s.values, s.off_a, k, s.zt);
   // V = H Z in place of the reflectors; product holds Z meanwhile.
   for (int i = 0; i < k; ++i)
     for (int j = 0; j < k; ++j) s.product[i * k + j] = s.zt[j * k + i];
@@ -101,28 +104,25 @@ SYLVINIT_TARGET inline void solve_lanes(const SmallProblem& p, long long start, 
   const Pack radius_a = larger(modulus(low_a), modulus(high_a));
   const double rounding = std::max(k, d) * p.eps;
   const Pack gap = std::max(2 * std::sqrt(p.eps), kClear * rounding) * (radius_a + reach);
-  Mask good = is_definite(d, s.diagonal, s.off, low_a - gap, 1);
+  Mask apart = is_definite(d, s.diagonal, s.off, low_a - gap, 1);
   if (p.positive) {
-    good &= low_a >= -rounding * radius_a;
-    good &= is_definite(d, s.diagonal, s.off, 2 * rounding * reach, 1);
-  } else if (any(good == 0)) {
-    good |= is_definite(d, s.diagonal, s.off, -high_a - gap, -1);
-    if (any(good == 0)) {
+    apart &= low_a >= -rounding * radius_a;
+    apart &= is_definite(d, s.diagonal, s.off, 2 * rounding * reach, 1);
+  } else if (any(apart == 0)) {
+    apart |= is_definite(d, s.diagonal, s.off, -high_a - gap, -1);
+    if (any(apart == 0)) {
       for (int i = 0; i < d; ++i) s.t_values[i] = s.diagonal[i], s.t_off[i] = s.off[i];
-      converged = iterate(d, s.t_values, s.t_off, 0, nullptr) && converged;
-      Pack nearest = gap;
+      const Mask converged = iterate(d, s.t_values, s.t_off, 0, nullptr);
+      Pack nearest = Pack{} + __builtin_inf();
       for (int i = 0; i < k; ++i)
         for (int j = 0; j < d; ++j)
           nearest = smaller(nearest, modulus(s.values[i] + s.t_values[j]));
-      good |= nearest >= gap;
+      apart |= converged & (nearest > gap);
     }
   }
-  for (const Pack& size : {size_a, size_b, size_q})
-    good &= (size == 0) | ((size >= kTiny) & (size <= 1 / kTiny));
-  if (!converged || !any(good)) {
-    for (int w = 0; w < kLanes; ++w) found[w].solved = false;
-    return;
-  }
+  good &= apart & usable;
+  for (int w = 0; w < kLanes; ++w) found[w].solved = false;
+  if (!any(good)) return;
 
   const Pack norms = root(squares(k * k, s.a)) + root(squares(d * d, s.b));
   const Pack size_c = root(squares(k * d, s.c));

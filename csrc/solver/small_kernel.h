@@ -153,8 +153,8 @@ SYLVINIT_TARGET inline void rotate(int low, int high, const Pack* cosine, const 
 // Eigenvalues of the tridiagonal T over its diagonal, in no order, by the implicit QL method (A.
 // Dubrulle, R. S. Martin and J. H. Wilkinson, "The implicit QL algorithm", 1968). The rows of z
 // (n x width) are turned along: from the identity they become the eigenvectors. off has n entries.
-// Every lane works on the first block that has not fallen apart yet. False if a lane takes too long.
-SYLVINIT_TARGET inline bool iterate(int n, Pack* diagonal, Pack* off, int width, Pack* z) {
+// Every lane works on the first block that has not fallen apart yet. Returns the lanes that got there.
+SYLVINIT_TARGET inline Mask iterate(int n, Pack* diagonal, Pack* off, int width, Pack* z) {
   constexpr double kEps = 2.220446049250313e-16;
   Pack cosine[kSmall], sine[kSmall];
   off[n - 1] = Pack{};
@@ -162,9 +162,11 @@ SYLVINIT_TARGET inline bool iterate(int n, Pack* diagonal, Pack* off, int width,
   for (int i = 0; i < n; ++i) size = larger(size, larger(modulus(diagonal[i]), modulus(off[i])));
   const Pack least = kEps * kEps * size;
   int first = 0;  // nothing is left to do before it
+  const Mask none = Mask{} + (n - 1);
+  Mask low = none;
   for (int sweep = 0; sweep < 30 * n; ++sweep) {
-    const Mask none = Mask{} + (n - 1);
-    Mask low = none, high = none, end = none;
+    Mask high = none, end = none;
+    low = none;
     Pack d_end = diagonal[n - 1], d_high = {}, d0 = {}, d1 = {}, e0 = Pack{} + 1;
     for (int i = n - 2; i >= first; --i) {
       const Pack e = modulus(off[i]);
@@ -186,7 +188,7 @@ SYLVINIT_TARGET inline bool iterate(int n, Pack* diagonal, Pack* off, int width,
       to = std::min(to, begin);
       from = std::max(from, static_cast<int>(lanes(high)[w]));
     }
-    if (to == n - 1) return true;
+    if (to == n - 1) break;
     first = to;
     Pack g = (d1 - d0) / (2 * e0);
     const Pack r = root(g * g + 1);
@@ -219,7 +221,7 @@ SYLVINIT_TARGET inline bool iterate(int n, Pack* diagonal, Pack* off, int width,
     }
     if (width > 0) rotate(to, from, cosine, sine, width, z);
   }
-  return false;
+  return low == none;
 }
 
 // c (m x n) <- beta c + alpha a b, entries of a (m x l) and b (l x n) at the strides given.
