@@ -39,7 +39,7 @@ def _choices(positive: bool) -> list[str]:
 
 
 def _positive(problem: Problem) -> list[Contender]:
-    found = [ours(problem, "pos"), ours(problem, "sym")]
+    found = [ours(problem, "auto"), ours(problem, "pos")]
     return found + contenders.scipy_contenders(problem) + contenders.eigh_contenders(problem)
 
 

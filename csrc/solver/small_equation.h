@@ -6,7 +6,7 @@
 struct Workspace {
   Pack *a, *b, *c;  // A, B and C = Q^T
   Pack *v, *zt;     // reflectors of A, then its eigenvectors; eigenvectors of its tridiagonal form
-  Pack *h;          // reflectors of B
+  Pack* h;          // reflectors of B
   Pack *y, *x, *defect, *product;
   Pack *values, *off_a, *tau_a, *diagonal, *off, *tau, *t_values, *t_off;
 
@@ -50,7 +50,7 @@ SYLVINIT_TARGET inline void solve_lanes(const SmallProblem& p, long long start, 
                                         SmallOutcome* found) {
   const int k = p.k, d = p.d;
   const Workspace s(k, d, static_cast<Pack*>(memory));
-  const double *source[3][kLanes];
+  const double* source[3][kLanes];
   for (int w = 0; w < kLanes; ++w) {
     const long long i = p.index(start + w);
     source[0][w] = p.a + i * k * k;

@@ -153,7 +153,8 @@ SYLVINIT_TARGET inline void rotate(int low, int high, const Pack* cosine, const 
 // Eigenvalues of the tridiagonal T over its diagonal, in no order, by the implicit QL method (A.
 // Dubrulle, R. S. Martin and J. H. Wilkinson, "The implicit QL algorithm", 1968). The rows of z
 // (n x width) are turned along: from the identity they become the eigenvectors. off has n entries.
-// Every lane works on the first block that has not fallen apart yet. Returns the lanes that got there.
+// Every lane works on the first block that has not fallen apart yet. Returns the lanes that got
+// there.
 SYLVINIT_TARGET inline Mask iterate(int n, Pack* diagonal, Pack* off, int width, Pack* z) {
   constexpr double kEps = 2.220446049250313e-16;
   Pack cosine[kSmall], sine[kSmall];
@@ -228,9 +229,8 @@ SYLVINIT_TARGET inline Mask iterate(int n, Pack* diagonal, Pack* off, int width,
 SYLVINIT_TARGET inline void multiply(int m, int n, int l, double alpha, const Pack* a, int a_row,
                                      int a_column, const Pack* b, int b_row, int b_column,
                                      double beta, Pack* c) {
-  auto store = [](double alpha, double beta, const Pack& sum, Pack* to) SYLVINIT_TARGET {
-    *to = beta == 0 ? alpha * sum : beta * *to + alpha * sum;
-  };
+  auto store = [](double alpha, double beta, const Pack& sum, Pack* to)
+                   SYLVINIT_TARGET { *to = beta == 0 ? alpha * sum : beta * *to + alpha * sum; };
   for (int i = 0; i < m; i += 2) {
     const bool lower = i + 1 < m;
     const Pack *a0 = a + i * a_row, *a1 = lower ? a0 + a_row : a0;
@@ -267,8 +267,8 @@ SYLVINIT_TARGET inline Mask is_definite(int n, const Pack* diagonal, const Pack*
   return definite;
 }
 
-// (T + shifts[j] I) y_j = f_j for the columns of f (m x n), with partial pivoting; kColumns at once,
-// since one alone waits for a division in every row.
+// (T + shifts[j] I) y_j = f_j for the columns of f (m x n), with partial pivoting; kColumns at
+// once, since one alone waits for a division in every row.
 SYLVINIT_TARGET inline void solve_shifted(int m, int n, const Pack* diagonal, const Pack* off,
                                           const Pack* shifts, Pack* f) {
   constexpr int kColumns = 4;

@@ -141,7 +141,7 @@ inline Nearest nearest_to_zero(const Tridiagonal& t, const double* shifts, int c
         const double least = std::max({i.low - x, x - i.high, 0.0});
         return i.width() <= std::max(accuracy, slack * least);
       });
-      const double value = slack == 0 ? found.middle()
+      const double value = slack == 0                       ? found.middle()
                            : found.high - x > x - found.low ? found.high
                                                             : found.low;
       if (std::abs(value - x) < best.distance) best = {std::abs(value - x), j, index, value};
