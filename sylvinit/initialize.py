@@ -117,7 +117,9 @@ def initialize_(
         lam: weight of the encoding loss, positive, or a mapping from name patterns. None: 10.
         patches: random patches (for Linear layers: rows) per sample and layer, or "all". None: the
             preset's, 10 ("frozen": 30).
-        include, exclude: fnmatch patterns over the names of layers and normalizations.
+        include, exclude: fnmatch patterns over the names of layers and normalizations. Layers whose
+            weight is zero and whose output is added to something made without them (adapters)
+            stay zero unless include names nothing else.
         microbatch: samples that pass through the network together. None: the batches of the
             iterable; data in one piece are split into about 3 MiB of inputs (16 to 256 samples, up
             to 2,048 vectors).
@@ -165,7 +167,8 @@ def initialize_(
         OptionError, OptionTypeError: an argument is out of its domain or of the wrong type.
         DataError, LabelError: the data are empty, not finite, inconsistent or not what the model
             takes; labels are missing.
-        ModelError: meta device, mixed devices, no layer that can be solved, no such head.
+        ModelError: parameters that are sharded (DTensor), offloaded or on the meta device, mixed
+            devices, no layer that can be solved, no such head.
         RowLayoutError: a code needs labels for rows that do not follow the samples.
         NonFiniteError: NaN or Inf appeared in an activation.
         SolverError: an equation could not be solved.

@@ -188,14 +188,13 @@ def test_parametrization_that_cannot_hold_the_solution_is_skipped(parametrize: A
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_old_weight_norm_is_skipped_with_a_reason() -> None:
+def test_old_weight_norm() -> None:
     model, x = network(lambda: nn.Linear(7, 4), 7)
     nn.utils.weight_norm(model[0])
-    before = model[0](x).detach()
-    report = sylvinit.initialize_(model, batches(x), progress=False)
-    assert report["0"].status == "skipped"
-    assert "torch.nn.utils.parametrizations" in report["0"].reason
-    torch.testing.assert_close(model[0](x), before, rtol=0, atol=0)
+    report = sylvinit.initialize_(model, batches(x), patches="all", preset="paper", progress=False)
+    columns, owner = chosen_rows(layer_patches(model[0], x), "0", "all")
+    check_layer(model[0], columns, labels().numpy()[owner], "pca", 10.0, report["0"])
+    check_head(model[3], inputs_of(model, model[3], x)[0].T.numpy(), labels().numpy(), 10.0)
 
 
 # -------------------------------------------------------------------------------------- attention
