@@ -146,6 +146,7 @@ def _write(job: Job, weight: Tensor, zero_bias: bool, guard: ModelGuard) -> None
         guard.restore(layer.owner, parameters)
         report.status, report.reason, report.code = "skipped", str(error), ""
         return
+    guard.accept(layer.owner)  # with what weight normalization has computed
     report.status = "drawn"
     bias = layer.get_bias()
     if not zero_bias or bias is None:

@@ -308,3 +308,14 @@ def test_a_dry_run_changes_nothing() -> None:
     assert {layer.status for layer in report.layers} == {"planned", "skipped"}
     assert codes(report)["2"] == "correlated"
     assert str(report).splitlines()[-2].startswith("dry run: 5 layers would be")
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_old_weight_norm_is_drawn_as_a_plain_weight_is() -> None:
+    plain, normed = nn.Conv2d(3, 4, 3), nn.utils.weight_norm(nn.Conv2d(3, 4, 3))
+    for model in (plain, normed):
+        correlated_init_(model, PRIOR, generator=torch.Generator().manual_seed(1))
+    # g |v| / |v| in float32.
+    torch.testing.assert_close(normed.weight, plain.weight, rtol=1e-6, atol=0)
+    x = torch.randn(2, 3, 5, 5)
+    torch.testing.assert_close(normed(x), plain(x))
