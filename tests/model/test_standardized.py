@@ -129,12 +129,18 @@ def test_what_is_written_is_what_is_read() -> None:
     torch.testing.assert_close(effective, weight, rtol=1e-3, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["nf_resnet26", "resnetv2_50x1_bit"])
-def test_timm(name: str) -> None:
-    timm = pytest.importorskip("timm")
-    torch.manual_seed(0)
-    model = timm.create_model(name, num_classes=CLASSES)
-    report = sylvinit.initialize_(model, images(8, size=32))
-    convolutions = [layer for layer in report.layers if "StdConv2d" in layer.kind]
-    assert convolutions
-    assert {layer.status for layer in convolutions} == {"solved"}
+@pytest.mark.parametrize("name", ["StdConv2d", "ScaledStdConv2d"])
+@pytest.mark.parametrize("same", [False, True])
+def test_layers_of_timm(name: str, same: bool) -> None:
+    layers = pytest.importorskip("timm.layers")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        conv = getattr(layers, f"{name}Same" if same else name)(3, 8, 3, stride=2, bias=True)
+        model = nn.Sequential(conv, nn.ReLU(), nn.Flatten(), nn.Linear(72, CLASSES)).double()
+    report = sylvinit.initialize_(model, (X, Y), patches="all")
+    assert [layer.name for layer in report.solved] == ["0", "3"]
+    y = conv(X).detach().movedim(1, 0).flatten(1)
+    assert float(y.mean(dim=1).abs().max()) <= 1e-2 * float(y.std())
+    if name == "ScaledStdConv2d":
+        one = torch.ones(8).double()
+        torch.testing.assert_close(y.var(dim=1, correction=0), one, rtol=1e-3, atol=0)
