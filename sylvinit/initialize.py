@@ -133,8 +133,10 @@ def initialize_(
         calibrate_norm: set running statistics of batch normalizations to those of the whole data.
         rescale: "variance" scales the rows of hidden layers to unit output variance and chooses
             biases that center the outputs. Networks without normalization need it; in others it
-            helps training, whose steps then change all filters alike. "none" leaves rows as they
-            solve the equation. None: the preset's.
+            helps training, whose steps then change all filters alike. It is damped for rows in
+            which features cancel each other, and no row becomes longer than 30 times the longest
+            that the layer had (or than 1). "none" leaves rows as they solve the equation. None: the
+            preset's.
         branch_gain: scale of the batch normalization that ends a residual branch, before its
             output is added to a shortcut: a number, "depth" for L^(-1/2) with L such sums in the
             network, or "none" to leave it. It is written where the normalization is calibrated and

@@ -17,6 +17,7 @@ from initialisers.table import BASELINES
 from torch import Tensor, nn
 
 from sylvinit.io.datasets import Samples
+from sylvinit.solve import scaling
 
 
 @pytest.mark.parametrize("name", BASELINES)
@@ -193,3 +194,20 @@ def test_convolutions_take_the_norms_of_another_arm_and_keep_their_directions(
         scaled.eval(), plain_network.eval()
         gap = (scaled(data[0]) - plain_network(data[0])).abs().max()
         assert gap < 0.02 * plain_network(data[0]).abs().max()
+
+
+def test_damping_is_that_of_one_arm(data: tuple[Tensor, Tensor]) -> None:
+    """So much of it that every row counts as damped, beside none and sylvinit's own."""
+    samples, own = Samples(*data), scaling.DAMPING
+    shortest: list[float] = []
+    for settings in ({"damping": 1e4}, {"damping": 0}, {}):
+        model = tiny_resnet()
+        initialise(model, Arm("best", "sylvinit", {"preset": "best"} | settings), samples, 5)
+        assert own == scaling.DAMPING
+        shortest.append(float(model.get_parameter("conv1.weight").flatten(1).norm(dim=1).min()))
+    damped, plain_, default = shortest
+    # Rows of a hundredth of the deviation that 1e4 times their variances would be: 1 % of rsqrt.
+    variance = float(data[0].var())
+    assert damped < 0.02 / variance**0.5
+    assert plain_ > 5 * damped
+    assert default > 5 * damped

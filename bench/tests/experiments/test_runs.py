@@ -108,6 +108,9 @@ def test_the_stored_configurations_are_valid() -> None:
                 }
             }
         },
+        {"arms": {"He": {"initialiser": "he-normal", "settings": {"damping": 0.1}}}},
+        {"arms": {"best": {"initialiser": "sylvinit", "settings": {"damping": -0.1}}}},
+        {"arms": {"best": {"initialiser": "sylvinit", "settings": {"damping": True}}}},
         {"directions": "yes"},
         {"network_settings": [1]},
         {
