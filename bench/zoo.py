@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
+import math
 import multiprocessing
 import re
 import resource
@@ -98,7 +99,7 @@ def run(arguments: argparse.Namespace) -> None:
             name for name in names_of(source, arguments.results) if re.search(arguments.match, name)
         ]
         if arguments.sample:
-            names = names[:: max(1, len(names) // arguments.sample)][: arguments.sample]
+            names = names[:: math.ceil(len(names) / arguments.sample)]
         names = [name for name in names if name not in done]
         for count, row in enumerate(_rows(names, arguments), start=1):
             with arguments.results.open("a") as file:
@@ -125,7 +126,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--library", action="append", choices=LIBRARIES)
     parser.add_argument("--match", default="", help="of library/name, a regular expression")
-    parser.add_argument("--sample", type=int, help="so many models of each library")
+    parser.add_argument("--sample", type=int, help="at most so many models of each library")
     parser.add_argument("--again", action="store_true", help="also those that have a result")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=300, help="for each model")
