@@ -131,7 +131,9 @@ def weight_obstacle(module: nn.Module, attribute: str) -> Obstacle | None:
     if parametrize.is_parametrized(module, attribute):
         originals = module.parametrizations[attribute].parameters()  # type: ignore[index]
         return None if any(True for _ in originals) else COMPUTED
-    if (obstacle := module_obstacle(module)) is not None:
+    # A layer in training that knows of quantization was looked at: it computes what it is taken for.
+    obstacle = None if _rounds_its_weight(module) else module_obstacle(module)
+    if obstacle is not None:
         return obstacle
     weight = getattr(module, attribute)
     if not isinstance(weight, nn.Parameter):
@@ -149,11 +151,16 @@ def module_obstacle(module: nn.Module) -> Obstacle | None:
         return SCRIPTED
     if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
         return RECURRENT
-    if any(hasattr(module, name) for name in ("weight_fake_quant", "weight_fake_quantizer")):
-        return QUANTIZED  # in training that knows of it
+    if _rounds_its_weight(module):
+        return QUANTIZED
     packed = callable(getattr(module, "weight", None)) or hasattr(module, "_all_weight_values")
     is_quantized = packed and ".quantized." in f"{type(module).__module__}."
     return QUANTIZED if is_quantized else None
+
+
+def _rounds_its_weight(module: nn.Module) -> bool:
+    """Whether it is in training that knows of quantization."""
+    return any(hasattr(module, name) for name in ("weight_fake_quant", "weight_fake_quantizer"))
 
 
 def modules_of_flat_parameters(modules: Iterable[nn.Module]) -> set[nn.Module]:

@@ -120,7 +120,7 @@ def test_kinds_of_layers() -> None:
         "up": "a transposed convolution, whose fan-in depends on the output pixel",
         "head": "its weight is tied to words (Embedding)",
         "twin": "shares its weight with square",
-        "quantized": "its weight is torch.complex64, not a real floating-point tensor",
+        "quantized": "its weight is complex, and equations of layers are real",
     }
     alone = ("up.weight", "up.bias", "norm.weight", "norm.bias", "words.weight", "quantized.weight")
     for name in (*alone, "head.bias", "twin.bias"):

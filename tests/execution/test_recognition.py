@@ -373,7 +373,7 @@ def test_quantization_aware_training() -> None:
     assert all(torch.equal(*pair) for pair in zip(before, model.buffers(), strict=True))
     accuracy = (model(rows).argmax(dim=1) == Y).float().mean()  # the observers see the weights
     assert accuracy > 0.5  # chance is 0.25
-    assert "present range" in sylvinit.initialize_(model, (rows, Y))["2"].reason
+    assert "in few bits" in sylvinit.initialize_(model, (rows, Y))["2"].reason
 
 
 # ------------------------------------------------------------------------------- what is kept

@@ -77,7 +77,9 @@ def _for_quantization() -> nn.Module:
     model = mlp().train()
     for index in (0, 2):
         model[index].qconfig = torch.ao.quantization.get_default_qat_qconfig("fbgemm")
-    return torch.ao.quantization.prepare_qat(model)
+    model = torch.ao.quantization.prepare_qat(model)
+    model(X)  # sets the ranges of weights, in which other ones would not be seen
+    return model.eval()
 
 
 def _quantized() -> nn.Module:
