@@ -131,7 +131,7 @@ def weight_obstacle(module: nn.Module, attribute: str) -> Obstacle | None:
     if parametrize.is_parametrized(module, attribute):
         originals = module.parametrizations[attribute].parameters()  # type: ignore[index]
         return None if any(True for _ in originals) else COMPUTED
-    # A layer in training that knows of quantization was looked at: it computes what it is taken for.
+    # What rounds its weight in the forward is a layer only if it was seen to compute what one does.
     obstacle = None if _rounds_its_weight(module) else module_obstacle(module)
     if obstacle is not None:
         return obstacle

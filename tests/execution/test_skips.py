@@ -78,7 +78,7 @@ def _for_quantization() -> nn.Module:
     for index in (0, 2):
         model[index].qconfig = torch.ao.quantization.get_default_qat_qconfig("fbgemm")
     model = torch.ao.quantization.prepare_qat(model)
-    model(X)  # sets the ranges of weights, in which other ones would not be seen
+    model(ROWS)  # sets the ranges of weights, in which other ones would not be seen
     return model.eval()
 
 
