@@ -187,9 +187,8 @@ class _Probe:
         size = float(x.detach().double().square().mean().sqrt())
         self._size = size if 0 < size < math.inf else 1.0
         noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1)) * self._size
-        random = torch.empty_like(x).copy_(noise)
-        self._args = tuple(random if value is x else value for value in args)
-        self._kwargs = {key: random if value is x else value for key, value in kwargs.items()}
+        self._x, self._random = x, torch.empty_like(x).copy_(noise)
+        self._given = args, kwargs
         self._state = ModuleState(module.modules())
         self._buffers = [TensorBackup(buffer) for buffer in module.buffers()]
         self._parameters = [TensorBackup(parameter) for parameter in module.parameters()]
@@ -240,7 +239,7 @@ class _Probe:
     def _products(self, layer: Layer, scale: float) -> Products | None:
         output = self._output(scale)
         self._randomize(scale)
-        return evaluate(layer, self._args, self._kwargs, output)
+        return evaluate(layer, *self._arguments(), output)
 
     def _output(self, scale: float) -> Any:
         if scale not in self._outputs:
@@ -252,8 +251,15 @@ class _Probe:
         self._restore_state()
         self._randomize(scale)
         forward = self._module.forward if cls is None else partial(cls.forward, self._module)
-        output = forward(*self._args, **self._kwargs)
+        args, kwargs = self._arguments()
+        output = forward(*args, **kwargs)
         return output.clone() if isinstance(output, Tensor) else output  # it may be written again
+
+    def _arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Those of the call with random numbers for x, and copies of what may be written to."""
+        args, kwargs = self._given
+        copies: dict[int, Tensor] = {id(self._x): self._random.clone()}
+        return _copied(tuple(args), copies), _copied(dict(kwargs), copies)
 
     def _compare_tensors(self, one: Any, other: Any) -> Comparison:
         """Outputs of two forwards; of tuples, the first of each."""
@@ -296,6 +302,19 @@ class _Probe:
                 values = torch.randn(parameter.shape, generator=generator)
                 found[id(parameter)] = parameter, values * (self._size * size)
         return list(found.values())
+
+
+def _copied(value: Any, copies: dict[int, Tensor]) -> Any:
+    """Plain containers and the tensors in them, the same ones where they were the same."""
+    if isinstance(value, Tensor):
+        if id(value) not in copies:
+            copies[id(value)] = value.clone()
+        return copies[id(value)]
+    if type(value) in (tuple, list):
+        return type(value)(_copied(item, copies) for item in value)
+    if type(value) is dict:
+        return {key: _copied(item, copies) for key, item in value.items()}
+    return value
 
 
 def _write(parameter: Tensor, values: Tensor) -> None:

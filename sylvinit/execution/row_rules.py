@@ -108,11 +108,7 @@ def _rules_of(
     if look.survey.whole:
         found, unchanged = _compare_each(look, batch, others)
     else:
-        replaced = batch.replaced({1: others[1]})
-        rules, unchanged = _compare(look, batch, replaced, samples)
-        with suppress(Exception):  # a model that does not take so many
-            again, _ = _compare(look, batch, replaced, _OTHER_SAMPLES)
-            rules = {at: _agreed(x, again.get(at, x)) for at, x in rules.items()}
+        rules, unchanged = _compare_few(look, batch, others)
         found = {at: fine or coarse for at, (fine, coarse) in rules.items()}
     if first:
         found.update(_nobodys(look.survey, found, unchanged))
@@ -120,23 +116,43 @@ def _rules_of(
         shared = any(shape[:1] != (batch.size,) for shape in batch.shapes())
         still: set[int] = set()
         if unchanged and not (look.survey.whole and shared):
-            _, still = _compare(look, batch, batch.replaced(others), samples)
+            before, after = (look(x.head(samples)) for x in (batch, batch.replaced(others)))
+            _, still = _compare(before, after, min(samples, batch.size))
         constant.update(unchanged & still)
         # The others see rows of other samples alone (experts).
         found.update(((layer, 0), None) for layer in unchanged - still)
     return found
 
 
+def _compare_few(
+    look: _Look, batch: Batch, others: Mapping[int, int]
+) -> tuple[dict[Place, Candidates], set[int]]:
+    """Rules from two samples, confirmed by three, and ids of layers of which no row has changed."""
+    replaced = batch.replaced({1: others[1]})
+    samples = SURVEY_SAMPLES
+    rules, unchanged = _compare(look(batch.head(samples)), look(replaced.head(samples)), samples)
+    with suppress(Exception):  # a model that does not take so many
+        samples = min(_OTHER_SAMPLES, batch.size)
+        before = look(batch.head(samples))
+        again, _ = _compare(before, look(replaced.head(samples)), samples)
+        rules = {at: _agreed(x, again.get(at, x)) for at, x in rules.items()}
+        if others[1] == 0:  # the two differ
+            after = look(batch.replaced({0: 1, 1: 0}).head(samples))
+            for at, candidates in rules.items():
+                changed = _changed(before.get(at), after.get(at))
+                rules[at] = _moved_along(candidates, changed, samples)
+    return rules, unchanged
+
+
 def _compare(
-    look: _Look, batch: Batch, replaced: Batch, samples: int
+    before: Mapping[Place, _Print], after: Mapping[Place, _Print], samples: int
 ) -> tuple[dict[Place, Candidates], set[int]]:
     """Rules, and ids of the layers of which no row has changed."""
-    before, after = look(batch.head(samples)), look(replaced.head(samples))
     found: dict[Place, Candidates] = {}
     for place in before.keys() | after.keys():
         changed = _changed(before.get(place), after.get(place))
         if changed is None or changed.numel() == 0 or bool(changed.any()):
-            found[place] = _fitted(changed, min(samples, batch.size), 1, before.get(place))
+            found[place] = _fitted(changed, samples, 1, before.get(place))
     return found, {layer for layer, _ in before} - {layer for layer, _ in found}
 
 
@@ -197,6 +213,24 @@ def _fitted(changed: Tensor | None, samples: int, replaced: int, x: _Print | Non
 def _agreed(one: Candidates, two: Candidates) -> Candidates:
     fine, coarse = (a if a == b else None for a, b in zip(one, two, strict=True))
     return fine, coarse
+
+
+def _moved_along(candidates: Candidates, changed: Tensor | None, samples: int) -> Candidates:
+    """Rules by which rows change places with the first two samples.
+
+    Rows that are sorted over all samples stay where they are, and those of a random order may move
+    to another sample's.
+    """
+    if changed is None:
+        return candidates
+
+    def kept(rule: RowRule | None, rows: Tensor) -> RowRule | None:
+        if rule is None or bool(rows.all()):  # the model mixes its samples
+            return rule
+        owned = torch.from_numpy(rule.owners(samples) < 2)
+        return rule if bool(rows.any()) and not bool((rows & ~owned).any()) else None
+
+    return kept(candidates[0], changed[0]), kept(candidates[1], changed[1])
 
 
 def _rule_of_mixed(changes: Mapping[int, Tensor | None], samples: int) -> RowRule | None:
