@@ -30,6 +30,11 @@ def experts_left_alone(
         if module not in survey.most_calls and isinstance(point, Layer)
         if family(point.name) in kinds and options.selects(point.name)
     }
+    idle |= {  # subclasses, of which no layer is known where they did not run
+        name
+        for name in map(survey.names.__getitem__, survey.recognized.uncalled)
+        if family(name) in kinds and options.selects(name)
+    }
     left = [x for x in reports if x.status == "skipped" and x.name in routed | idle]
     if not left:
         return None

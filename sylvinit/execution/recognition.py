@@ -57,6 +57,11 @@ class Recognized:
     reasons: dict[nn.Module, str] = field(default_factory=dict)
     notes: dict[nn.Module, str] = field(default_factory=dict)  # on layers, for the report
 
+    @property
+    def uncalled(self) -> set[nn.Module]:
+        """Modules of which nothing is known, for they did not run."""
+        return {module for module, reason in self.reasons.items() if reason is _NEVER_RAN}
+
     def unknown(self, names: Mapping[nn.Module, str]) -> str:
         """Why modules of these names are no layers, for an error; empty without such modules."""
         texts = [f"{names[module] or 'the model'} {text}" for module, text in self.reasons.items()]
@@ -136,7 +141,8 @@ def _look_at(
 
 
 def _overrides(kind: str, what: str) -> str:
-    return f"overrides the forward of {kind} with one that {what}"
+    remedy = "sylvinit.register_layer says how to read and write its weight"
+    return f"overrides the forward of {kind} with one that {what} ({remedy})"
 
 
 def _readings(cls: type, module: nn.Module, name: str) -> list[list[Layer]]:

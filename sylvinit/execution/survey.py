@@ -139,11 +139,9 @@ def _survey_on(
 def _misses_experts(survey: Survey) -> bool:
     """Whether a layer got no rows, or did not run although others of its family did."""
     ran = {family(survey.names[module]) for module in survey.calls}
-    idle = any(
-        module not in survey.calls and family(survey.names[module]) in ran
-        for module in survey.points
-    )
-    return idle or any(0 in shape for shape in survey.shapes.values())
+    idle = (survey.points.keys() | survey.recognized.uncalled) - survey.calls.keys()
+    missed = any(family(survey.names[module]) in ran for module in idle)
+    return missed or any(0 in shape for shape in survey.shapes.values())
 
 
 def _find_points(model: nn.Module, recognized: Recognized) -> Survey:

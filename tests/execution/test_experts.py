@@ -132,6 +132,35 @@ def test_one_sample_a_row() -> None:
     assert report["head"].code == "onehot"
 
 
+def test_experts_that_override_forward() -> None:
+    """Two samples reach two of three, and nobody gets to the last one."""
+
+    class Own(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ self.weight.T + self.bias
+
+    class Routed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.experts = nn.ModuleList(Own(3, 4) for _ in range(4))
+            self.head = nn.Linear(4, CLASSES)
+            self.double()
+
+        def forward(self, x: Tensor) -> Tensor:
+            out = x.new_zeros(len(x), 4)
+            for number in x[:, 0].long().unique().tolist():
+                mine = (x[:, 0].long() == number).nonzero()[:, 0]
+                out = out.index_add(0, mine, self.experts[number](x[mine]).relu())
+            return self.head(out)
+
+    rows = TOKENS[:, 3].clone()
+    rows[:, 0] = torch.arange(60) % 3
+    report, texts = warned(Routed(), (rows, Y), microbatch=60)
+    assert [report[f"experts.{number}"].rows for number in range(3)] == [20] * 3
+    assert report["experts.3"].reason == "an expert that got no rows"
+    assert texts[0].startswith("1 of 4 layers of experts")
+
+
 def test_experts_of_images() -> None:
     class Convolutions(nn.Module):
         def __init__(self) -> None:

@@ -410,6 +410,29 @@ def test_everything_is_put_back(fails: bool) -> None:
     assert all(entry == (1.0, True) for entry in (seen if fails else seen[:-1]))
 
 
+def test_what_a_forward_is_given_is_not_written_to() -> None:
+    class Caching(nn.Linear):
+        def forward(self, x: Tensor, count: Tensor, cache: list[Tensor]) -> Tensor:
+            count += 1
+            cache.append(x)
+            y = super().forward(x)
+            x.zero_()
+            return y
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.head = Caching(12, 10), nn.Linear(10, CLASSES)
+
+        def forward(self, x: Tensor) -> Tensor:
+            count, cache = torch.zeros(()), []
+            y = self.first(x.clone(), count, cache)
+            assert (float(count), len(cache)) == (1, 1)
+            return self.head(y)
+
+    assert len(sylvinit.initialize_(Net().double(), (ROWS, Y)).solved) == 2
+
+
 # -------------------------------------------------------------------------------- timm's models
 
 

@@ -230,6 +230,26 @@ def test_rows_of_nobody_have_no_labels(code: str) -> None:
         sylvinit.initialize_(model, (TOKENS, Y), code=code)
 
 
+@pytest.mark.parametrize("first", [(0.0, 1.0, 2.0), (0.0, 2.0, 1.0), (2.0, 1.0, 0.0)])
+def test_samples_that_are_sorted_have_no_labels(first: tuple[float, ...]) -> None:
+    """Even where those that are looked at are in that order already."""
+
+    class Sorted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(3, CLASSES).double()
+
+        def forward(self, x: Tensor) -> Tensor:
+            order = x[:, 0, 0].argsort()
+            return self.head(x.mean(dim=1)[order])[order.argsort()]
+
+    x = TOKENS.clone()
+    x[:3, 0, 0] = torch.tensor(first)
+    model = Sorted()
+    with unchanged(model), pytest.raises(RowLayoutError, match=r"layer head: .*no labels"):
+        sylvinit.initialize_(model, (x, Y))
+
+
 def test_a_head_of_rows_of_nobody() -> None:
     class Reversed(nn.Module):
         def __init__(self) -> None:
