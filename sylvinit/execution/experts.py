@@ -30,20 +30,23 @@ def experts_left_alone(
         if module not in survey.most_calls and isinstance(point, Layer)
         if family(point.name) in kinds and options.selects(point.name)
     }
-    idle |= {  # subclasses, of which no layer is known where they did not run
+    unknown = {  # subclasses, which would have to run on the survey's samples
         name
         for name in map(survey.names.__getitem__, survey.recognized.uncalled)
         if family(name) in kinds and options.selects(name)
     }
-    left = [x for x in reports if x.status == "skipped" and x.name in routed | idle]
+    experts = routed | idle | unknown
+    left = [x for x in reports if x.status == "skipped" and x.name in experts]
     if not left:
         return None
     for report in left:
         if report.name in idle:
             report.reason = "an expert that got no rows"
+        elif report.name in unknown:
+            report.reason = f"an expert that got no rows of the first {survey.samples} samples"
     names = ", ".join(report.title for report in left[:3])
     more = f" and {len(left) - 3} more" if len(left) > 3 else ""
     return (
-        f"{len(left)} of {len(routed | idle)} layers of experts are left alone, which got fewer "
+        f"{len(left)} of {len(experts)} layers of experts are left alone, which got fewer "
         f"rows than they have outputs, or none: {names}{more}; more samples help"
     )

@@ -157,7 +157,7 @@ def test_experts_that_override_forward() -> None:
     rows[:, 0] = torch.arange(60) % 3
     report, texts = warned(Routed(), (rows, Y), microbatch=60)
     assert [report[f"experts.{number}"].rows for number in range(3)] == [20] * 3
-    assert report["experts.3"].reason == "an expert that got no rows"
+    assert report["experts.3"].reason == "an expert that got no rows of the first 60 samples"
     assert texts[0].startswith("1 of 4 layers of experts")
 
 
