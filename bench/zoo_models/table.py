@@ -165,15 +165,26 @@ def _listed(title: str, rows: list[Row], text: Callable[[Row], str]) -> str:
 
 
 def _left(rows: list[Row]) -> str:
-    """Modules that were left alone by what was said of them, those without a layer type apart."""
-    modules: Counter[str] = Counter()
-    models: Counter[str] = Counter()
+    """Modules that were left alone, by what was said of them."""
+    kinds: dict[str, Counter[str]] = defaultdict(Counter)
+    models: dict[str, set[str]] = defaultdict(set)
     for row in _of(rows, "initialized"):
-        reasons = Counter(kind_of_reason(text) for text in row["skipped"].values())
-        modules.update(reasons)
-        models.update(reasons.keys())
-    lines = [(count, models[reason], reason) for reason, count in modules.most_common(60)]
-    return "## Layers left alone\n\n" + _markdown(("modules", "models", "kind and reason"), lines)
+        for text in row["skipped"].values():
+            kind, reason = text.split(": ", 1)
+            reason = kind_of_reason(reason.replace(kind, "the type"))
+            kinds[reason][kind] += 1
+            models[reason].add(row["name"])
+    lines = [
+        (
+            found.total(),
+            len(models[reason]),
+            reason,
+            ", ".join(f"{kind} {count}" for kind, count in found.most_common(10)),
+        )
+        for reason, found in sorted(kinds.items(), key=lambda item: -item[1].total())
+    ]
+    titles = ("modules", "models", "reason", "types")
+    return "## Layers left alone\n\n" + _markdown(titles, lines)
 
 
 def _all(rows: list[Row]) -> str:

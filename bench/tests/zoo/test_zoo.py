@@ -21,7 +21,7 @@ def row(name: str, **values: Any) -> dict[str, Any]:
         "forward_seconds": 0.5,
         "seconds": 2.0,
         "counts": {"solved": 3, "skipped": 1},
-        "skipped": {"body.norm": "LayerNorm: no layer type"},
+        "skipped": {"body.norm": "LayerNorm: no layer type is registered for LayerNorm"},
         "head": "fc",
         "head_status": "solved",
         "head_code": "onehot",
@@ -99,6 +99,8 @@ def test_the_page_counts_what_the_rows_say() -> None:
     assert cells(page, "timm")[1:11] == counts
     assert cells(page, "timm")[11:] == ["2.0", "4, 12"]  # medians of 2, 2, 6 s over half a second
     assert cells(page, "transformers text")[1:5] == ["1", "0", "0", "1"]
+    left = "no layer type is registered for the type"
+    assert cells(page, "3") == ["3", "3", left, "LayerNorm 3"]
     assert cells(page, "2")[1].startswith("timm/five, timm/four")
     assert cells(page, "timm/two")[-3:] == ["2e+03 (0.1)", "6.00", "12"]
 
