@@ -59,6 +59,12 @@ class Worklist:
         self._select_norms()
         self._give_gains()
         self.skips.add_rest()
+        if survey.layers and all(id(layer) in rules.constant for layer in survey.layers):
+            self.warnings.append(
+                "no layer's input depends on the data, so that none is solved; what the model or "
+                "forward_fn= reads of a batch must be tensors whose first axis is that of the "
+                "samples, or lists of strings or other objects, one for each sample"
+            )
 
     def in_order(self) -> list[Task]:
         """Units and normalizations, each once, in the order of their first calls."""

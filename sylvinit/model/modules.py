@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from sylvinit.errors import ModelError, OptionTypeError
-from sylvinit.model.obstacles import refuse_distributed, refuse_meta
+from sylvinit.model.obstacles import module_obstacle, refuse_distributed, refuse_meta
 
 
 def check_module(model: Any) -> nn.Module:
@@ -43,7 +43,9 @@ def device_of(model: nn.Module) -> torch.device:
         names = ", ".join(sorted(str(device) for device in devices))
         raise ModelError(f"the model lies on several devices ({names}); move it to one")
     if not devices:
-        raise ModelError("the model has no parameters")
+        found = next(filter(None, map(module_obstacle, model.modules())), None)
+        why = "" if found is None else f"; it is {found.reason}; {found.remedy}"
+        raise ModelError(f"the model has no parameters{why}")
     return devices.pop()
 
 

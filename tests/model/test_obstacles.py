@@ -131,6 +131,15 @@ def test_modules(kind: str) -> None:
     assert module_obstacle(make()) is expected
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_no_parameters_because_of_an_obstacle() -> None:
+    with pytest.raises(ModelError, match="no parameters; it is quantized.* quantize it then"):
+        device_of(nn.Sequential(_quantized(nn.Linear(4, 3))))
+    frozen = torch.jit.freeze(torch.jit.script(nn.Linear(4, 3).eval()))
+    with pytest.raises(ModelError, match="no parameters; it is compiled by TorchScript"):
+        device_of(frozen)
+
+
 def test_meta_parameters() -> None:
     model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3, device="meta"))
     with pytest.raises(

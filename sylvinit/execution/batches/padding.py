@@ -100,9 +100,11 @@ def _read(mask: Any, name: str, inputs: Any, size: int, start: int) -> Tensor:
     if name.endswith("padding_mask"):  # torch.nn's and fairseq's, True where padding is
         return mask == 0
     if bool((mask < 0).any()):
+        remedy = "what is true at real tokens, as in mask == 0"
+        if name and isinstance(inputs, Mapping):
+            remedy = f"padding_mask=lambda inputs: inputs[{name!r}] == 0"
         raise DataError(
-            f"{what} holds negative numbers: a mask that is added to scores; pass "
-            f"padding_mask=lambda inputs: inputs[{name!r}] == 0"
+            f"{what} holds negative numbers: a mask that is added to scores; give {remedy}"
         )
     return mask != 0
 

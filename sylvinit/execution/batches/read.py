@@ -162,7 +162,8 @@ class _Reader:
         if not found:
             raise DataError(
                 f"a batch holds no tensor (batch at sample {start}: {type(item).__name__}); a "
-                "dataset that yields single samples needs a torch.utils.data.DataLoader"
+                "dataset that yields single samples needs a torch.utils.data.DataLoader, and text "
+                "a tokenizer in its collate_fn"
             )
         if any(x.is_meta for x in found):
             raise DataError("data holds meta tensors, which have no values; pass real ones")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from numbers import Number
 from typing import Any
 
 import numpy as np
@@ -23,11 +24,12 @@ def map_tensors(
     value: Any,
     function: Callable[[Tensor], Any],
     lists: Callable[[SampleList], Any] | None = None,
+    objects: Callable[[Any], Any] | None = None,
 ) -> Any:
     """Nested tuples, lists and mappings with a function applied to every tensor and array.
 
     ``lists`` is applied to lists with one tensor for each sample; without it ``function`` is, to
-    their tensors. Mappings become plain dicts with strings as keys; other values stay.
+    their tensors. ``objects`` is applied to lists and tuples of strings and the like. Mappings become plain dicts with strings as keys; other values stay.
     """
     if isinstance(value, np.ndarray):
         value = torch.from_numpy(value)
@@ -38,9 +40,11 @@ def map_tensors(
             return lists(value)
         return SampleList([function(x) for x in value.tensors], value.kind)
     if isinstance(value, Mapping):
-        return {str(key): map_tensors(item, function, lists) for key, item in value.items()}
+        return {str(key): map_tensors(x, function, lists, objects) for key, x in value.items()}
+    if objects is not None and _holds_objects(value):
+        return objects(value)
     if isinstance(value, (tuple, list)):
-        items = [map_tensors(item, function, lists) for item in value]
+        items = [map_tensors(item, function, lists, objects) for item in value]
         if isinstance(value, list):
             return items
         return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
@@ -66,7 +70,11 @@ def count_samples(value: Any) -> int:
 
 
 def take_samples(value: Any, index: slice | list[int], size: int) -> Any:
-    """The same with some of ``size`` samples; what is not as long as the batch stays."""
+    """The same with some of ``size`` samples; what is not as long as the batch stays.
+
+    Strings and pictures, which ``forward_fn`` may read, are taken as tensors are. Lists of numbers
+    may be sizes.
+    """
     order = range(size)[index] if isinstance(index, slice) else index
 
     def pick(x: Tensor) -> Tensor:
@@ -74,4 +82,18 @@ def take_samples(value: Any, index: slice | list[int], size: int) -> Any:
             return x
         return x[index] if isinstance(index, slice) else x[torch.tensor(index, device=x.device)]
 
-    return map_tensors(value, pick, lambda x: SampleList([x.tensors[at] for at in order], x.kind))
+    def pick_objects(x: Any) -> Any:
+        return type(x)(x[at] for at in order) if len(x) == size else x
+
+    def pick_listed(x: SampleList) -> SampleList:
+        return SampleList([x.tensors[at] for at in order], x.kind)
+
+    return map_tensors(value, pick, pick_listed, pick_objects)
+
+
+def _holds_objects(value: Any) -> bool:
+    """Whether a value is a list or tuple of neither tensors, numbers, None nor containers."""
+    if not isinstance(value, (list, tuple)) or hasattr(value, "_fields"):
+        return False
+    others = (Tensor, np.ndarray, SampleList, Mapping, tuple, list, Number, type(None))
+    return not any(isinstance(x, others) for x in value)

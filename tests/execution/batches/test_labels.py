@@ -94,6 +94,34 @@ def test_labels_always_go_to_forward_fn() -> None:
     assert_identical(initialized(SkipNet(), (ROWS, Y), microbatch=8), found)
 
 
+@pytest.mark.parametrize("kind", [list, tuple])
+@pytest.mark.parametrize("storage", ["memory", "recompute"])
+def test_strings_belong_to_their_samples(kind: Any, storage: Any) -> None:
+    """The survey and microbatches cut them as they cut tensors."""
+
+    def call(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        assert type(inputs["text"]) is kind
+        assert len(inputs["text"]) == len(inputs["labels"])
+        return model(torch.stack([ROWS[int(text)] for text in inputs["text"]]))
+
+    data = {"text": kind(str(index) for index in range(30)), "labels": Y}
+    found = initialized(SkipNet(), data, microbatch=8, forward_fn=call, storage=storage)
+    assert_identical(initialized(SkipNet(), (ROWS, Y), microbatch=8), found)
+
+
+def test_what_cannot_be_cut_is_warned_of() -> None:
+    data = {"words": [[index, index + 1] for index in range(30)], "labels": Y}
+
+    def call(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        return model(torch.stack([ROWS[first] for first, _ in inputs["words"]]))
+
+    model = SkipNet()
+    with unchanged(model), pytest.warns(sylvinit.SylvinitWarning) as caught:
+        report = sylvinit.initialize_(model, data, forward_fn=call)
+    assert not report.solved
+    assert any("no layer's input depends on the data" in str(w.message) for w in caught)
+
+
 class Decoder(nn.Module):
     """Encoder and decoder, by the names that such models share; inputs may be given or made."""
 

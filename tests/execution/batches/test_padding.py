@@ -225,6 +225,13 @@ BAD: list[tuple[str, Any, Any, type[Exception], str]] = [
         DataError,
         r"negative numbers: .*padding_mask=lambda inputs: inputs\['mask'\] == 0",
     ),
+    (
+        "added to scores, among arguments",
+        ((TOKENS, MASKS["added to scores"][2]), Y),
+        "mask",
+        DataError,
+        "negative numbers: .*true at real tokens, as in mask == 0",
+    ),
 ]
 
 
