@@ -130,8 +130,9 @@ def _add_init(parser: argparse.ArgumentParser) -> None:
         "--data",
         metavar="FILE_OR_DIR",
         required=True,
-        help=".npy, .npz, .pt, .safetensors (keys x/inputs/images, y/labels) or a "
-        "cifar-10-batches-py folder; uint8 inputs are scaled to [0, 1]",
+        help=".npy, .npz, .pt, .safetensors (keys x/inputs/images; y/labels: "
+        "classes, label maps or numbers) or a cifar-10-batches-py folder; uint8 inputs are scaled "
+        "to [0, 1]",
     )
     add("--out", metavar="FILE.safetensors", required=True, type=Path)
     add("--report", metavar="FILE.json", type=Path, help="write the report there, too")
@@ -160,8 +161,8 @@ def _add_init(parser: argparse.ArgumentParser) -> None:
     add(
         "--head-code",
         metavar="CODE",
-        help="code of the classifier: onehot (the default with labels), pca, ...; with "
-        "--head-only also logistic, the more accurate one on pretrained features",
+        help="code of the head: onehot (the default for classes), targets (for floats), pca, ...; "
+        "with --head-only also logistic and ridge, the more accurate ones on pretrained features",
     )
     add("--patches", metavar="N|all", help="patches of each sample")
     add("--include", action="append", metavar="PATTERN", help="only layers that match; repeatable")
@@ -178,6 +179,8 @@ def _add_init(parser: argparse.ArgumentParser) -> None:
         metavar="G|depth|none",
         help="scale of batch norms that end a residual branch (default: the preset's)",
     )
+    add("--ignore-index", metavar="N", type=int, help="labels to leave out (default -100)")
+    add("--balance", action="store_true", default=None, help="classes count alike in the head")
     add("--backend", metavar="NAME", help="auto (default), cpu, torch or cuda")
     add("--device", metavar="DEVICE", help="move the model there first, as cuda:0")
     add("--seed", metavar="N", type=int, help="of patch positions and codes (default 0)")

@@ -71,6 +71,8 @@ def initialize_(
     forward_fn: ForwardFn | None = None,
     row_to_sample: RowToSample | None = None,
     padding_mask: PaddingMask | None = None,
+    ignore_index: int = -100,
+    balance: bool = False,
 ) -> Report:
     """Initialize a network from its data, in place, layer by layer in execution order.
 
@@ -87,13 +89,15 @@ def initialize_(
             each label (detection, bags of instances), which the model is given as a list; where
             all of them are as long as the labels in the first batch, they are arguments, if the
             forward takes so many.
-            Labels are integers (samples,) or (samples, 1). Mappings and named tuples hold them
-            under "labels", "label", "targets", "target" or "y"; other targets in a mapping (those
-            of a language model) are used only by a code that needs them. Labels in a mapping reach
-            the model where its forward requires them: as an argument without a default, or as the
-            tokens of a decoder that is given no other input; ``forward_fn`` always gets them. The
-            first two samples decide which layers are solved and how many calls of each are waited
-            for; where the forward fails on them (a fixed batch size, a graph), or experts get none
+            Labels are classes, integers (n,) or (n, 1); a class for every row of the head, integers
+            (n, ...) (label maps, tokens); or targets of its outputs, floats (n,), (n, t) or (n, t,
+            ...), NaN for unknown ones: numbers, several labels at once (0 and 1), soft labels.
+            Mappings and named tuples hold them under "labels", "label", "targets", "target" or "y",
+            and if they do not suit the head, they are left aside with a warning. Labels in a
+            mapping reach the model where its forward requires them: as an argument without a
+            default, or as the tokens of a decoder that is given no other input; ``forward_fn``
+            always gets them. The first two samples decide which layers are solved and how many
+            calls of each are waited for; where the forward fails on them (a fixed batch size, a graph), or experts get none
             of them, the first batch does. A graph is a batch of its own: give an iterable with its
             nodes as samples.
         preset: the values of code, head_code, lam, patches, rescale and branch_gain where they are
@@ -110,13 +114,15 @@ def initialize_(
             decides; layers without one use the preset's). None: the preset's.
         head: name of the classifier. None: the layer whose last call is the last of all, or no
             layer if a product with other parameters follows it.
-        head_code: code of the head. "auto" is one-hot if there are labels and the head has an
-            output for every class, else ``code``. "logistic" is for features that come from
-            elsewhere, see :func:`initialize_head_`; on features made here, from the same samples,
-            its scores are so large that training can fail.
+        head_code: code of the head. "auto" is "onehot" for classes with an output each, "targets"
+            for numbers and for two classes with one output (-1 and 1, as are columns of only 0 and
+            1), else ``code``. Targets are standardized inside, so that their units do not matter.
+            "logistic" (classes) and "ridge" (numbers) are for features that come from elsewhere,
+            see :func:`initialize_head_`; on features made here, from the same samples, logistic
+            scores are so large that training can fail.
         lam: weight of the encoding loss, positive, or a mapping from name patterns. None: 10.
         patches: random patches (for Linear layers: rows) per sample and layer, or "all". None: the
-            preset's, 10 ("frozen": 30).
+            preset's, 10 ("frozen": 30); a head whose rows have labels of their own takes all.
         include, exclude: fnmatch patterns over the names of layers and normalizations. Layers whose
             weight is zero and whose output is added to something made without them (adapters)
             stay zero unless include names nothing else.
@@ -161,6 +167,9 @@ def initialize_(
             torch.nn has it; integers (samples,) are lengths. None: the "attention_mask" of a
             mapping, if it has that shape. A layer's rows are dropped where each sample has as many
             as the mask is long.
+        ignore_index: integer labels of this value are left out, as are their rows.
+        balance: whether all classes count alike in the head, however many rows they have: rows are
+            weighted by n / (C n_c), and a logistic head gets equal priors.
 
     Returns:
         A :class:`sylvinit.Report`; print it.
@@ -168,7 +177,7 @@ def initialize_(
     Raises:
         OptionError, OptionTypeError: an argument is out of its domain or of the wrong type.
         DataError, LabelError: the data are empty, not finite, inconsistent or not what the model
-            takes; labels are missing.
+            takes; labels are missing, or suit neither the code nor the head's outputs and rows.
         ModelError: parameters that are sharded (DTensor), offloaded or on the meta device, mixed
             devices, no layer that can be solved, no such head.
         RowLayoutError: a code needs labels for rows that do not follow the samples.
@@ -189,8 +198,8 @@ def initialize_head_(
     *,
     head: str | None = None,
     lam: float = 10.0,
-    head_code: str | Code = "onehot",
-    patches: int | Literal["all"] = 10,
+    head_code: str | Code = "auto",
+    patches: int | Literal["all"] | None = None,
     microbatch: int | None = None,
     max_samples: int | None = None,
     seed: int = 0,
@@ -200,14 +209,18 @@ def initialize_head_(
     forward_fn: ForwardFn | None = None,
     row_to_sample: RowToSample | None = None,
     padding_mask: PaddingMask | None = None,
+    ignore_index: int = -100,
+    balance: bool = False,
 ) -> Report:
     """Solve only the classifier, from the features that the rest of the network already provides.
 
-    ``head_code="logistic"`` is the more accurate one where features come from elsewhere: linear
-    discriminant analysis with the ridge of least leave-one-out error, and a few steps of logistic
-    regression from there, in which lam has no part. It wants features of like scale (a network's
-    are; standardize raw tables). The one-hot head wants variances that, times lam, are not small
-    beside the frequencies of the classes: scale embeddings of norm 1 by sqrt(d).
+    Labels and ``head_code="auto"`` are as there. ``head_code="ridge"`` is the more accurate one for
+    numbers where features come from elsewhere: for every target the ridge of least leave-one-out
+    error. ``head_code="logistic"`` is that for classes: linear discriminant
+    analysis with the ridge of least leave-one-out error, and a few steps of logistic regression
+    from there. lam has no part in either. The logistic head wants features of like scale (a
+    network's are; standardize raw tables). The one-hot head wants variances that, times lam, are
+    not small beside the frequencies of the classes: scale embeddings of norm 1 by sqrt(d).
 
     Everything else is left alone, running statistics included. Arguments, result and errors are
     those of :func:`initialize_`; ``data`` needs labels unless ``head_code`` does without, and a

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
+from numbers import Integral
 from typing import Annotated, Any, Generic, Literal, TypeVar, get_type_hints
 
 from torch import nn
@@ -156,6 +157,12 @@ def _seed(argument: str, value: Any) -> int:
     return check_seed(value)
 
 
+def _whole_number(argument: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise OptionTypeError(f"{argument} must be an integer, got {type(value).__name__}")
+    return int(value)
+
+
 def _name(argument: str, value: Any) -> str:
     if not isinstance(value, str):
         raise OptionTypeError(
@@ -220,7 +227,10 @@ class Options:
     forward_fn: Annotated[ForwardFn | None, _optional(_function)]
     row_to_sample: Annotated[RowToSample | None, _optional(_function)]
     padding_mask: Annotated[PaddingMask | None, _optional(_padding_mask)]
+    ignore_index: Annotated[int, _whole_number]
+    balance: Annotated[bool, check_flag]
     head_only: bool = False  # as in initialize_head_
+    patches_given: bool = False  # and not the preset's
 
     @classmethod
     def checked(cls, given: Mapping[str, Any], *, head_only: bool = False) -> Options:
@@ -234,7 +244,8 @@ class Options:
         for name, (check, *_) in _checks().items():
             value = given[name]
             values[name] = check(name, getattr(preset, name, None) if value is None else value)
-        return cls(**values, head_only=head_only)
+        patches_given = given["patches"] is not None
+        return cls(**values, head_only=head_only, patches_given=patches_given)
 
     def settings(self) -> dict[str, Any]:
         """The arguments as plain values: codes and functions by their names."""
@@ -269,7 +280,9 @@ class Options:
 def _checks() -> dict[str, tuple[Any, ...]]:
     """For every argument its check, and what None reads in reports if that is not null."""
     hints = get_type_hints(Options, include_extras=True)
-    return {name: hint.__metadata__ for name, hint in hints.items() if name != "head_only"}
+    return {
+        name: hint.__metadata__ for name, hint in hints.items() if hasattr(hint, "__metadata__")
+    }
 
 
 def _plain(value: Any) -> Any:

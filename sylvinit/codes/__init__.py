@@ -1,19 +1,19 @@
 """Latent codes: what a layer's outputs are asked to be.
 
 A code is an object with a few attributes and a method (see :class:`Code`); the built-in ones are
-``pca``, ``lda``, ``ica``, ``kmeans``, ``onehot``, ``correlated``, ``discriminant`` and
-``logistic``, and :class:`SignPairs` of any of them but ``onehot`` and ``logistic``.
+``pca``, ``lda``, ``ica``, ``kmeans``, ``onehot``, ``correlated``, ``discriminant``, ``logistic``,
+``targets`` and ``ridge``, and :class:`SignPairs` of any of them but those of given labels.
 """
 
 from __future__ import annotations
 
-from sylvinit.codes.code import Code, Latent, fix_signs, needs_sample_means
+from sylvinit.codes.code import Code, Latent, fix_signs, needs_sample_means, needs_targets
 from sylvinit.codes.components import ICA, LDA, PCA
 from sylvinit.codes.correlated_filters import CorrelatedFilters
 from sylvinit.codes.discriminant import Discriminant
 from sylvinit.codes.pairs import SignPairs
 from sylvinit.codes.registry import available_codes, get_code, register_code
-from sylvinit.codes.targets import KMeans, Logistic, OneHot
+from sylvinit.codes.targets import KMeans, Logistic, OneHot, Ridge, Targets
 
 __all__ = [
     "ICA",
@@ -26,10 +26,13 @@ __all__ = [
     "Latent",
     "Logistic",
     "OneHot",
+    "Ridge",
     "SignPairs",
+    "Targets",
     "available_codes",
     "fix_signs",
     "get_code",
     "needs_sample_means",
+    "needs_targets",
     "register_code",
 ]

@@ -18,7 +18,8 @@ class Latent:
     Every tensor is float64 with a leading axis of groups; k is the number of code entries.
 
     Attributes:
-        second_moment: A = E[s s^T], (groups, k, k).
+        second_moment: A = E[s s^T], (groups, k, k); or its diagonal, (groups, k), where no two
+            entries are nonzero together.
         cross: E[s x^T], (groups, k, d).
         mean: E[s], (groups, k).
         encoder: E of an affine code s = E x - c, (groups, k, d); None if s is not a function of x.
@@ -51,13 +52,39 @@ class Latent:
         cross = cross + mean[:, :, None] * stats.mean[:, None, :]
         return Latent(second, cross, mean, encoder)
 
+    @property
+    def diagonal(self) -> bool:
+        """Whether ``second_moment`` holds the diagonal alone."""
+        return self.second_moment.ndim == 2
+
+    @property
+    def power(self) -> Tensor:
+        """E[s_i^2], (groups, k)."""
+        second = self.second_moment
+        return second if self.diagonal else second.diagonal(dim1=1, dim2=2)
+
+    def full(self) -> Tensor:
+        """A as matrices, (groups, k, k)."""
+        return torch.diag_embed(self.second_moment) if self.diagonal else self.second_moment
+
     def covariance(self) -> Tensor:
         """Covariance of the code, (groups, k, k)."""
-        return self.second_moment - self.mean[:, :, None] * self.mean[:, None, :]
+        return self.full() - self.mean[:, :, None] * self.mean[:, None, :]
+
+    def largest_row_sum(self, *, centered: bool) -> Tensor:
+        """Largest sum of magnitudes in a row of A, or of the covariance if centered, (groups,)."""
+        if not self.diagonal:
+            matrix = self.covariance() if centered else self.second_moment
+            return matrix.abs().sum(dim=2).amax(dim=1)
+        if not centered:
+            return self.second_moment.amax(dim=1)
+        size = self.mean.abs()
+        rows = (self.power - size**2).abs() + size * (size.sum(dim=1, keepdim=True) - size)
+        return rows.amax(dim=1)
 
     def available(self) -> Tensor:
         """Entries that are not identically zero, bool (groups, k)."""
-        return self.second_moment.diagonal(dim1=1, dim2=2) > 0
+        return self.power > 0
 
     def gather(self, index: Tensor, keep: Tensor) -> Latent:
         """The code entries with the indices (groups, rows); zero where not ``keep``."""
@@ -68,9 +95,12 @@ class Latent:
             mask = keep if x.ndim == 2 else keep[:, :, None]
             return torch.where(mask, x.gather(1, at), 0.0)
 
-        second = take(self.second_moment).gather(2, index[:, None, :].expand(-1, rows, -1))
+        second = take(self.second_moment)
+        if not self.diagonal:
+            second = second.gather(2, index[:, None, :].expand(-1, rows, -1))
+            second = torch.where(keep[:, None, :], second, 0.0)
         return Latent(
-            torch.where(keep[:, None, :], second, 0.0),
+            second,
             take(self.cross),
             take(self.mean),
             None if self.encoder is None else take(self.encoder),
@@ -85,8 +115,8 @@ class Latent:
             raise TypeError("only an affine code can be joined to another")
         offset = (other.encoder @ stats.mean[:, :, None])[:, :, 0] - other.mean
         mixed = self.cross @ other.encoder.mT - self.mean[:, :, None] * offset[:, None, :]
-        top = torch.cat((self.second_moment, mixed), dim=2)
-        bottom = torch.cat((mixed.mT, other.second_moment), dim=2)
+        top = torch.cat((self.full(), mixed), dim=2)
+        bottom = torch.cat((mixed.mT, other.full()), dim=2)
         encoder = None if self.encoder is None else torch.cat((self.encoder, other.encoder), dim=1)
         return Latent(
             torch.cat((top, bottom), dim=1),
@@ -100,9 +130,10 @@ class Latent:
 class Code(Protocol):
     """What a layer's outputs are asked to be; implement it for a code of your own.
 
-    A code may also have the attribute ``needs_sample_means``, whether ``stats.samples`` must be
-    there (it needs labels as well then), and ``mirrored``, whether every entry s stands for the two
-    outputs s and -s (``fit`` is then asked for half as many).
+    A code may also have these attributes: ``needs_sample_means``, whether ``stats.samples`` must be
+    there (it needs labels as well then); ``needs_targets``, whether ``stats.targets`` must be there
+    in place of classes (the head alone has them); and ``mirrored``, whether every entry s stands
+    for the two outputs s and -s (``fit`` is then asked for half as many).
     """
 
     @property
@@ -141,6 +172,11 @@ class Code(Protocol):
 def needs_sample_means(code: Code) -> bool:
     """Whether the moments of the mean row of every sample are wanted."""
     return bool(getattr(code, "needs_sample_means", False))
+
+
+def needs_targets(code: Code) -> bool:
+    """Whether the labels that are needed are numbers and not classes."""
+    return bool(getattr(code, "needs_targets", False))
 
 
 def is_mirrored(code: Code) -> bool:

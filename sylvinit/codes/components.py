@@ -47,7 +47,7 @@ def fisher_directions(
     if rows.class_counts is None or rows.class_means is None:
         raise ValueError("Fisher directions need class statistics")
     k = min(k, int((rows.class_counts > 0).sum()) - 1)
-    weight = (rows.class_counts / rows.n).sqrt()[None, :, None]
+    weight = rows.class_shares().sqrt()[None, :, None]
     spread = weight * (rows.class_means - rows.mean[:, None, :])  # B = spread^T spread
     values, vectors = spectrum
     keep = values > threshold

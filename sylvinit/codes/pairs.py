@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from sylvinit.codes.code import Code, Latent, is_mirrored, needs_sample_means
-from sylvinit.codes.targets import OneHot
+from sylvinit.codes.targets import OneHot, Targets
 from sylvinit.errors import OptionError, OptionTypeError
 from sylvinit.moments.statistics import LayerStatistics
 
@@ -20,8 +20,8 @@ class SignPairs:
     (W_1, -W_1) with 2 A_1 W_1 + W_1 B = Q_1, which is what is solved.
 
     Attributes:
-        code: what the pairs are made of: any but one-hot and logistic ones, whose entries stand for
-            a class each, and but those that are pairs already.
+        code: what the pairs are made of: any but those of given labels, whose entries stand for a
+            class or target each, and but those that are pairs already.
 
     Raises:
         OptionError: there are no pairs of that code.
@@ -42,11 +42,11 @@ class SignPairs:
                 f"code of sign pairs must be a Code, got {self.code!r}; sylvinit.codes.get_code "
                 "gives the code of a name"
             )
-        if isinstance(self.code, OneHot):
+        if isinstance(self.code, (OneHot, Targets)):
             raise OptionError(
                 "code of sign pairs must have entries of either sign, such as components; got "
-                f"{self.code.name!r}, whose entries stand for one class each: a negative of it is "
-                f"no class. Use {self.code.name!r} alone"
+                f"{self.code.name!r}, whose entries stand for one class or target each: a negative "
+                f"of it is none. Use {self.code.name!r} alone"
             )
         if is_mirrored(self.code):
             raise OptionError(

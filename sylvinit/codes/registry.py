@@ -9,7 +9,7 @@ from sylvinit.codes.components import ICA, LDA, PCA
 from sylvinit.codes.correlated_filters import CorrelatedFilters
 from sylvinit.codes.discriminant import Discriminant
 from sylvinit.codes.pairs import SignPairs
-from sylvinit.codes.targets import KMeans, Logistic, OneHot
+from sylvinit.codes.targets import KMeans, Logistic, OneHot, Ridge, Targets
 from sylvinit.errors import OptionError, OptionTypeError
 
 _CODES: dict[str, Callable[[], Code]] = {
@@ -21,6 +21,8 @@ _CODES: dict[str, Callable[[], Code]] = {
     "correlated": CorrelatedFilters,
     "discriminant": Discriminant,
     "logistic": Logistic,
+    "targets": Targets,
+    "ridge": Ridge,
 }
 _PAIRS = "-pairs"
 

@@ -1,4 +1,4 @@
-"""Codes that are targets: similarities to k-means centers, and one-hot labels."""
+"""Codes that are targets: similarities to k-means centers, one-hot labels, given numbers."""
 
 from __future__ import annotations
 
@@ -56,9 +56,10 @@ class OneHot:
         k = min(k, classes)
         index = torch.arange(stats.groups)[:, None] * k + torch.arange(k)
         index = index.to(stats.mean.device)
-        share = torch.where(index < classes, stats.class_counts[index % classes], 0.0) / stats.n
+        shares = stats.class_shares()
+        share = torch.where(index < classes, shares[index % classes], 0.0)
         means = stats.class_means.gather(1, (index % classes)[:, :, None].expand(-1, -1, stats.d))
-        return Latent(torch.diag_embed(share), share[:, :, None] * means, share, None)
+        return Latent(share, share[:, :, None] * means, share, None)
 
 
 @dataclass(frozen=True)
@@ -91,3 +92,48 @@ class Logistic(OneHot):
     def __post_init__(self) -> None:
         check_number("strength", self.strength, positive=True)
         check_count("steps", self.steps)
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Given numbers: A = E[s s^T] and E[s x^T] of the targets s, one for every output of the head.
+
+    The head is the solution of the paper's equation with these (eq. 2). Targets that are no
+    classes are standardized by whoever collects their moments, and mapped back into the weights.
+    """
+
+    name: str = "targets"
+    needs_labels: bool = True
+    needs_targets: bool = True
+    reservoir: int = 0
+    reducible: bool = True
+
+    def fit(self, stats: LayerStatistics, k: int, seed: int) -> Latent:
+        """One entry per target; group g holds k targets from g k on."""
+        found = stats.targets
+        if found is None or len(found.mean) != stats.groups * k:
+            raise ValueError("targets need their moments, and an output for each")
+        groups = range(stats.groups)
+        part = [slice(g * k, (g + 1) * k) for g in groups]
+        return Latent(
+            torch.stack([found.second[p, p] for p in part]),
+            torch.stack([found.cross[g, p] for g, p in zip(groups, part, strict=True)]),
+            torch.stack([found.mean[p] for p in part]),
+            None,
+        )
+
+
+@dataclass(frozen=True)
+class Ridge(Targets):
+    """Given numbers, by ridge regression in place of the paper's equation.
+
+    The counterpart of :class:`Logistic` for features that come from elsewhere: for every target the
+    ridge of least leave-one-out error (:mod:`sylvinit.solve.ridge`); lam has no part in it. Heads
+    without a bias and grouped ones are solved as with :class:`Targets`, and their reports say so.
+
+    Attributes:
+        reservoir: most rows whose leave-one-out errors choose the ridge; of more a random sample.
+    """
+
+    name: str = "ridge"
+    reservoir: int = 4000

@@ -5,19 +5,22 @@ from __future__ import annotations
 import math
 import time
 
+import torch
+
 from sylvinit.backends import Backend
-from sylvinit.codes import needs_sample_means
+from sylvinit.codes import Ridge, needs_sample_means
 from sylvinit.execution.batches import Batch
 from sylvinit.execution.finite import InputWatch, non_finite_input
 from sylvinit.execution.guard import ModelGuard
 from sylvinit.execution.lockstep import Arrival
 from sylvinit.execution.row_rules import RowRules
+from sylvinit.execution.supervision import Reading
 from sylvinit.model import Layer
 from sylvinit.moments.collect import InputCollector
 from sylvinit.moments.rows import RowToSample
 from sylvinit.moments.statistics import without_constant
 from sylvinit.report import LayerReport
-from sylvinit.solve.task import LayerTask, fits_likelihood, solve_and_write
+from sylvinit.solve.task import LayerTask, solve_and_write, without_equation
 
 
 class LayerUnit:
@@ -32,6 +35,7 @@ class LayerUnit:
         row_to_sample: RowToSample | None,
         rules: RowRules,
         notes: list[str],
+        reading: Reading | None,
     ) -> None:
         self.layers = layers
         self.calls = calls
@@ -41,31 +45,34 @@ class LayerUnit:
         self.seconds = 0.0
         self.is_expert = False  # whether it was given rows that belong to no sample
         self._backend, self._row_to_sample, self._rules = backend, row_to_sample, rules
+        self._reading = reading
         self.reset()
 
     @property
-    def fits_likelihood(self) -> bool:
-        """Whether the labels' likelihood is fitted in place of the layers' equation."""
-        return fits_likelihood(self.layers, self.task)
+    def without_equation(self) -> bool:
+        """Whether the head is fitted in another way than by the layers' equation."""
+        return without_equation(self.layers, self.task)
 
     @property
     def lam(self) -> float:
         """Weight of the encoding loss; nan where there is no such loss."""
-        return math.nan if self.fits_likelihood else self.task.lam
+        return math.nan if self.without_equation else self.task.lam
 
     def reset(self) -> None:
         """Forget what was collected."""
         self._watch = InputWatch()
         self._row_note = ""  # on inputs that are not batch first
+        ridge = self.without_equation and isinstance(self.task.code, Ridge)
         self._inputs = InputCollector(
             self.name,
             patches=self.task.patches,
             seed=self.task.seed,
-            classes=self.task.classes,
+            labels=self.task.labels,
             reservoir=self.task.code.reservoir,
             sample_means=needs_sample_means(self.task.code),
             row_to_sample=self._row_to_sample,
-            arithmetic="3xtf32" if self._backend.name == "cuda" else None,
+            arithmetic="3xtf32" if self._backend.name == "cuda" and not ridge else None,
+            precision=torch.float64 if ridge else None,
         )
 
     def watch(self, arrival: Arrival) -> None:
@@ -92,7 +99,7 @@ class LayerUnit:
             layer.output_size(arrival.args, arrival.kwargs, tuple(x.shape[2:])),
             size=batch.size,
             start=batch.start,
-            labels=batch.labels_on(x.device) if self.task.classes else None,
+            labels=None if self._reading is None else batch.read(self._reading, x.device),
             rule=rule,
             mask=batch.mask,
             raw=self._inputs.raw and x.dtype.itemsize >= 4 and batch.holds(x),
@@ -119,9 +126,8 @@ class LayerUnit:
         if self.layers[0].centers_rows:
             stats = without_constant(stats)
         report = solve_and_write(self.layers, self.task, stats, self._inputs.dtype, guard)
-        report.notes.extend(self.notes)
-        if self._row_note:
-            report.notes.append(self._row_note)
+        notes = [*self.notes, self._row_note, self._inputs.note]
+        report.notes.extend(note for note in notes if note)
         self.seconds += time.perf_counter() - begin
         report.seconds = self.seconds
         self.reset()

@@ -5,27 +5,25 @@ from __future__ import annotations
 from collections import Counter
 
 from sylvinit.backends import choose
-from sylvinit.codes import Code, OneHot
-from sylvinit.errors import LabelError, ModelError
-from sylvinit.execution.batches import Batch, Classes, find_classes, label_problem
+from sylvinit.codes import Code, OneHot, Targets
+from sylvinit.errors import ModelError
+from sylvinit.execution.batches import Batch
+from sylvinit.execution.readings import ClassReading, TargetReading
 from sylvinit.execution.row_rules import RowRules
 from sylvinit.execution.skips import Skips, with_parametrizations
+from sylvinit.execution.supervision import Supervision
 from sylvinit.execution.survey import Survey
 from sylvinit.execution.units import LayerUnit
 from sylvinit.model import Layer
 from sylvinit.model.batch_norm import Norm
 from sylvinit.model.modules import memory_key, parameter_holders
 from sylvinit.model.obstacles import MAPPED, REMEDIES, Obstacle
+from sylvinit.moments.row_labels import NO_LABELS
 from sylvinit.moments.rows import rows_without_owner
 from sylvinit.options import Options
 from sylvinit.solve.task import LayerTask
 
 Task = LayerUnit | Norm
-
-# Sums are kept for every class up to the largest label, so labels must not be hashes.
-_MAX_CLASSES = 2**20
-# Up to so many classes their means are small beside the moments, and presets use them in any layer.
-_MOST_DISCRIMINANT_CLASSES = 2**12
 
 
 class Worklist:
@@ -46,7 +44,7 @@ class Worklist:
         self.warnings: list[str] = []
         self.uses_labels = False
         self._survey, self._options = survey, options
-        self._classes = _classes(batches, options)
+        self._supervision = Supervision(batches, options, survey)
         self._rules, self._first_batch = rules, batches[0]
         self._holders = parameter_holders(survey.names)
         self._taken: Counter[tuple[object, ...]] = Counter()  # code entries that siblings have
@@ -56,6 +54,7 @@ class Worklist:
         for layers in groups:
             unit = self._unit(layers)
             self.task_of.update((id(layer), unit) for layer in layers)
+        self.warnings.extend(self._supervision.warnings)
         self._select_norms()
         self._give_gains()
         self.skips.add_rest()
@@ -114,7 +113,7 @@ class Worklist:
         )
         if options.head_only:
             raise ModelError(f"{text}; name the layer that is meant with head=")
-        if isinstance(self._classes, Classes):
+        if not isinstance(self._supervision.classes, str):
             self.warnings.append(f"{text}: no head is solved; head= names one")
         return None
 
@@ -169,64 +168,55 @@ class Worklist:
         return None
 
     def _unit(self, layers: list[Layer]) -> LayerUnit:
-        survey, options, classes = self._survey, self._options, self._classes
+        survey, options = self._survey, self._options
         first = layers[0]
         weight = first.get_weight()
         groups, outputs, _ = weight.shape
         is_head = self._head in layers
-        code = self._head_code(first, groups * outputs) if is_head else self._hidden_code(first)
-        count = self._count_for(code, first, groups * outputs) if code.needs_labels else 0
-        self.uses_labels |= code.needs_labels
-        if code.needs_labels and self._is_ownerless(first):
+        code, reading = self._supervision.of_head(first) if is_head else (None, None)
+        if code is None:
+            code = self._hidden_code(first)
+            reading = self._supervision.of_code(code, first) if code.needs_labels else None
+        self.uses_labels |= reading is not None
+        if reading is not None and self._is_ownerless(first):
             raise rows_without_owner(first.name, survey.shapes[id(first)])
-        solves_head = is_head and isinstance(code, OneHot)
+        solves_head = is_head and isinstance(code, (OneHot, Targets))
         skip = 0
         if options.siblings == "split" and not solves_head:
             key = (survey.inputs[id(first)], code.name)
             skip = self._taken[key]
             self._taken[key] += outputs
+        kind = NO_LABELS if reading is None else reading.kind
+        whole = solves_head and kind.of_rows and not options.patches_given
         task = LayerTask(
             code=code,
             lam=options.lam(first.name),
-            patches=options.patches,
+            patches=None if whole else options.patches,
             seed=options.seed,
             skip=skip,
             head=solves_head,
-            classes=count,
+            labels=kind,
+            balanced=options.balance,
             rescale=options.rescale == "variance" and not is_head,
+            units=reading.units if isinstance(reading, TargetReading) else None,
         )
         calls = sum(survey.calls[module] for module in {layer.module for layer in layers})
         backend = choose(options.backend, weight.device)
         said = survey.recognized.notes
         notes = [said[layer.module] for layer in layers if layer.module in said]
-        unit = LayerUnit(layers, calls, task, backend, options.row_to_sample, self._rules, notes)
-        if solves_head and isinstance(classes, Classes) and classes.present < groups * outputs:
-            rest = "never win" if unit.fits_likelihood else "are zero"
-            self.warnings.append(
-                f"fewer classes in the data than outputs of the head: {classes.present} of "
-                f"{groups * outputs}; the other outputs of {first.name or '(model)'} {rest}"
-            )
+        unit = LayerUnit(
+            layers, calls, task, backend, options.row_to_sample, self._rules, notes, reading
+        )
+        if solves_head and isinstance(reading, ClassReading):
+            rest = groups * outputs - reading.present
+            if rest > 0 and groups * outputs > 1:
+                kind_of_rest = "never win" if unit.without_equation else "are zero"
+                self.warnings.append(
+                    "fewer classes in the data than outputs of the head: "
+                    f"{reading.present} of {groups * outputs}; the other outputs of "
+                    f"{first.name or '(model)'} {kind_of_rest}"
+                )
         return unit
-
-    def _count_for(self, code: Code, layer: Layer, outputs: int) -> int:
-        """The number of classes, for a code that needs labels."""
-        classes = self._classes
-        if isinstance(classes, str):
-            raise LabelError(
-                f"code {code.name!r} of layer {layer.name} needs labels and {classes}; pass "
-                "(inputs, labels)"
-            )
-        if isinstance(code, OneHot) and classes.count > outputs:
-            raise LabelError(
-                f"labels go up to {classes.count - 1}, but layer {layer.name} has only {outputs} "
-                "outputs for one-hot codes"
-            )
-        if classes.count > _MAX_CLASSES:
-            raise LabelError(
-                f"labels go up to {classes.count - 1}, more than code {code.name!r} can count; "
-                "number the classes from 0"
-            )
-        return classes.count
 
     def _hidden_code(self, layer: Layer) -> Code:
         """The code that was asked for, else that of the preset."""
@@ -234,40 +224,15 @@ class Worklist:
         if code is not None:
             return code
         preset, first = self._options.preset, layer is self._survey.layers[0]
-        count = self._classes.count if isinstance(self._classes, Classes) else 0
-        few = count <= _MOST_DISCRIMINANT_CLASSES
-        if not few and preset.supervised and not first:
-            text = (
-                f"labels go up to {count - 1}: with more than {_MOST_DISCRIMINANT_CLASSES:,} "
-                f"classes preset {preset.name!r} uses no labels in hidden layers; number the "
-                "classes from 0 without gaps, or ask for code='discriminant'"
-            )
-            if text not in self.warnings:
-                self.warnings.append(text)
+        labeled = preset.supervised and not first and not self._is_ownerless(layer)
+        labeled = labeled and self._supervision.suits_preset(preset.name)
         rectified = layer.module in self._survey.rectified
-        labeled = count > 0 and few and not self._is_ownerless(layer)
         return preset.hidden(first=first, labeled=labeled, rectified=rectified)
 
     def _is_ownerless(self, layer: Layer) -> bool:
         """Whether nobody knows which rows of the layer's input belong to which sample."""
         known = self._options.row_to_sample is not None
         return not known and self._rules.of(layer, 0, self._first_batch) is None
-
-    def _head_code(self, head: Layer, outputs: int) -> Code:
-        """The code asked for; else the preset's if the labels allow it, else a hidden layer's."""
-        options, classes = self._options, self._classes
-        if options.head_code is not None:
-            return options.head_code
-        if isinstance(classes, Classes) and classes.count <= outputs:
-            return options.preset.labeled_head
-        if isinstance(classes, Classes):
-            classes = f"{classes.count} classes, {outputs} outputs"
-        code = self._hidden_code(head)
-        self.warnings.append(
-            f"the head {head.name or '(model)'} is solved with code {code.name!r} and not one-hot: "
-            f"{classes}"
-        )
-        return code
 
     def _select_norms(self) -> None:
         norms = self._survey.norms
@@ -302,24 +267,6 @@ class Worklist:
                 "branch_gain has no effect: no batch normalization that is calibrated and has a "
                 "scale of its own ends a residual branch whose last layer is solved"
             )
-
-
-def _classes(batches: list[Batch], options: Options) -> Classes | str:
-    """The classes in the data, or why there are none that a code could use.
-
-    Labels that nothing asks for need not be class labels; they are ignored. So are targets of other
-    kinds that were found by name, unless a code was asked for that needs labels.
-    """
-    codes = [*options.code.values(), options.head_code]
-    needed = any(code is not None and code.needs_labels for code in codes)
-    if batches[0].labels is None:
-        return "data has no labels"
-    if not (needed or options.head_code is None or options.preset.supervised):
-        return "no code uses labels"
-    problem = label_problem(batches)
-    if problem is not None and batches[0].named and not needed:
-        return problem
-    return find_classes(batches)
 
 
 def _names(layers: list[Layer]) -> str:

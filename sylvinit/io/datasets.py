@@ -185,11 +185,12 @@ def load_tensors(path: str | PathLike[str]) -> tuple[Tensor, Tensor | None]:
     uint8 inputs are taken as images and scaled to float32 in [0, 1]; other dtypes stay as they are.
 
     Returns:
-        Inputs (N, ...) and labels, int64 (N,) or None.
+        Inputs (N, ...) and labels or None: classes, int64 (N,); label maps, int64 (N, ...); or
+        targets, floating (N, ...).
 
     Raises:
         DataError: no such file, an unknown or damaged format, keys that are missing or ambiguous.
-        LabelError: labels that are not integers (N,).
+        LabelError: labels that are no numbers, or not as many as inputs.
     """
     path = Path(path)
     if path.is_dir():
@@ -209,10 +210,13 @@ def load_tensors(path: str | PathLike[str]) -> tuple[Tensor, Tensor | None]:
         inputs = inputs.float().div_(255)
     if labels is None:
         return inputs, None
-    _check_labels(str(path), labels)
-    if len(labels) != len(inputs):
-        raise LabelError(f"{path}: expected {len(inputs)} labels, got {len(labels)}.")
-    return inputs, labels.long()
+    if labels.ndim == 0 or len(labels) != len(inputs) or labels.is_complex():
+        raise LabelError(
+            f"{path}: expected {len(inputs)} labels, classes or targets of each input, got "
+            f"{labels.dtype} {tuple(labels.shape)}."
+        )
+    whole = labels.is_floating_point() or labels.dtype == torch.bool
+    return inputs, labels if whole else labels.long()
 
 
 def _read(path: Path) -> object:

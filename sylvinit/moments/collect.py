@@ -9,15 +9,17 @@ import torch
 from torch import Tensor
 
 from sylvinit.backends import Backend
-from sylvinit.backends.memory import memory_for
-from sylvinit.errors import ModelError
+from sylvinit.backends.memory import memory_for, to_device
+from sylvinit.errors import LabelError, ModelError
 from sylvinit.model.geometry import PatchGeometry
 from sylvinit.model.layer import Layer
 from sylvinit.moments.all_patches import pad_channels_last, window_sums
 from sylvinit.moments.patch_source import PatchSource, add_patches
+from sylvinit.moments.row_labels import NO_LABELS, LabelKind, fit_positions
 from sylvinit.moments.rows import (
     BATCH_FIRST,
     RowRule,
+    Rows,
     RowToSample,
     assign_rows,
     rows_of_nobody,
@@ -35,15 +37,17 @@ class InputCollector:
     name: str
     patches: int | None  # random patches (or rows) of every sample; None for all
     seed: int
-    classes: int = 0  # 0 for none
+    labels: LabelKind = NO_LABELS
     reservoir: int = 0  # most rows that are kept as a random sample; 0 for none
     sample_means: bool = False  # keep moments of the mean row of every sample, too
     per_channel: bool = False  # every channel is a group of its own
     row_to_sample: RowToSample | None = None
     arithmetic: str | None = None  # of the patch_gram operator; None does without
+    precision: torch.dtype | None = None  # of the products; None: by the rows
     moments: PatchMoments | None = field(default=None, init=False)  # features tap-major
     dtype: torch.dtype = field(default=torch.float64, init=False)  # the coarsest of all inputs
     raw: bool = field(default=True, init=False)  # whether all inputs were the data as they came
+    note: str = field(default="", init=False)  # on how labels met the rows
     _means: PatchMoments | None = field(default=None, init=False)
     _kernel: tuple[int, ...] = field(default=(), init=False)
 
@@ -68,13 +72,14 @@ class InputCollector:
             call: index of the call of the layer's module in this forward.
             out_size: spatial size of the layer's output, () for rows.
             size, start: number of samples, and index of the first one in the stream of data.
-            labels: int64 (size,), known to be valid; needed if there are classes.
+            labels: as their :class:`LabelKind` says, known to be valid; needed if there is one.
             rule: which rows are whose; None: nobody knows, so all are taken.
             mask: bool (size, length), True for real tokens.
             raw: whether ``x`` holds the data as they came.
 
         Raises:
             RowLayoutError: labels are needed, and nobody knows whose the rows are.
+            LabelError: labels of rows do not fit the rows.
         """
         geometry = layer.geometry
         rows = assign_rows(
@@ -89,20 +94,26 @@ class InputCollector:
         )
         patches = self.patches
         if rows is None:
-            if self.classes:
+            if self.labels:
                 raise rows_without_owner(layer.name, tuple(x.shape))
             count = x[..., 0].numel() if geometry is None else len(x)
             rows, patches = rows_of_nobody(count, size, prod(out_size)), None
+        if labels is not None and self.labels.of_rows:
+            labels = self._fitted(layer, labels, rows, tuple(x.shape[1:-1]), out_size)
         groups = x.shape[1] if self.per_channel else layer.groups
         if geometry is None:
             x, groups = x.reshape(-1, x.shape[-1]), 1
         else:
             self._kernel = geometry.kernel
         key = stream_key(self.seed, layer.name, call)
-        source = PatchSource(x, geometry, groups, out_size, rows, labels, key, start, patches)
+        source = PatchSource(
+            x, geometry, groups, out_size, rows, labels, key, start, patches, self.labels
+        )
         if self.moments is None:
-            precision = product_precision(x.dtype, source.features * groups)
-            sizes = {"groups": groups, "classes": self.classes}
+            precision = self.precision
+            precision = precision or product_precision(x.dtype, source.features * groups)
+            kind = self.labels
+            sizes = {"groups": groups, "classes": kind.classes, "targets": kind.targets}
             self.moments = PatchMoments(
                 source.features, **sizes, reservoir=self.reservoir, precision=precision
             )
@@ -119,6 +130,28 @@ class InputCollector:
     def count(self) -> int:
         """Rows or patches collected."""
         return 0 if self.moments is None else self.moments.n
+
+    def _fitted(
+        self,
+        layer: Layer,
+        labels: Tensor,
+        rows: Rows,
+        axes: tuple[int, ...],
+        out_size: tuple[int, ...],
+    ) -> Tensor:
+        """Labels of rows (samples, rows) or (samples, rows, targets)."""
+        lengths = rows.lengths()
+        each = int(lengths.max(initial=0))
+        if bool((lengths != each).any()):
+            raise LabelError(
+                f"labels of rows need samples with equally many rows in layer {layer.name}, got "
+                f"{lengths.min()} to {each}"
+            )
+        size = axes if layer.geometry is None and prod(axes) == each else out_size or (each,)
+        resample = layer.geometry is not None or len(size) > 1
+        labels, note = fit_positions(labels, self.labels, layer.name, each, size, resample)
+        self.note = note or self.note
+        return labels
 
     def statistics(self, backend: Backend, reduce: bool) -> LayerStatistics | None:
         """Everything collected, features in the order of a weight; None if it is not finite.
@@ -156,18 +189,21 @@ def add_sample_means(means: PatchMoments, source: PatchSource) -> None:
     Samples without any (all of them padding) add nothing.
     """
     geometry = source.geometry
-    each = source.rows.entries_of_each() if source.patches is None else None
+    whole = source.patches is None and source.kind.plain
+    each = source.rows.entries_of_each() if whole else None
     if each is not None and geometry is not None and not geometry.transposed:
         average = _window_means(source, geometry, each)
         means.update(average, source.labels, labels_checked=True)
         return
-    sample, entry, position, _ = source.positions(False)
-    if not len(sample):
+    taken = source.taken(False)
+    if not len(taken.sample):
         return
-    present, lengths = sample.unique_consecutive(return_counts=True)
-    gathered = source.gather(entry, position)
+    present, lengths = taken.sample.unique_consecutive(return_counts=True)
+    gathered = source.gather(taken.entry, taken.position)
     gathered = gathered.to(torch.promote_types(gathered.dtype, torch.float32))
-    means.update(_means_of_runs(gathered, lengths), source.labels_of(present), labels_checked=True)
+    labels = source.labels
+    labels = None if labels is None else labels[to_device(present, labels.device)]
+    means.update(_means_of_runs(gathered, lengths), labels, labels_checked=True)
 
 
 def _means_of_runs(x: Tensor, lengths: Tensor) -> Tensor:

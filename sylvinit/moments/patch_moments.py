@@ -12,10 +12,11 @@ from sylvinit.checks import check_choice
 from sylvinit.errors import DataError, OptionError
 from sylvinit.model.geometry import PADDING_MODES, PatchGeometry
 from sylvinit.moments.fused import ARITHMETICS
+from sylvinit.moments.label_sums import check_classes
 from sylvinit.moments.patch_source import PatchSource, add_patches
 from sylvinit.moments.rows import Rows
 from sylvinit.moments.sampling import stream_key
-from sylvinit.moments.streaming import PatchMoments, check_classes, product_precision
+from sylvinit.moments.streaming import PatchMoments, product_precision
 
 
 def patch_moments(

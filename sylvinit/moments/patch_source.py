@@ -21,10 +21,11 @@ from sylvinit.moments.device_sums import PatchAccumulator, can_fuse
 from sylvinit.moments.fused import unit_roundoff
 from sylvinit.moments.fused_layout import PatchLayout
 from sylvinit.moments.gather import gather_patches
+from sylvinit.moments.row_labels import NO_LABELS, LabelKind
 from sylvinit.moments.rows import Rows
 from sylvinit.moments.sampling import Key
 from sylvinit.moments.streaming import PatchMoments
-from sylvinit.moments.sums import RowSums
+from sylvinit.moments.sums import LabelSums, RowSums
 
 _UNFOLD_BYTES = 16 * 2**20
 # Patches per sample that feed a reservoir where the moments themselves need none gathered.
@@ -40,10 +41,11 @@ class PatchSource:
     groups: int
     out_size: tuple[int, ...]  # spatial size of the layer's output; () for rows
     rows: Rows
-    labels: Tensor | None  # int64 (samples,), known to be valid
+    labels: Tensor | None  # of the samples, or of all positions of each; known to be valid
     key: Key = (0, 0)  # of the random positions, see Rows.draw
     start: int = 0  # index of the first sample in the data
     patches: int | None = None  # per sample; None for all of them
+    kind: LabelKind = NO_LABELS
 
     @property
     def features(self) -> int:
@@ -62,15 +64,51 @@ class PatchSource:
         split = patches.view(n, taps, self.groups, channels // self.groups)
         return split.permute(2, 0, 1, 3).reshape(self.groups, n, -1)
 
-    def positions(self, priorities: bool) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """(sample, entry, position, priority) of the patches taken; priority may be None."""
+    def taken(self, priorities: bool) -> Taken:
+        """The patches that are taken, without those that have no label."""
         if self.patches is None and not priorities:
-            return *self.rows.all_positions(), None
-        return self.rows.draw(self.key, self.start, self.patches)
+            return self._labeled(*self.rows.all_positions(), None)
+        return self._labeled(*self.rows.draw(self.key, self.start, self.patches))
 
-    def labels_of(self, sample: Tensor) -> Tensor | None:
-        """The label of every row, given its sample."""
-        return None if self.labels is None else self.labels[to_device(sample, self.labels.device)]
+    def drawn(self, patches: int) -> Taken:
+        """So many random patches of every sample, without those that have no label."""
+        return self._labeled(*self.rows.draw(self.key, self.start, patches))
+
+    def _labeled(
+        self, sample: Tensor, entry: Tensor, position: Tensor, priority: Tensor | None
+    ) -> Taken:
+        kind, labels = self.kind, self.labels
+        if labels is None:
+            return Taken(sample, entry, position, priority, None, None)
+        index = to_device(sample, labels.device)
+        if kind.of_rows:
+            number = self.rows.numbers(sample, entry, position)
+            labels = labels[index, to_device(number, labels.device)]
+        else:
+            labels = labels[index]
+        if kind.missing:
+            kept = kind.present(labels)
+            labels, there = labels[kept], kept.cpu()
+            sample, entry, position = sample[there], entry[there], position[there]
+            priority = None if priority is None else priority[there]
+        weights = kind.weights_of(labels)
+        return Taken(sample, entry, position, priority, labels, weights)
+
+
+@dataclass(frozen=True)
+class Taken:
+    """Patches of an activation, by the sample, entry and output position of each."""
+
+    sample: Tensor
+    entry: Tensor
+    position: Tensor
+    priority: Tensor | None
+    labels: Tensor | None
+    weights: Tensor | None
+
+    def part(self, begin: int, end: int) -> Taken:
+        """Patches begin .. end - 1."""
+        return Taken(*(None if x is None else x[begin:end] for x in vars(self).values()))  # type: ignore[arg-type]
 
 
 def add_patches(moments: PatchMoments, source: PatchSource, arithmetic: str | None) -> None:
@@ -81,10 +119,11 @@ def add_patches(moments: PatchMoments, source: PatchSource, arithmetic: str | No
     if _correlation_fits(source):
         _correlate(moments, source, arithmetic)
         if moments.reservoir_size:
-            drawn = source.rows.draw(source.key, source.start, _RESERVOIR_DRAWS)
-            sample, entry, position, priority = drawn
-            gathered = source.gather(entry, position)
-            moments.offer(gathered, to_device(priority, gathered.device), source.labels_of(sample))
+            drawn = source.drawn(_RESERVOIR_DRAWS)
+            gathered = source.gather(drawn.entry, drawn.position)
+            if drawn.priority is not None:
+                priority = to_device(drawn.priority, gathered.device)
+                moments.offer(gathered, priority, drawn.labels)
     elif not (arithmetic and _add_fused(moments, source, arithmetic)):
         _add_gathered(moments, source)
 
@@ -94,6 +133,8 @@ def _correlation_fits(source: PatchSource) -> bool:
     x, rows, geometry = source.x, source.rows, source.geometry
     if source.patches is not None or geometry is None:
         return False
+    if not source.kind.plain or source.kind.targets:
+        return False
     if rows.entries is not None or not bool((rows.counts == 1).all()):
         return False
     return correlation_is_cheaper(geometry, tuple(x.shape[2:]), x.shape[1] // source.groups)
@@ -101,19 +142,21 @@ def _correlation_fits(source: PatchSource) -> bool:
 
 def _add_gathered(moments: PatchMoments, source: PatchSource) -> None:
     x = source.x
-    sample, entry, position, priority = source.positions(moments.reservoir_size > 0)
-    priority = None if priority is None else to_device(priority, x.device)
-    step = max(1, len(entry))
+    taken = source.taken(moments.reservoir_size > 0)
+    n = len(taken.entry)
+    step = max(1, n)
     if source.patches is None and source.geometry is not None:  # all patches: more than x itself
         features = source.features * source.groups
         step = max(1, _UNFOLD_BYTES // (features * max(x.itemsize, 4)))
-    whole = source.geometry is None and source.rows.entries is None and len(entry) == len(x)
-    for begin in range(0, len(entry), step):
-        part = slice(begin, begin + step)
+    whole = source.geometry is None and source.rows.entries is None and n == len(x)
+    for begin in range(0, n, step):
+        part = taken.part(begin, begin + step)
+        priority = part.priority
         moments.update(
-            x if whole else source.gather(entry[part], position[part]),
-            source.labels_of(sample[part]),
-            None if priority is None else priority[part],
+            x if whole else source.gather(part.entry, part.position),
+            part.labels,
+            None if priority is None else to_device(priority, x.device),
+            weights=part.weights,
             copy=whole,
             labels_checked=True,
         )
@@ -128,14 +171,16 @@ def _add_fused(moments: PatchMoments, source: PatchSource, arithmetic: str) -> b
     rows, x = source.rows, source.x
     draws, counts = source.patches or 0, rows.counts * rows.width
     n = int((counts if draws == 0 else np.minimum(counts, draws)).sum())
-    if moments.reservoir_size or n == 0:
+    if moments.reservoir_size or source.kind.weights is not None or n == 0:
         return False
     accumulator = moments.accumulator
     if accumulator is None:
         if moments.n + n < moments.d_in:
             return False
         tap_major = x.ndim == 2 or x.stride(1) == 1
-        accumulator = PatchAccumulator(moments.classes, tap_major=tap_major, arithmetic=arithmetic)
+        accumulator = PatchAccumulator(
+            moments.classes, moments.targets, tap_major=tap_major, arithmetic=arithmetic
+        )
     each = rows.entries_of_each()
     layout = PatchLayout.of(
         source.geometry,
@@ -147,15 +192,17 @@ def _add_fused(moments: PatchMoments, source: PatchSource, arithmetic: str) -> b
         draws=draws,
         key=source.key,
     )
-    if not can_fuse(x, layout, moments.classes):
+    if not can_fuse(x, layout, moments.classes + moments.targets):
         return False
-    if each is not None:
+    if each is not None and source.kind.plain and not moments.targets:
         accumulator.add(x, layout, source.labels)
     else:
-        sample, entry, position, _ = source.positions(False)
-        entry, position = to_device(entry, x.device), to_device(position, x.device)
-        accumulator.add(x, layout, source.labels_of(sample), entry, position)
-    moments.accumulator = accumulator
+        taken = source.taken(False)
+        entry, position = to_device(taken.entry, x.device), to_device(taken.position, x.device)
+        if len(entry):
+            accumulator.add(x, layout, taken.labels, entry, position)
+    if accumulator.n:
+        moments.accumulator = accumulator
     return True
 
 
@@ -174,14 +221,14 @@ def _correlate(moments: PatchMoments, source: PatchSource, arithmetic: str | Non
         return sums.unflatten(-1, (groups, -1)).movedim(-2, 0).flatten(-2)
 
     outputs = prod(out_size)
-    counts = class_totals = None
+    labels = None
     if source.labels is None:
         sums = padded.sum(dim=0, dtype=torch.float64)
         total = by_group(window_sums(sums, geometry, out_size))
     else:
         per_entry = by_group(window_sums(padded.double(), geometry, out_size))
         one_hot = torch.nn.functional.one_hot(source.labels, moments.classes).double()
-        counts, class_totals = one_hot.sum(dim=0) * outputs, one_hot.T @ per_entry
+        labels = LabelSums(one_hot.sum(dim=0) * outputs, one_hot.T @ per_entry)
         total = per_entry.sum(dim=1)
     moments.add_sums(
         RowSums(
@@ -189,8 +236,7 @@ def _correlate(moments: PatchMoments, source: PatchSource, arithmetic: str | Non
             total,
             correlation_gram(padded, geometry, out_size, groups, arithmetic),
             by_group(center.expand(geometry.taps, -1)),
-            counts,
-            class_totals,
+            labels,
             unit_roundoff(arithmetic if padded.dtype == torch.float32 else None, padded.dtype),
         )
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -55,11 +55,16 @@ class Rows:
     An entry is what the leading axes of the input count: a token of a Linear, an image of a
     convolution. Each entry offers ``width`` output positions (one, or those of the output map), so
     that sample i has ``counts[i] * width`` positions, in the order of its entries.
+
+    Where entries are dropped, ``ranks`` are the places of the others among all ``each`` of their
+    sample.
     """
 
     entries: npt.NDArray[np.int64] | None  # (entries,), sorted by sample; None if all are in order
     counts: npt.NDArray[np.int64]  # (samples,), entries of each sample
     width: int
+    ranks: npt.NDArray[np.int64] | None = None  # (entries,)
+    each: int = 0
 
     @classmethod
     def one_each(cls, samples: int, width: int) -> Rows:
@@ -84,6 +89,24 @@ class Rows:
             torch.from_numpy(np.repeat(entry, self.width)),
             torch.from_numpy(position),
         )
+
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """How many positions each sample has, those of dropped entries included."""
+        counts = self.counts if self.ranks is None else np.full_like(self.counts, self.each)
+        return counts * self.width
+
+    def numbers(self, sample: Tensor, entry: Tensor, position: Tensor) -> Tensor:
+        """Which of its sample's positions each one is, those of dropped entries counted."""
+        if self.entries is None:
+            first = np.cumsum(self.counts) - self.counts
+            return (entry - torch.from_numpy(first)[sample]) * self.width + position
+        ranks = self.ranks
+        if ranks is None:
+            owner = np.repeat(np.arange(len(self.counts)), self.counts)
+            ranks = np.arange(len(owner)) - (np.cumsum(self.counts) - self.counts)[owner]
+        of_entry = np.zeros(int(self.entries.max(initial=0)) + 1, dtype=np.int64)
+        of_entry[self.entries] = ranks
+        return torch.from_numpy(of_entry)[entry] * self.width + position
 
     def draw(
         self, key: Key, start: int, patches: int | None
@@ -151,8 +174,13 @@ def assign_rows(
         kept = by_sample.swapaxes(0, 1).reshape(-1)
     elif rule.outer == 1:
         return Rows(None, np.full(samples, each, dtype=np.int64), width)
-    owners = np.where(kept, rule.owners(samples), -1)
-    return _by_owner(owners, samples, width)
+    owners = rule.owners(samples)
+    rows = _by_owner(np.where(kept, owners, -1), samples, width)
+    if kept.all():
+        return rows
+    ranks = np.empty_like(owners)
+    ranks[np.argsort(owners, kind="stable")] = np.tile(np.arange(each), samples)
+    return replace(rows, ranks=ranks[rows.entries], each=each)
 
 
 def _by_owner(owners: npt.NDArray[np.int64], samples: int, width: int) -> Rows:

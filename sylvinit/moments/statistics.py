@@ -12,6 +12,21 @@ from sylvinit.backends import Backend
 from sylvinit.moments.streaming import PatchMoments
 
 
+@dataclass(frozen=True)
+class TargetMoments:
+    """Moments of the targets s of rows x, divided by the number of rows; every tensor is float64.
+
+    Attributes:
+        mean: E[s], (t,).
+        second: E[s s^T], (t, t).
+        cross: E[s x^T], (groups, t, d).
+    """
+
+    mean: Tensor
+    second: Tensor
+    cross: Tensor
+
+
 @dataclass
 class LayerStatistics:
     """Moments of the input rows of a layer; every tensor has a leading axis of groups.
@@ -29,10 +44,11 @@ class LayerStatistics:
         basis: float64 (groups, d, d_in), or None where d = d_in.
         kernel: of the patches, one number per spatial axis: the features of a layer's input are
             channels times taps, taps fastest; () for rows.
-        class_counts: float64 (classes,), or None.
+        class_counts: float64 (classes,), sums of the rows' weights where they have some, or None.
         class_means: float64 (groups, classes, d), or None.
+        targets: moments of the rows' targets, or None.
         reservoir: (groups, rows, d), a random sample of the rows, or None.
-        reservoir_labels: int64 (rows,), the labels of those rows, or None.
+        reservoir_labels: (rows,) or (rows, targets), the labels of those rows, or None.
         samples: the same of the mean rows of the samples, in the same coordinates, or None.
         constant: how many features of the layer's input never vary, over all groups.
         notes: on how things were computed, for the report.
@@ -48,6 +64,7 @@ class LayerStatistics:
     kernel: tuple[int, ...] = ()
     class_counts: Tensor | None = None
     class_means: Tensor | None = None
+    targets: TargetMoments | None = None
     reservoir: Tensor | None = None
     reservoir_labels: Tensor | None = None
     samples: LayerStatistics | None = None
@@ -69,6 +86,12 @@ class LayerStatistics:
     def taps(self) -> int:
         """Positions of a patch; 1 for rows."""
         return math.prod(self.kernel)
+
+    def class_shares(self) -> Tensor:
+        """Frequency of every class, float64 (classes,); of weighted rows by their weights."""
+        if self.class_counts is None:
+            raise ValueError("these statistics have no classes")
+        return self.class_counts / self.class_counts.sum()
 
     def spectrum(self) -> tuple[Tensor, Tensor]:
         """Eigenvalues (groups, d), ascending, and eigenvectors (groups, d, d) of the covariance."""
@@ -111,6 +134,8 @@ class LayerStatistics:
         picked = {name: x[part] for name, x in tensors.items() if x is not None}
         if self.samples is not None:
             picked["samples"] = self.samples.group(index)
+        if self.targets is not None:
+            picked["targets"] = replace(self.targets, cross=self.targets.cross[part])
         if self._spectrum is not None:
             picked["_spectrum"] = tuple(x[part] for x in self._spectrum)
         return replace(self, notes=[], **picked)
@@ -203,6 +228,9 @@ def _changed(stats: LayerStatistics, change: Tensor, basis: Tensor | None) -> La
         covariance=(covariance + covariance.mT) / 2,
         basis=basis,
         class_means=rows(stats.class_means),
+        targets=None
+        if stats.targets is None
+        else replace(stats.targets, cross=stats.targets.cross @ change.mT),
         reservoir=rows(stats.reservoir),
         samples=None if stats.samples is None else _changed(stats.samples, change, basis),
         _spectrum=None,
@@ -212,8 +240,8 @@ def _changed(stats: LayerStatistics, change: Tensor, basis: Tensor | None) -> La
 def _in_basis(moments: PatchMoments, backend: Backend, basis: Tensor | None) -> LayerStatistics:
     """The moments alone, in a basis (groups, r, d) or as they are; eps is that of float64."""
     if basis is None:
-        covariance = moments.covariance()
-        mean, counts, means = moments.mean(), moments.class_counts(), moments.class_means()
+        covariance, mean = moments.covariance(), moments.mean()
+        mass, sums = moments.mass(), moments.label_sums()
     else:
         rows = moments.columns()
         if rows is None:
@@ -224,8 +252,12 @@ def _in_basis(moments: PatchMoments, backend: Backend, basis: Tensor | None) -> 
         centered = (rows - rows[:, :1]) @ basis.mT
         centered = centered - centered.mean(dim=1, keepdim=True)
         covariance = centered.mT @ centered / rows.shape[1]
-        counts, means = moments.column_classes() or (None, None)
-        means = None if means is None else means @ basis.mT
+        mass, sums = rows.shape[1], moments.column_label_sums()
+        sums = None if sums is None else replace(sums, cross=sums.cross @ basis.mT)
     eps, rows_eps = torch.finfo(torch.float64).eps, moments.rows_eps
-    needed = moments.n, mean, covariance, eps, rows_eps, backend
-    return LayerStatistics(*needed, basis=basis, class_counts=counts, class_means=means)
+    stats = LayerStatistics(moments.n, mean, covariance, eps, rows_eps, backend, basis=basis)
+    if sums is not None and sums.second is not None:
+        stats.targets = TargetMoments(sums.total / mass, sums.second / mass, sums.cross / mass)
+    elif sums is not None:
+        stats.class_counts, stats.class_means = sums.total, sums.means()
+    return stats

@@ -2,7 +2,7 @@
 
 For rows x_1 .. x_n in R^d this keeps
 
-    n,  mu = (1/n) sum x,  M = sum (x - mu)(x - mu)^T,  and per class the count and the sum of x,
+    n,  mu = (1/n) sum x,  M = sum (x - mu)(x - mu)^T,  and sums by labels (label_sums.py),
 
 which is all that the equation of a layer needs (see solve/equation.py). Products are taken
 in the precision of the rows (bf16 and fp16 are upcast to float32) or a given one about the mean of
@@ -12,13 +12,16 @@ reaches d the rows themselves are kept, so that the dual (n x n) problem can be 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from sylvinit.errors import DataError, LabelError, OptionError
 from sylvinit.moments.device_sums import PatchAccumulator
+from sylvinit.moments.label_sums import add_rows, check_classes, check_targets, empty_sums
 from sylvinit.moments.sampling import Reservoir
-from sylvinit.moments.sums import RowSums, gram
+from sylvinit.moments.sums import LabelSums, RowSums, gram
 
 # Rows are multiplied in chunks of about this size: enough for an efficient product, and below the
 # size from which the allocator asks the system for fresh pages each time.
@@ -41,6 +44,7 @@ class PatchMoments:
         d_in: features of a row.
         groups: independent groups of features; rows then have shape (groups, n, d_in).
         classes: number of classes whose counts and sums are kept; 0 for none.
+        targets: number of targets of a row whose sums are kept, in place of classes; 0 for none.
         reservoir: upper bound on the rows kept as a uniform random sample; 0 for none.
         precision: dtype of the products; by default that of the first rows, at least float32.
 
@@ -54,22 +58,28 @@ class PatchMoments:
         *,
         groups: int = 1,
         classes: int = 0,
+        targets: int = 0,
         reservoir: int = 0,
         precision: torch.dtype | None = None,
     ) -> None:
-        sizes = {"d_in": d_in, "groups": groups, "classes": classes, "reservoir": reservoir}
+        labeled = {"classes": classes, "targets": targets}
+        sizes = {"d_in": d_in, "groups": groups, **labeled, "reservoir": reservoir}
         for name, value in sizes.items():
             least = int(name in ("d_in", "groups"))
             if value < least:
                 raise OptionError(f"{name} must be at least {least}, got {value}")
-        self.d_in, self.groups, self.classes = d_in, groups, classes
+        if classes and targets:
+            raise OptionError("labels are classes or targets, and not both; leave one of them at 0")
+        self.d_in, self.groups, self.classes, self.targets = d_in, groups, classes, targets
         self.precision = precision
         self._eps = self._rows_eps = 0.0
         self._merged = 0
+        self._mass = 0.0  # of the merged rows
         self._mean_and_scatter: tuple[Tensor, Tensor] | None = None
-        self._class_counts_and_sums: tuple[Tensor, Tensor] | None = None
+        self._label_sums: LabelSums | None = None
         self._pending: list[Tensor] = []
         self._pending_labels: list[Tensor] = []
+        self._pending_weights: list[Tensor] = []
         self._pending_rows = 0
         self._reservoir = Reservoir(reservoir)
         #: Adds up rows on the device; they count as seen, and are merged when needed.
@@ -111,6 +121,7 @@ class PatchMoments:
         labels: Tensor | None = None,
         priority: Tensor | None = None,
         *,
+        weights: Tensor | None = None,
         copy: bool = True,
         labels_checked: bool = False,
     ) -> PatchMoments:
@@ -118,10 +129,13 @@ class PatchMoments:
 
         Args:
             x: floating tensor (n, d_in), or (groups, n, d_in).
-            labels: int64 (n,) in [0, classes); needed if ``classes`` is positive.
+            labels: int64 (n,) in [0, classes), or float64 (n, targets); needed if one of these is
+                positive.
             priority: int64 (n,), the order in which a reservoir prefers rows (least first); by
                 default a counter-based random one, the same for every instance: give priorities
                 of your own where reservoirs will be merged.
+            weights: float64 (n,), positive: how much every row counts, where that is not the same
+                for all. Then all calls have weights.
             copy: copy rows that wait to be multiplied; pass False if ``x`` will not be changed.
             labels_checked: the labels are known to be valid; looking at them waits for a GPU.
 
@@ -146,12 +160,15 @@ class PatchMoments:
         eps = torch.finfo(self.precision).eps
         self._eps = max(self._eps, eps)
         self._rows_eps = max(self._rows_eps, eps, torch.finfo(precise).eps)
-        if not self.classes:
+        if not self.classes and not self.targets:
             labels = None
         elif labels is None:
-            raise LabelError(f"labels are needed for moments with {self.classes} classes")
-        elif not labels_checked:
+            kinds = f"{self.classes} classes" if self.classes else f"{self.targets} targets"
+            raise LabelError(f"labels are needed for moments with {kinds}")
+        elif not labels_checked and self.classes:
             check_classes(labels, x.shape[1], self.classes)
+        elif not labels_checked:
+            check_targets(labels, x.shape[1], self.targets)
         if self._reservoir.capacity:
             self._reservoir.offer(x.to(precise), self.n, priority, labels)
         step = self._chunk_rows()
@@ -160,6 +177,8 @@ class PatchMoments:
             self._pending.append(part.to(self.precision, copy=copy))
             if labels is not None:
                 self._pending_labels.append(labels[begin : begin + step])
+            if weights is not None:
+                self._pending_weights.append(weights[begin : begin + step])
             self._pending_rows += part.shape[1]
             if self._pending_rows >= step:
                 self._flush()
@@ -176,10 +195,9 @@ class PatchMoments:
         self._rows_eps = max(self._rows_eps, sums.eps)
         residual = sums.total / sums.n
         shift = sums.shift.double()
-        self._merge(sums.n, shift + residual, sums.second, residual)
-        counts, totals = sums.class_counts, sums.class_totals
-        if self.classes and counts is not None and totals is not None:
-            self._merge_classes(counts, totals + counts[None, :, None] * shift[:, None, :])
+        self._merge(sums.n, sums.n, shift + residual, sums.second, residual)
+        if sums.labels is not None:
+            self._labels_of(sums.total[:, None]).add(sums.labels, shift)
         return self
 
     def _settle(self) -> None:
@@ -195,11 +213,13 @@ class PatchMoments:
         Raises:
             DataError: the two have different sizes.
         """
-        mine, theirs = ((m.d_in, m.groups, m.classes, m._reservoir.capacity) for m in (self, other))
+        mine, theirs = (
+            (m.d_in, m.groups, m.classes, m.targets, m.reservoir_size) for m in (self, other)
+        )
         if mine != theirs:
             raise DataError(
-                "moments of different sizes cannot be merged: (d_in, groups, classes, reservoir) "
-                f"is {mine} here and {theirs} there"
+                "moments of different sizes cannot be merged: (d_in, groups, classes, targets, "
+                f"reservoir) is {mine} here and {theirs} there"
             )
         self._settle()
         other._settle()
@@ -209,11 +229,13 @@ class PatchMoments:
         self._rows_eps = max(self._rows_eps, other._rows_eps)
         if other._mean_and_scatter is not None:
             mean, scatter = other._mean_and_scatter
-            self._merge(other._merged, mean, scatter.clone(), torch.zeros_like(mean))
-        if other._class_counts_and_sums is not None:
-            self._merge_classes(*other._class_counts_and_sums)
+            nothing = torch.zeros_like(mean)
+            self._merge(other._merged, other._mass, mean, scatter.clone(), nothing)
+        if other._label_sums is not None:
+            self._labels_of(other._label_sums.cross).add(other._label_sums)
         self._pending.extend(other._pending)
         self._pending_labels.extend(other._pending_labels)
+        self._pending_weights.extend(other._pending_weights)
         self._pending_rows += other._pending_rows
         self._reservoir.merge(other._reservoir)
         if self._pending_rows >= self._chunk_rows():
@@ -221,44 +243,58 @@ class PatchMoments:
         return self
 
     def columns(self) -> Tensor | None:
-        """The rows themselves, (groups, n, d_in), while there are fewer than d_in; else None."""
-        if self.n > self._pending_rows or self.n >= self.d_in or not self._pending:
+        """The rows themselves, (groups, n, d_in), while there are fewer than d_in; else None.
+
+        Rows with weights are not had one by one.
+        """
+        whole = self.n == self._pending_rows and not self._pending_weights
+        if not whole or self.n >= self.d_in or not self._pending:
             return None
         return torch.cat(self._pending, dim=1)
 
-    def column_classes(self) -> tuple[Tensor, Tensor] | None:
-        """Class counts and means of :meth:`columns`, without a Gram matrix of size d_in."""
+    def column_label_sums(self) -> LabelSums | None:
+        """Sums by label of :meth:`columns`, without a Gram matrix of size d_in."""
         rows = self.columns()
-        if rows is None or not self.classes:
+        if rows is None or not self._pending_labels:
             return None
-        counts, sums = _class_sums(rows.double(), torch.cat(self._pending_labels), self.classes)
-        return counts, _class_means(counts, sums)
+        sums = empty_sums(rows, self.classes, self.targets)
+        add_rows(sums, rows.double(), None, torch.cat(self._pending_labels), None)
+        return sums
 
     def mean(self) -> Tensor:
-        """mu, float64 (groups, d_in)."""
+        """mu, float64 (groups, d_in), of weighted rows the weighted one."""
         return self._finished()[0]
 
     def covariance(self) -> Tensor:
         """Sigma = M / n, float64 (groups, d_in, d_in)."""
-        return self._finished()[1] / self._merged
+        return self._finished()[1] / self._mass
+
+    def mass(self) -> float:
+        """Sum of the rows' weights: their number where they have none."""
+        self._finished()
+        return self._mass
+
+    def label_sums(self) -> LabelSums | None:
+        """Sums of the labels and of labels times rows, or None without labels."""
+        self._finished()
+        return self._label_sums
 
     def class_counts(self) -> Tensor | None:
         """Rows per class, float64 (classes,), or None without classes."""
-        self._finished()
-        return None if self._class_counts_and_sums is None else self._class_counts_and_sums[0]
+        sums = self.label_sums()
+        return sums.total if sums is not None and self.classes else None
 
     def class_means(self) -> Tensor | None:
         """Mean row of every class, float64 (groups, classes, d_in), zero for absent classes."""
-        self._finished()
-        held = self._class_counts_and_sums
-        return None if held is None else _class_means(*held)
+        sums = self.label_sums()
+        return sums.means() if sums is not None and self.classes else None
 
     def reservoir(self) -> Tensor | None:
         """A uniform random sample of the rows, (groups, rows, d_in), or None."""
         return self._reservoir.rows
 
     def reservoir_labels(self) -> Tensor | None:
-        """Labels of the rows of :meth:`reservoir`, int64 (rows,), or None without classes."""
+        """Labels of the rows of :meth:`reservoir`, or None without labels."""
         return self._reservoir.labels
 
     def transposed(self, rows: int) -> PatchMoments:
@@ -274,20 +310,21 @@ class PatchMoments:
         def swap(x: Tensor) -> Tensor:
             return x.unflatten(-1, shape).mT.flatten(-2)
 
-        other = PatchMoments(
-            self.d_in, groups=self.groups, classes=self.classes, precision=self.precision
-        )
-        other._eps, other._rows_eps, other._merged = self._eps, self._rows_eps, self._merged
+        labeled = {"classes": self.classes, "targets": self.targets}
+        other = PatchMoments(self.d_in, groups=self.groups, **labeled, precision=self.precision)
+        other._eps, other._rows_eps = self._eps, self._rows_eps
+        other._merged, other._mass = self._merged, self._mass
         if self._mean_and_scatter is not None:
             mean, scatter = self._mean_and_scatter
             both = scatter.unflatten(2, shape).unflatten(1, shape)
             both = both.permute(0, 2, 1, 4, 3).reshape(scatter.shape)
             other._mean_and_scatter = swap(mean), both
-        if self._class_counts_and_sums is not None:
-            counts, sums = self._class_counts_and_sums
-            other._class_counts_and_sums = counts, swap(sums)
+        if self._label_sums is not None:
+            cross = swap(self._label_sums.cross)
+            other._label_sums = replace(self._label_sums, cross=cross)
         other._pending = [swap(x) for x in self._pending]
         other._pending_labels = list(self._pending_labels)
+        other._pending_weights = list(self._pending_weights)
         other._pending_rows = self._pending_rows
         other._reservoir = self._reservoir.mapped(swap)
         return other
@@ -308,68 +345,44 @@ class PatchMoments:
         owned = len(self._pending) > 1
         x = torch.cat(self._pending, dim=1) if owned else self._pending[0]
         labels = torch.cat(self._pending_labels) if self._pending_labels else None
+        weights = torch.cat(self._pending_weights) if self._pending_weights else None
         self._pending, self._pending_labels, self._pending_rows = [], [], 0
-        n = x.shape[1]
+        self._pending_weights = []
+        n, mass = x.shape[1], float(x.shape[1])
         shift = x.mean(dim=1)
+        if weights is not None:
+            mass = float(weights.sum())
+            shift = (weights.to(x.dtype) @ x) / mass
         x = x.sub_(shift[:, None, :]) if owned else x - shift[:, None, :]
-        if self.classes and labels is not None:
-            counts, sums = _class_sums(x, labels, self.classes)
-            self._merge_classes(counts, sums + counts[None, :, None] * shift.double()[:, None, :])
+        if labels is not None:
+            add_rows(self._labels_of(x), x, shift, labels, weights)
         # The mean was rounded; what is left of it is summed after the shift, where it is small.
-        residual = x.sum(dim=1).double() / n
-        self._merge(n, shift.double() + residual, gram(x), residual)
+        residual = x.sum(dim=1).double() / mass
+        if weights is not None:
+            residual = (weights @ x.double()) / mass
+            x = x * weights.sqrt()[:, None].to(x.dtype)
+        self._merge(n, mass, shift.double() + residual, gram(x), residual)
 
-    def _merge(self, n: int, mean: Tensor, second: Tensor, residual: Tensor) -> None:
+    def _merge(self, n: int, mass: float, mean: Tensor, second: Tensor, residual: Tensor) -> None:
         """Merge n rows with the given mean and second moments, which are about mean - residual.
 
-        M = M_1 + M_2 + (n_1 n_2 / n) (mu_2 - mu_1)(mu_2 - mu_1)^T; ``second`` is overwritten.
+        M = M_1 + M_2 + (n_1 n_2 / n) (mu_2 - mu_1)(mu_2 - mu_1)^T, with the rows' weights for their
+        numbers; ``second`` is overwritten.
         """
-        second.baddbmm_(residual[:, :, None], residual[:, None, :], alpha=-n)
+        second.baddbmm_(residual[:, :, None], residual[:, None, :], alpha=-mass)
+        self._merged += n
         if self._mean_and_scatter is None:
-            self._mean_and_scatter, self._merged = (mean, second), n
+            self._mean_and_scatter, self._mass = (mean, second), mass
             return
         old_mean, scatter = self._mean_and_scatter
-        total = self._merged + n
-        step, weight = mean - old_mean, self._merged * n / total
+        total = self._mass + mass
+        step, weight = mean - old_mean, self._mass * mass / total
         scatter += second.baddbmm_(step[:, :, None], step[:, None, :], alpha=weight)
-        self._mean_and_scatter = old_mean + step * (n / total), scatter
-        self._merged = total
+        self._mean_and_scatter = old_mean + step * (mass / total), scatter
+        self._mass = total
 
-    def _merge_classes(self, counts: Tensor, sums: Tensor) -> None:
-        if self._class_counts_and_sums is not None:
-            old_counts, old_sums = self._class_counts_and_sums
-            counts, sums = old_counts + counts, old_sums + sums
-        self._class_counts_and_sums = counts, sums
-
-
-def check_classes(labels: Tensor, n: int, classes: int | None) -> int:
-    """How many classes there are: as given, or the largest label plus one.
-
-    Raises:
-        LabelError: labels are not int64 (n,), or out of range.
-    """
-    if labels.shape != (n,) or labels.dtype != torch.int64:
-        raise LabelError(
-            f"labels must be int64 of shape ({n},), got {labels.dtype} {tuple(labels.shape)}"
-        )
-    low, high = (int(v) for v in torch.aminmax(labels))
-    count = high + 1 if classes is None else classes
-    if low < 0 or high >= count:
-        raise LabelError(f"labels must lie in [0, {max(count, 1)}), got {low} to {high}")
-    return count
-
-
-def _class_means(counts: Tensor, sums: Tensor) -> Tensor:
-    return sums / counts.clamp(min=1)[None, :, None]
-
-
-def _class_sums(x: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """Counts (classes,) and sums (groups, classes, d) in float64 of rows x (groups, n, d)."""
-    counts = torch.bincount(labels, minlength=classes).double()
-    # A product with one-hot rows is deterministic on every device, unlike index_add.
-    step = max(1, _CHUNK_BYTES // (4 * classes))
-    sums = x.new_zeros((x.shape[0], classes, x.shape[2]), dtype=torch.float64)
-    for begin in range(0, x.shape[1], step):
-        part = torch.nn.functional.one_hot(labels[begin : begin + step], classes).to(x.dtype)
-        sums += (part.T @ x[:, begin : begin + step]).double()
-    return counts, sums
+    def _labels_of(self, x: Tensor) -> LabelSums:
+        """The sums by label, to which rows like x (groups, n, d_in) are added."""
+        if self._label_sums is None:
+            self._label_sums = empty_sums(x, self.classes, self.targets)
+        return self._label_sums

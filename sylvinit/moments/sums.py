@@ -57,6 +57,29 @@ def mirrored(a: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
+class LabelSums:
+    """Sums over rows x with codes s for their labels; every tensor is float64."""
+
+    total: Tensor  # (t,), sum of s: the rows of every class, or the sums of targets
+    cross: Tensor  # (groups, t, d), sum of s x^T
+    second: Tensor | None = None  # (t, t), sum of s s^T for targets; None for classes
+
+    def add(self, other: LabelSums, shift: Tensor | None = None) -> None:
+        """Add other rows, in place; those of ``other`` are about ``shift``, (groups, d)."""
+        self.total.add_(other.total)
+        self.cross.add_(other.cross)
+        if shift is not None:
+            self.cross.add_(other.total[None, :, None] * shift.double()[:, None, :])
+        if self.second is not None and other.second is not None:
+            self.second.add_(other.second)
+
+    def means(self) -> Tensor:
+        """Mean row of every class, (groups, classes, d), zero for absent ones."""
+        total = torch.where(self.total > 0, self.total, 1.0)
+        return self.cross / total[None, :, None]
+
+
+@dataclass(frozen=True)
 class RowSums:
     """Sums of n rows x about a shift; tensors are float64 except for the shift."""
 
@@ -64,6 +87,5 @@ class RowSums:
     total: Tensor  # (groups, d), sum of x - shift
     second: Tensor  # (groups, d, d), sum of (x - shift)(x - shift)^T
     shift: Tensor  # (groups, d)
-    class_counts: Tensor | None = None  # (classes,)
-    class_totals: Tensor | None = None  # (groups, classes, d), class sums of x - shift
+    labels: LabelSums | None = None  # of x - shift
     eps: float = torch.finfo(torch.float32).eps  # unit round-off of the products

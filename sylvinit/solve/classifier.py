@@ -13,16 +13,19 @@ from sylvinit.solve.logistic_steps import refine_logistic
 
 
 def solve_classifier(
-    stats: LayerStatistics, k: int, *, strength: float, steps: int
+    stats: LayerStatistics, k: int, *, strength: float, steps: int, balanced: bool = False
 ) -> LayerSolution:
-    """Weight and bias of a last layer with ``k`` outputs, one for each class.
+    """Weight and bias of a last layer with ``k`` outputs, one for each class; or of two, with one.
+
+    One output for two classes is the difference of their scores. With ``balanced`` classes have
+    equal priors: the logarithms of their frequencies are taken from the biases.
 
     The ridge is not known to be the best where it is at an end of those tried; the notes say so.
 
     An output whose class has no rows gets the mean of the other scores, less log(n + 1): it never
     has the highest score, and starts from there in training. ``stats`` are those of one group, with
-    a reservoir of labeled rows; k is at least the number of classes; ``strength`` and ``steps`` are
-    those of :func:`refine_logistic`.
+    a reservoir of labeled rows; k is at least the number of classes, or 1 for two of them;
+    ``strength`` and ``steps`` are those of :func:`refine_logistic`.
     """
     counts, rows, labels = stats.class_counts, stats.reservoir, stats.reservoir_labels
     if counts is None or rows is None or labels is None:
@@ -45,9 +48,14 @@ def solve_classifier(
         spectrum=(values[0], basis[0]) if whole else None,
         precision=torch.float32 if stats.rows_eps > torch.finfo(torch.float64).eps else x.dtype,
     )
-    weight = found_weight.mean(dim=0).repeat(k, 1)
-    bias = (found_bias.mean() - math.log(len(x) + 1)).repeat(k)
+    if balanced:
+        found_bias = found_bias - stats.class_shares()[present].log()
+    outputs = max(k, len(counts))
+    weight = found_weight.mean(dim=0).repeat(outputs, 1)
+    bias = (found_bias.mean() - math.log(len(x) + 1)).repeat(outputs)
     weight[present], bias[present] = found_weight, found_bias
+    if k < outputs:
+        weight, bias = weight[1:] - weight[:1], bias[1:] - bias[:1]
     notes = [
         *stats.notes,
         f"Gaussian classes, ridge {gaussian.ridge:.2g} by leave-one-out, {steps} logistic steps; "

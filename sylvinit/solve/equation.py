@@ -126,7 +126,9 @@ def _solve(
         cross = torch.cat((cross, latent.mean[:, :, None]), dim=2)
     moment = covariance + mean[:, :, None] * mean[:, None, :]
     # A code's product S S^T need not be symmetric to the bit, and eigensolvers read one triangle.
-    second = (latent.second_moment + latent.second_moment.mT) / 2
+    second = latent.second_moment
+    if not latent.diagonal:
+        second = (second + second.mT) / 2
     a, b, q = copies * _without_empty_rows(second), lam * moment, (1 + lam) * cross
     thresholds = _thresholds(stats, latent, lam)
     rank_one = RankOne(lam * values, vectors, lam**0.5 * mean)
@@ -148,12 +150,13 @@ def _without_empty_rows(a: Tensor) -> Tensor:
     """A with the diagonal of entries that are identically zero made as large as the largest.
 
     Their right-hand side is zero, so their rows of W are zero whatever stands there; this keeps
-    them from looking like a singular equation.
+    them from looking like a singular equation. A is (groups, k, k), or its diagonal (groups, k).
     """
-    diagonal = a.diagonal(dim1=1, dim2=2)
+    diagonal = a if a.ndim == 2 else a.diagonal(dim1=1, dim2=2)
     largest = diagonal.amax(dim=1, keepdim=True)
     largest = torch.where(largest > 0, largest, 1.0)
-    return a + torch.diag_embed(torch.where(diagonal > 0, 0.0, largest))
+    filling = torch.where(diagonal > 0, 0.0, largest)
+    return a + (filling if a.ndim == 2 else torch.diag_embed(filling))
 
 
 def _thresholds(stats: LayerStatistics, latent: Latent, lam: float) -> Thresholds:
@@ -162,8 +165,8 @@ def _thresholds(stats: LayerStatistics, latent: Latent, lam: float) -> Threshold
     The moments are taken about the mean, so their error is relative to the covariances of s and x;
     the means enter in float64.
     """
-    spread = latent.covariance().abs().sum(dim=2).amax(dim=1)
-    level = latent.second_moment.abs().sum(dim=2).amax(dim=1)
+    spread = latent.largest_row_sum(centered=True)
+    level = latent.largest_row_sum(centered=False)
     double = torch.finfo(torch.float64).eps
     mean = (stats.mean**2).sum(dim=1) + 1
     return Thresholds(

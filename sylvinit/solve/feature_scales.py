@@ -33,7 +33,7 @@ def too_small(stats: LayerStatistics, lam: float) -> str | None:
         return None
     features = stats.d if stats.basis is None else stats.basis.shape[2]
     power = stats.covariance.diagonal(dim1=1, dim2=2).sum(dim=1).mean() / features
-    share = float(stats.class_counts.max()) / stats.n
+    share = float(stats.class_shares().max())
     level = lam * float(power)
     if level == 0 or level >= _SMALL * share:
         return None

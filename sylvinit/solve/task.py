@@ -10,16 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from sylvinit.backends.memory import memory_for
-from sylvinit.codes import Code, Logistic, OneHot
+from sylvinit.codes import Code, Logistic, OneHot, Ridge
 from sylvinit.errors import ModelError
 from sylvinit.model import Layer
 from sylvinit.model.obstacles import PARAMETRIZED
+from sylvinit.moments.row_labels import LabelKind
 from sylvinit.moments.sampling import stream_key
 from sylvinit.moments.statistics import LayerStatistics
 from sylvinit.report import LayerReport
 from sylvinit.solve.classifier import solve_classifier
 from sylvinit.solve.equation import LayerSolution, solve_layer
 from sylvinit.solve.feature_scales import too_small, unlike_scales
+from sylvinit.solve.ridge import solve_ridge
 from sylvinit.solve.scaling import GROWTH, output_std, scale_rows
 
 
@@ -40,28 +42,48 @@ class LayerTask:
     patches: int | None  # per sample; None for all
     seed: int  # of the patch positions and of the code
     skip: int  # code entries that earlier siblings have taken
-    head: bool  # whether this is the classifier with one-hot codes
-    classes: int  # their number if the code needs them, else 0
+    head: bool  # whether this is the head with a code of given labels
+    labels: LabelKind  # of its rows, if the code needs some
+    balanced: bool  # whether a logistic head has equal priors
     rescale: bool  # to unit output variance; never the last layer
+    units: TargetUnits | None = None  # of the targets
 
 
-def fits_likelihood(layers: list[Layer], task: LayerTask) -> bool:
-    """Whether the labels' likelihood is fitted in place of the layers' equation."""
-    return isinstance(task.code, Logistic) and _why_one_hot(layers, task) is None
+@dataclass(frozen=True)
+class TargetUnits:
+    """Targets y = center + scale * s of the standardized ones s, float64 (targets,) each."""
+
+    center: Tensor
+    scale: Tensor
+
+    def restore(self, solution: LayerSolution) -> None:
+        """From weights and biases for s to those for y; without a bias, y = scale * s."""
+        groups, outputs = solution.bias.shape
+        scale, center = (
+            x.to(solution.bias).view(groups, outputs) for x in (self.scale, self.center)
+        )
+        solution.weight = solution.weight * scale[:, :, None]
+        solution.bias = solution.bias * scale + center
 
 
-def _why_one_hot(layers: list[Layer], task: LayerTask) -> str | None:
-    """Why a logistic code is solved for as a one-hot one, or None if it is not."""
+def without_equation(layers: list[Layer], task: LayerTask) -> bool:
+    """Whether the head is fitted in another way than by the layers' equation."""
+    return isinstance(task.code, (Logistic, Ridge)) and _why_equation(layers, task) is None
+
+
+def _why_equation(layers: list[Layer], task: LayerTask) -> str | None:
+    """Why a logistic or ridge code is solved for by the equation, or None if it is not."""
     if not task.head:
         return "not the head"
     if layers[0].get_weight().shape[0] > 1:
         return "an equation for each group"
-    if not _writable_biases(layers):
+    if not writable_biases(layers):
         return "no bias" if layers[0].get_bias() is None else "no bias that may be written"
     return None
 
 
-def _writable_biases(layers: list[Layer]) -> list[Layer]:
+def writable_biases(layers: list[Layer]) -> list[Layer]:
+    """The layers that have a bias whose parameters may be written."""
     return [
         layer
         for layer in layers
@@ -90,8 +112,11 @@ def solve_and_write(
     old_weight = first.get_weight()
     groups, outputs, features = old_weight.shape
     what = f"the equation of {first.name} ({outputs} x {stats.d}, {stats.groups} groups)"
-    with memory_for(what, stats.groups * (outputs + stats.d) ** 2 * 8):
+    square = 0 if isinstance(task.code, OneHot) else outputs**2  # of a one-hot code a diagonal
+    with memory_for(what, stats.groups * (square + (2 * outputs + stats.d) * stats.d) * 8):
         solution = _solve(layers, task, stats, outputs)
+        if task.units is not None:
+            task.units.restore(solution)
     if task.rescale:
         scaled = scale_rows(solution.weight, stats, inputs, old_weight)
         solution.weight, solution.bias = scaled.weight, scaled.bias
@@ -118,7 +143,7 @@ def solve_and_write(
         kind=first.kind,
         status="solved",
         code=task.code.name,
-        lam=math.nan if fits_likelihood(layers, task) else task.lam,
+        lam=math.nan if without_equation(layers, task) else task.lam,
         d_in=features,
         d_out=outputs,
         groups=groups,
@@ -148,8 +173,12 @@ def _solve(
     layers: list[Layer], task: LayerTask, stats: LayerStatistics, outputs: int
 ) -> LayerSolution:
     code = task.code
-    if isinstance(code, Logistic) and fits_likelihood(layers, task):
-        return solve_classifier(stats, outputs, strength=code.strength, steps=code.steps)
+    if without_equation(layers, task):
+        if isinstance(code, Logistic):
+            return solve_classifier(
+                stats, outputs, strength=code.strength, steps=code.steps, balanced=task.balanced
+            )
+        return solve_ridge(stats, outputs)
     return solve_layer(
         stats,
         code,
@@ -157,7 +186,7 @@ def _solve(
         task.lam,
         seed=stream_key(task.seed, layers[0].name, -1)[0],
         skip=task.skip,
-        constant=task.head and bool(_writable_biases(layers)),
+        constant=task.head and bool(writable_biases(layers)),
         fill=not task.head,
     )
 
@@ -169,7 +198,7 @@ def _write(
     first = layers[0]
     backup.save(first.parameters("weight"))
     first.set_weight(torch.where(empty[:, :, None], old_weight, solution.weight))
-    for layer in _writable_biases(layers):
+    for layer in writable_biases(layers):
         bias = layer.get_bias()
         if bias is not None:
             backup.save(layer.parameters("bias"))
@@ -184,16 +213,17 @@ def _remark(
     stats: LayerStatistics,
 ) -> None:
     """Notes on what makes a solution less useful than it could be."""
-    likelihood = fits_likelihood(layers, task)
-    if isinstance(task.code, Logistic) and not likelihood:
-        why = _why_one_hot(layers, task)
-        report.notes.append(f"{why}: the one-hot equation is solved instead")
+    otherwise = without_equation(layers, task)
+    if isinstance(task.code, (Logistic, Ridge)) and not otherwise:
+        why = _why_equation(layers, task)
+        kind = "one-hot" if isinstance(task.code, Logistic) else "targets'"
+        report.notes.append(f"{why}: the {kind} equation is solved instead")
     if stats.constant:
         total = report.groups * report.d_in
         report.remarks["dead inputs"] = f"{stats.constant} of {total} never vary"
     if report.status == "skipped":
         return  # what else is wrong with the equation does not matter
-    if any(layer.get_bias() is not None for layer in layers) and not _writable_biases(layers):
+    if any(layer.get_bias() is not None for layer in layers) and not writable_biases(layers):
         report.notes.append("its bias is frozen and left alone")
     if report.rank < report.d_out and not task.head:
         report.remarks["rank < d_out"] = f"rank {report.rank}, {report.d_out} outputs"
@@ -201,7 +231,7 @@ def _remark(
         report.remarks["fewer rows than features"] = f"{report.rows} for {report.d_in}"
     if task.head and isinstance(task.code, OneHot):
         kind, detail = "features of unlike scale", unlike_scales(stats)
-        if not likelihood:
+        if not otherwise:
             kind, detail = "features too small for lam", too_small(stats, task.lam)
         if detail is not None:
             report.remarks[kind] = detail

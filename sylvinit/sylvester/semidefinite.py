@@ -31,6 +31,44 @@ class RankOne(NamedTuple):
     vector: Tensor
 
 
+class _Decomposed(NamedTuple):
+    """A = U diag(values) U^T."""
+
+    matrix: Tensor
+    values: Tensor
+    vectors: Tensor
+
+    def product(self, x: Tensor) -> Tensor:
+        return self.matrix @ x
+
+    def coordinates(self, x: Tensor) -> Tensor:
+        return self.vectors.mT @ x
+
+    def combined(self, x: Tensor) -> Tensor:
+        return self.vectors @ x
+
+    def norm(self) -> Tensor:
+        return frobenius_norm(self.matrix)
+
+
+class _Diagonal(NamedTuple):
+    """A = diag(values): no matrix is made, which for a head over a vocabulary would be huge."""
+
+    values: Tensor
+
+    def product(self, x: Tensor) -> Tensor:
+        return self.values[..., None] * x
+
+    def coordinates(self, x: Tensor) -> Tensor:
+        return x
+
+    def combined(self, x: Tensor) -> Tensor:
+        return x
+
+    def norm(self) -> Tensor:
+        return frobenius_norm(self.values[..., None])
+
+
 def solve_positive(
     a: Tensor,
     b: Tensor,
@@ -41,17 +79,23 @@ def solve_positive(
 ) -> Solution:
     """Minimum-norm solution of A W + W B = Q for positive semi-definite A and B.
 
-    a, b and q are float64 (batch, k, k), (batch, d, d) and (batch, k, d). Pairs with a_i and b_j
+    a, b and q are float64 (batch, k, k), (batch, d, d) and (batch, k, d); a diagonal A may be given
+    by its entries, (batch, k). Pairs with a_i and b_j
     both below their thresholds are set to zero, and their part of the defect does not count.
     Negative eigenvalues that are rounding are taken as zero, and the residual is that of the
     equation so changed: with float32 moments of fewer rows than features they alone would give a
     residual of 1e-12. ``notes`` takes a sentence where they do.
     """
-    (values_a, u), (values_b, v) = backend.eigh_pair(a, b, notes)
-    y, keep = backend.divide(u.mT @ q @ v, values_a, values_b, thresholds)
-    w = u @ y @ v.mT
-    norms = frobenius_norm(a) + frobenius_norm(b)
-    defect = torch.where(keep, u.mT @ (q - a @ w - w @ b) @ v, 0.0)
+    if a.ndim == 2:
+        left, (values_b, v) = _Diagonal(a), backend.eigh(b, notes)
+    else:
+        (values, u), (values_b, v) = backend.eigh_pair(a, b, notes)
+        left = _Decomposed(a, values, u)
+    values_a = left.values
+    y, keep = backend.divide(left.coordinates(q) @ v, values_a, values_b, thresholds)
+    w = left.combined(y) @ v.mT
+    norms = left.norm() + frobenius_norm(b)
+    defect = torch.where(keep, left.coordinates(q - left.product(w) - w @ b) @ v, 0.0)
     below_zero = (
         _rounded_below_zero(values_a, thresholds.a)[..., :, None]
         + _rounded_below_zero(values_b, thresholds.b)[..., None, :]
@@ -84,7 +128,8 @@ def solve_rank_one(
     matrix plus one of rank one (Sherman and Morrison 1950), followed by up to two steps of
     iterative refinement. None where some a_i is so small that the zero rule may apply.
     """
-    values, u = backend.eigh(a, notes)
+    left = _Diagonal(a) if a.ndim == 2 else _Decomposed(a, *backend.eigh(a, notes))
+    values = left.values
     if bool((values <= thresholds.a[:, None]).any()):
         return None
     s, v = factors.values.clamp(min=0), factors.vectors
@@ -94,10 +139,10 @@ def solve_rank_one(
     pivot = 1 + (scaled * m).sum(dim=-1, keepdim=True)
 
     def solve(right: Tensor) -> Tensor:
-        y = (u.mT @ right @ v) / diagonal
+        y = (left.coordinates(right) @ v) / diagonal
         y = y - scaled * ((m * y).sum(dim=-1, keepdim=True) / pivot)
-        return u @ y @ v.mT
+        return left.combined(y) @ v.mT
 
-    norms = frobenius_norm(a) + frobenius_norm(b)
-    w, residual = refine(q, solve, lambda w: q - a @ w - w @ b, norms, steps=2)
+    norms = left.norm() + frobenius_norm(b)
+    w, residual = refine(q, solve, lambda w: q - left.product(w) - w @ b, norms, steps=2)
     return Solution(w, residual, 0)

@@ -18,7 +18,7 @@ import sylvinit.moments.streaming
 import sylvinit.moments.sums
 from sylvinit import PatchMoments
 from sylvinit.errors import DataError, LabelError, OptionError
-from sylvinit.moments.sums import RowSums, gram
+from sylvinit.moments.sums import LabelSums, RowSums, gram
 
 # Of the largest entry (or of 1). Sums of n <= 60 products in float64 are off by n eps = 1e-14 at
 # most, and the moments are sums of at most 60 pieces of that kind.
@@ -210,7 +210,9 @@ def test_sums_about_a_shift() -> None:
     z = x[:, :25] - shift[:, None]
     hot = torch.nn.functional.one_hot(y[:25], 4).double()
     moments = PatchMoments(5, groups=2, classes=4).update(x[:, 25:], y[25:])
-    moments.add_sums(RowSums(25, z.sum(dim=1), z.mT @ z, shift, hot.sum(dim=0), hot.T @ z))
+    moments.add_sums(
+        RowSums(25, z.sum(dim=1), z.mT @ z, shift, LabelSums(hot.sum(dim=0), hot.T @ z))
+    )
     assert_moments(moments, x, y)
 
 
@@ -377,5 +379,5 @@ def test_empty_chunks_count_nothing() -> None:
     ],
 )
 def test_merging_different_sizes(other: PatchMoments) -> None:
-    with pytest.raises(DataError, match=r"\(3, 1, 0, 0\) here"):
+    with pytest.raises(DataError, match=r"\(3, 1, 0, 0, 0\) here"):
         PatchMoments(3).merge(other)

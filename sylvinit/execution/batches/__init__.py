@@ -2,16 +2,12 @@
 
 from sylvinit.execution.batches.batch import Batch
 from sylvinit.execution.batches.forward import Forward
-from sylvinit.execution.batches.labels import Classes, find_classes, label_problem
 from sylvinit.execution.batches.padding import Padding
 from sylvinit.execution.batches.read import read_batches
 
 __all__ = [
     "Batch",
-    "Classes",
     "Forward",
     "Padding",
-    "find_classes",
-    "label_problem",
     "read_batches",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -33,15 +33,20 @@ class Batch:
     start: int
     size: int
     named: bool = False
-    _on_device: dict[torch.device, Tensor] = field(default_factory=dict, repr=False, compare=False)
+    _read: dict[Any, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
-    def labels_on(self, device: torch.device) -> Tensor | None:
-        """Class labels as int64 (size,) on a device, moved there once."""
+    def read(self, reading: Callable[[Tensor], Tensor], device: torch.device) -> Tensor | None:
+        """The labels as ``reading`` has them, on a device; read and moved there once."""
         if self.labels is None:
             return None
-        if device not in self._on_device:
-            self._on_device[device] = to_device(self.labels.long().reshape(self.size), device)
-        return self._on_device[device]
+        key = (reading, device)
+        if key not in self._read:
+            self._read[key] = to_device(reading(self.labels), device)
+        return self._read[key]
+
+    def tensors(self) -> list[Tensor]:
+        """All inputs."""
+        return tensors_in(self.inputs)
 
     def shapes(self) -> tuple[torch.Size, ...]:
         """Of all inputs."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,6 @@ import torch
 from torch import Tensor
 
 from sylvinit.errors import DataError, LabelError
-from sylvinit.execution.batches.batch import Batch
 
 LABEL_KEYS = ("labels", "label", "targets", "target", "y")
 
@@ -83,49 +81,3 @@ def read_labels(labels: Any, inputs: Any, size: int, start: int) -> Tensor | Non
             f"samples and {what}{hint}"
         )
     return tensor
-
-
-@dataclass(frozen=True)
-class Classes:
-    """What the labels of all batches say.
-
-    Attributes:
-        count: the largest label plus one.
-        present: number of different labels.
-    """
-
-    count: int
-    present: int
-
-
-def label_problem(batches: list[Batch]) -> str | None:
-    """Why the labels are not class labels, one integer per sample; None if they are."""
-    for batch in batches:
-        labels = batch.labels
-        if labels is None:
-            return "data has no labels"
-        flat = labels.shape in ((batch.size,), (batch.size, 1))
-        if labels.is_floating_point() or labels.is_complex() or not flat:
-            return f"labels are {labels.dtype} {tuple(labels.shape)}, not one integer per sample"
-    return None
-
-
-def find_classes(batches: list[Batch]) -> Classes:
-    """The classes in the data.
-
-    Raises:
-        LabelError: labels are missing, not integers, not one per sample, or negative.
-    """
-    problem = label_problem(batches)
-    if problem is not None:
-        raise LabelError(
-            f"labels must be integers of shape (samples,) or (samples, 1): {problem}; for other "
-            "targets pass head_code='pca' and a code without labels"
-        )
-    found: set[int] = set()
-    for batch in batches:
-        if batch.labels is not None:
-            found.update(batch.labels.long().unique().tolist())
-    if min(found) < 0:
-        raise LabelError(f"labels must not be negative, got {min(found)}; drop those samples")
-    return Classes(max(found) + 1, len(found))
