@@ -97,9 +97,9 @@ def initialize_(
             mapping reach the model where its forward requires them: as an argument without a
             default, or as the tokens of a decoder that is given no other input; ``forward_fn``
             always gets them. The first two samples decide which layers are solved and how many
-            calls of each are waited for; where the forward fails on them (a fixed batch size, a graph), or experts get none
-            of them, the first batch does. A graph is a batch of its own: give an iterable with its
-            nodes as samples.
+            calls of each are waited for; where the forward fails on them (a fixed batch size, a
+            graph), or experts get none of them, the first batch does. A graph is a batch of its
+            own: give an iterable with its nodes as samples.
         preset: the values of code, head_code, lam, patches, rescale and branch_gain where they are
             not given.
             "best": PCA codes, one-hot for the head, lam 10, 10 patches, rows scaled to unit output

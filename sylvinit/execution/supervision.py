@@ -75,8 +75,8 @@ class Supervision:
         classes = self.classes
         if isinstance(classes, str):
             raise LabelError(
-                f"code {code.name!r} of layer {layer.name} needs class labels and {classes}; pass "
-                "(inputs, labels) with integer labels, or choose a code without labels"
+                f"code {code.name!r} of layer {layer.name} needs labels, classes as integers, and "
+                f"{classes}; pass (inputs, labels), or choose a code without labels"
             )
         if classes.kind.of_rows and needs_sample_means(code):
             raise LabelError(
@@ -125,7 +125,9 @@ class Supervision:
         head = Head(layer.name, groups * outputs, layer.geometry is not None, bias)
         code, reading = self._read(head, asked)
         if isinstance(reading, str):
-            if asked is None and self._batches[0].named:
+            if asked is None and (
+                self._batches[0].named or not self._labels[0].is_floating_point()
+            ):
                 return self._hidden(layer, reading)
             raise LabelError(f"labels do not suit the head {layer.name or '(model)'}: {reading}")
         if reading.kind.of_rows:

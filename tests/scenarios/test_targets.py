@@ -252,7 +252,6 @@ def test_presets_take_no_labels_of_rows_in_hidden_layers() -> None:
         (torch.randn(200, 4), 3, "3 outputs"),
         (torch.full((200, 3), torch.nan), 3, "NaN or left out"),
         (torch.full((200,), -100), 3, "no row is left"),
-        (torch.arange(200) % 5, 1, "for numbers pass floats"),
         (torch.zeros(200, 7, dtype=torch.int64), 3, "1 rows"),
         (torch.randn(199, 3), 3, "one entry per sample"),
     ],
@@ -263,6 +262,12 @@ def test_labels_that_do_not_suit(labels: Tensor, outputs: int, match: str) -> No
     with pytest.raises(LabelError, match=match):
         sylvinit.initialize_(model, (rows(), labels))
     assert Snapshot.of(model) == before
+
+
+def test_more_classes_than_outputs_are_left_aside() -> None:
+    with pytest.warns(SylvinitWarning, match="5 classes, 1 outputs; for numbers pass floats"):
+        report = sylvinit.initialize_(dense(1), (rows(), torch.arange(200) % 5))
+    assert report.layers[-1].code == "pca"
 
 
 def test_named_labels_that_do_not_suit_are_left_aside() -> None:
