@@ -125,9 +125,8 @@ class Supervision:
         head = Head(layer.name, groups * outputs, layer.geometry is not None, bias)
         code, reading = self._read(head, asked)
         if isinstance(reading, str):
-            if asked is None and (
-                self._batches[0].named or not self._labels[0].is_floating_point()
-            ):
+            numbers = self._labels[0].is_floating_point()
+            if asked is None and (self._batches[0].named or not numbers):
                 return self._hidden(layer, reading)
             raise LabelError(f"labels do not suit the head {layer.name or '(model)'}: {reading}")
         if reading.kind.of_rows:
