@@ -46,7 +46,7 @@ def test_every_keyword_is_an_option_and_the_other_way_round() -> None:
         for name, item in inspect.signature(sylvinit.initialize_).parameters.items()
         if item.kind is inspect.Parameter.KEYWORD_ONLY
     ]
-    assert [item.name for item in fields(Options)] == [*keywords, "head_only"]
+    assert [item.name for item in fields(Options)] == [*keywords, "head_only", "patches_given"]
     report = sylvinit.initialize_(mlp(), ROWS, dry_run=True, lam=torch.tensor(2.0), head_code="pca")
     assert list(report.settings) == keywords
     assert report.settings["lam"] == 2.0
@@ -384,7 +384,7 @@ def test_labels_that_nothing_uses() -> None:
 
 def test_without_labels_the_head_is_not_one_hot() -> None:
     report, texts = warned(mlp().double(), ENOUGH)
-    assert texts == ["the head 4 is solved with code 'pca' and not one-hot: data has no labels"]
+    assert texts == ["the head 4 is solved with code 'pca' and without labels: data has no labels"]
     assert report["4"].code == "pca"
 
 

@@ -104,8 +104,8 @@ class Supervision:
 
     # --------------------------------------------------------------------------------------- head
 
-    def of_head(self, layer: Layer) -> tuple[Code | None, Reading | None]:
-        """The head's code, None for that of a hidden layer, and how it reads the labels.
+    def of_head(self, layer: Layer) -> tuple[Code, Reading | None] | str:
+        """The head's code and how it reads the labels; or why its code is a hidden layer's.
 
         Raises:
             LabelError: the labels do not suit the code, the outputs or the rows of the head.
@@ -113,26 +113,28 @@ class Supervision:
         asked = self._options.head_code
         if asked is not None and not asked.needs_labels:
             return asked, None
+        lenient = asked is None and not self._options.head_only
+        if not self._labels and lenient:
+            return "data has no labels"
         if not self._labels:
-            if asked is not None:
-                raise LabelError(
-                    f"code {asked.name!r} of layer {layer.name} needs labels and data has no "
-                    "labels; pass (inputs, labels)"
-                )
-            return self._hidden(layer, "data has no labels")
+            code = asked or self._options.preset.labeled_head
+            raise LabelError(
+                f"code {code.name!r} of layer {layer.name} needs labels and data has no labels; "
+                "pass (inputs, labels)"
+            )
         groups, outputs, _ = layer.get_weight().shape
         bias = bool(writable_biases([layer]))
         head = Head(layer.name, groups * outputs, layer.geometry is not None, bias)
         code, reading = self._read(head, asked)
+        named = self._batches[0].named
         if isinstance(reading, str):
-            numbers = self._labels[0].is_floating_point()
-            if asked is None and (self._batches[0].named or not numbers):
-                return self._hidden(layer, reading)
+            if lenient and (named or not self._labels[0].is_floating_point()):
+                return reading
             raise LabelError(f"labels do not suit the head {layer.name or '(model)'}: {reading}")
         if reading.kind.of_rows:
             why = self._misfit(layer, reading)
-            if why is not None and asked is None and self._batches[0].named:
-                return self._hidden(layer, why)
+            if why is not None and lenient and named:
+                return why
             if why is not None:
                 raise LabelError(why)
             self._warn_of_equal_inputs()
@@ -142,12 +144,6 @@ class Supervision:
                 f"{layer.name or '(model)'} get a bias alone"
             )
         return code, reading
-
-    def _hidden(self, layer: Layer, why: str) -> tuple[None, None]:
-        self.warnings.append(
-            f"the head {layer.name or '(model)'} is solved as a hidden layer, without labels: {why}"
-        )
-        return None, None
 
     def _read(self, head: Head, asked: Code | None) -> tuple[Code, Reading | str]:
         options, classes = self._options, self.classes
@@ -177,7 +173,7 @@ class Supervision:
             signs = read_targets(self._labels, head, ignore_index=skip, signs=True)
             return Targets(), signs if isinstance(signs, str) else self._balanced(signs, code)
         more = "" if head.outputs > 1 else "; for numbers pass floats"
-        if asked is None:
+        if asked is None and not options.head_only:
             return code, f"{classes.count} classes, {head.outputs} outputs{more}"
         raise LabelError(
             f"labels go up to {classes.count - 1}, but layer {head.name} has only {head.outputs} "

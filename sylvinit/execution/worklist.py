@@ -173,10 +173,17 @@ class Worklist:
         weight = first.get_weight()
         groups, outputs, _ = weight.shape
         is_head = self._head in layers
-        code, reading = self._supervision.of_head(first) if is_head else (None, None)
-        if code is None:
+        found = self._supervision.of_head(first) if is_head else ""
+        if isinstance(found, str):
             code = self._hidden_code(first)
             reading = self._supervision.of_code(code, first) if code.needs_labels else None
+            if is_head:
+                self.warnings.append(
+                    f"the head {first.name or '(model)'} is solved with code {code.name!r} and "
+                    f"without labels: {found}"
+                )
+        else:
+            code, reading = found
         self.uses_labels |= reading is not None
         if reading is not None and self._is_ownerless(first):
             raise rows_without_owner(first.name, survey.shapes[id(first)])

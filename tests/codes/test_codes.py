@@ -56,7 +56,7 @@ def statistics(
 def assert_moments(latent: Latent, group: int, s: np.ndarray, x: np.ndarray) -> None:
     """The latent's moments are those of scores (k, n) and columns (d, n)."""
     n = x.shape[1]
-    assert_near(latent.second_moment[group].numpy(), s @ s.T / n, CLOSE)
+    assert_near(latent.full()[group].numpy(), s @ s.T / n, CLOSE)
     assert_near(latent.cross[group].numpy(), s @ x.T / n, CLOSE)
     assert_near(latent.mean[group].numpy(), s.mean(axis=1), CLOSE)
 
@@ -237,6 +237,8 @@ def test_registry() -> None:
         "logistic",
         "onehot",
         "pca",
+        "ridge",
+        "targets",
     ]
     for name in sylvinit.available_codes():
         assert isinstance(get_code(name), Code)

@@ -312,6 +312,17 @@ def test_load_tensors_reads_cifar10_folders(folder: Path) -> None:
     torch.testing.assert_close(inputs[:6], normalize_cifar10(torch.from_numpy(IMAGES)))
 
 
+@pytest.mark.parametrize(
+    "y", [np.zeros((5, 3, 3), np.uint8), np.zeros((5, 2)), np.zeros(5, np.float32), Y > 1]
+)
+def test_labels_of_other_forms(tmp_path: Path, y: np.ndarray) -> None:
+    np.savez(tmp_path / "y.npz", x=X, y=y)
+    _, labels = load_tensors(tmp_path / "y.npz")
+    assert labels is not None
+    assert labels.shape == y.shape
+    assert labels.dtype == (torch.int64 if y.dtype == np.uint8 else torch.from_numpy(y).dtype)
+
+
 def test_load_tensors_refuses(tmp_path: Path) -> None:
     def refused(name: str, message: str, kind: type[DataError] = DataError) -> None:
         with pytest.raises(kind, match=message):
@@ -329,10 +340,10 @@ def test_load_tensors_refuses(tmp_path: Path) -> None:
     refused("keys.npz", "expected inputs under one of the keys")
     np.savez(tmp_path / "two.npz", x=X, inputs=X)
     refused("two.npz", "expected one of the keys")
-    np.savez(tmp_path / "float.npz", x=X, y=X[:, 0])
-    refused("float.npz", "expected integer labels", LabelError)
+    np.savez(tmp_path / "one.npz", x=X, y=np.array(1.0))
+    refused("one.npz", "expected 5 labels, classes or targets", LabelError)
     np.savez(tmp_path / "count.npz", x=X, y=Y[:-1])
-    refused("count.npz", "expected 5 labels, got 4", LabelError)
+    refused("count.npz", r"expected 5 labels, .* got torch.int64 \(4,\)", LabelError)
     torch.save((torch.zeros(1),) * 3, tmp_path / "three.pt")
     refused("three.pt", r"pair \(inputs, labels\), got 3 items")
     torch.save({"x": "text"}, tmp_path / "text.pt")

@@ -70,7 +70,7 @@ def test_frozen() -> None:
     assert codes(preset="frozen", head_code="logistic")[-1] == "logistic"
     assert codes(preset="frozen", code={"3": "ica"})[:2] == ["pca-pairs", "ica"]
     assert codes(preset="frozen", code="lda")[:3] == ["lda", "lda", "lda"]
-    with pytest.warns(sylvinit.SylvinitWarning, match="not one-hot"):
+    with pytest.warns(sylvinit.SylvinitWarning, match="without labels"):
         assert codes(preset="frozen", unlabeled=True) == ["pca-pairs", "pca", "pca-pairs", "pca"]
 
 

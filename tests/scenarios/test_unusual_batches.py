@@ -66,16 +66,16 @@ def test_a_named_tuple_without_labels_is_inputs_only() -> None:
     assert report.layers[0].code == "pca"
 
 
-@pytest.mark.parametrize("labels", [Y[:, None].repeat(1, 3), Y.float()], ids=["tokens", "floats"])
+@pytest.mark.parametrize("labels", [Y[:, None].repeat(1, 3), Y + 0.5], ids=["tokens", "floats"])
 def test_targets_of_another_kind_found_by_name(labels: Tensor) -> None:
     model = mlp()
-    with pytest.warns(sylvinit.SylvinitWarning, match="not one-hot: .*not one integer per sample"):
+    with pytest.warns(sylvinit.SylvinitWarning, match="without labels: (labels of|targets are)"):
         report = sylvinit.initialize_(model, {"input": ROWS, "labels": labels})
     assert report["4"].code == "pca"
     for options in ({"head_code": "onehot"}, {"code": "lda"}):
-        with pytest.raises(LabelError, match="labels must be integers"):
+        with pytest.raises(LabelError, match=r"not integers|one (label|entry) for every"):
             sylvinit.initialize_(model, {"input": ROWS, "labels": labels}, **options)
-    with pytest.raises(LabelError, match="labels must be integers"):
+    with pytest.raises(LabelError, match=r"one label for every row|targets are"):
         sylvinit.initialize_(model, (ROWS, labels))
 
 

@@ -37,10 +37,12 @@ def test_columns_of_integers_are_classes(dtype: torch.dtype, code: str) -> None:
         assert_identical(expected, initialized(mlp(), data, head_code=code, code="lda"))
 
 
-@pytest.mark.parametrize("labels", [Y[:, None].repeat(1, 2), Y[:, None].float(), Y[:, None, None]])
-def test_what_is_no_column_of_classes(labels: Tensor) -> None:
-    model = mlp()
-    with unchanged(model), pytest.raises(LabelError, match=r"\(samples,\) or \(samples, 1\)"):
+def test_what_is_no_column_of_classes() -> None:
+    model, labels = mlp(), Y[:, None].repeat(1, 2)
+    with (
+        unchanged(model),
+        pytest.raises(LabelError, match="one label for every row"),
+    ):
         sylvinit.initialize_(model, (ROWS, labels), head_code="onehot")
 
 
@@ -156,7 +158,8 @@ IGNORED = TARGETS.masked_fill(torch.arange(4) >= 3, -100)
 @pytest.mark.parametrize("labels", [TARGETS, IGNORED], ids=["", "ignored tokens"])
 def test_tokens_for_a_decoder_that_is_given_nothing_else(labels: Tensor) -> None:
     shifted = labels.roll(1, dims=1).clamp(min=0)
-    expected = initialized(Decoder(), {"input_ids": IDS, "decoder_input_ids": shifted})
+    given = {"input_ids": IDS, "decoder_input_ids": shifted, "labels": labels}
+    expected = initialized(Decoder(), given)
     assert_identical(expected, initialized(Decoder(), {"input_ids": IDS, "labels": labels}))
     both = {"input_ids": IDS, "decoder_input_ids": shifted, "labels": labels * 0}
     with pytest.warns(sylvinit.SylvinitWarning, match="labels were given but no code used them"):
