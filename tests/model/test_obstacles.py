@@ -133,7 +133,7 @@ def test_modules(kind: str) -> None:
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_no_parameters_because_of_an_obstacle() -> None:
-    with pytest.raises(ModelError, match="no parameters; it is quantized.* quantize it then"):
+    with pytest.raises(ModelError, match=r"no parameters; it is quantized.* quantize it then"):
         device_of(nn.Sequential(_quantized(nn.Linear(4, 3))))
     frozen = torch.jit.freeze(torch.jit.script(nn.Linear(4, 3).eval()))
     with pytest.raises(ModelError, match="no parameters; it is compiled by TorchScript"):

@@ -29,7 +29,8 @@ def map_tensors(
     """Nested tuples, lists and mappings with a function applied to every tensor and array.
 
     ``lists`` is applied to lists with one tensor for each sample; without it ``function`` is, to
-    their tensors. ``objects`` is applied to lists and tuples of strings and the like. Mappings become plain dicts with strings as keys; other values stay.
+    their tensors. ``objects`` is applied to lists and tuples of strings and the like. Mappings
+    become plain dicts with strings as keys; other values stay.
     """
     if isinstance(value, np.ndarray):
         value = torch.from_numpy(value)
