@@ -20,7 +20,7 @@ import sylvinit
 CLASSES = 4
 # Samples of the forwards before the first microbatch: of the survey, and of those that tell which
 # rows belong to which sample.
-SURVEY, LOOKS = [2], [2, 2, 3, 3]
+SURVEY, LOOKS = [2], [2, 2, 3, 3, 3]
 BEFORE = len(SURVEY) + len(LOOKS)
 
 
