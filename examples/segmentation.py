@@ -1,9 +1,10 @@
 """A class for every pixel: discs, squares and triangles on a dark ground.
 
-Sixty generated images of 32 x 32 pixels and 200 others to look at. The labels are maps (n, 32, 32),
-the pixels at the border of a shape are left out (-100), and all classes count alike in the head and in
-the loss, although most pixels are ground. The network looks at the image at half and quarter resolution and puts that
-together for every pixel. ``python examples/segmentation.py PICTURE.png`` draws what comes out.
+Sixty generated images of 32 x 32 pixels, and 200 others to look at. The labels are maps
+(n, 32, 32). Pixels at the border of a shape are left out (-100), and all classes count alike in the
+head and in the loss, although most pixels are ground. The network looks at the image at three
+resolutions and puts that together for every pixel. ``python examples/segmentation.py PICTURE.png``
+draws what comes out.
 """
 
 from __future__ import annotations

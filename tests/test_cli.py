@@ -33,6 +33,12 @@ def tied():
     model[3].weight = model[1].weight
     return model
 
+def regression():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 2))
+
+def dense():
+    return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 3, 1))
+
 def double():
     return net().double().to(memory_format=torch.channels_last)
 
@@ -151,6 +157,57 @@ def test_init_writes_tied_weights_once(workshop: Path) -> None:
     written = load_file("weights.safetensors")
     assert len({"1.weight", "3.weight"} & written.keys()) == 1
     torch.testing.assert_close(model.get_parameter("1.weight"), model.get_parameter("3.weight"))
+
+
+LABELS = {
+    "numbers": ("regression", "targets"),
+    "numbers in float64": ("regression", "targets"),
+    "yes and no": ("regression", "targets"),
+    "label maps": ("dense", "onehot"),
+    "label maps in uint8": ("dense", "onehot"),
+    "maps of numbers": ("dense", "targets"),
+}
+
+
+def labels_of_kind(kind: str, x: np.ndarray) -> np.ndarray:
+    """For images (n, 1, 8, 8)."""
+    numbers = np.stack((300 * x.mean(axis=(1, 2, 3)), x[:, 0, 3, 3]), axis=1)
+    numbers[5, 0] = np.nan
+    maps = (x[:, 0] > 0.3).astype(np.int64) + (x[:, 0] > 0.7)
+    maps[:, 0] = 255
+    return {
+        "numbers": numbers.astype(np.float32),
+        "numbers in float64": numbers.astype(np.float64),
+        "yes and no": numbers > np.nanmean(numbers, axis=0),
+        "label maps": maps,
+        "label maps in uint8": maps.astype(np.uint8),
+        "maps of numbers": np.repeat(x, 3, axis=1).astype(np.float32),
+    }[kind]
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+@pytest.mark.parametrize("kind", LABELS)
+def test_init_reads_labels_of_every_kind(workshop: Path, kind: str, suffix: str) -> None:
+    from safetensors.numpy import save_file
+
+    with np.load("digits.npz") as data:
+        x = data["x"]
+    labels = labels_of_kind(kind, x)
+    file = f"labeled{suffix}"
+    if suffix == ".npz":
+        np.savez(file, x=x, y=labels)
+    else:
+        save_file({"inputs": x, "labels": labels}, file)
+    name, code = LABELS[kind]
+    assert init("--ignore-index", "255", "--report", "report.json", model=name, data=file) == 0
+    report = json.loads((workshop / "report.json").read_text())
+    assert report["layers"][-1]["code"] == code
+    torch.manual_seed(0)
+    model = factory(name)
+    sylvinit.initialize_(model, (torch.from_numpy(x), torch.from_numpy(labels)), ignore_index=255)
+    written = load_file("weights.safetensors")
+    for key, value in model.state_dict().items():
+        torch.testing.assert_close(written[key], value, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])

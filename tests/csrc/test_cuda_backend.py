@@ -136,10 +136,10 @@ def test_same_weights_as_by_gathering(
         torch.testing.assert_close(one, other, rtol=CLOSE[name], atol=CLOSE[name])
 
 
-@pytest.mark.parametrize("name", ["convolutions", "tokens with padding"])
-def test_kernels_on_host_threads(
-    shim: Any, name: str, calls: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def kernels(shim: Any, calls: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The operator runs the kernels, on host threads."""
+
     def patch_gram(*arguments: Any) -> None:
         *tensors, layout, arithmetic = arguments
         calls.append(len(tensors[0]))
@@ -153,12 +153,64 @@ def test_kernels_on_host_threads(
     for module in (device_sums, all_patches):
         monkeypatch.setattr(module, "patch_gram", patch_gram)
     monkeypatch.setattr(device_sums, "patch_mean", patch_mean)
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("name", ["convolutions", "tokens with padding"])
+def test_kernels_on_host_threads(
+    name: str, calls: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     build, data = MODELS[name]
     found = weights(build, data(), patches=3)
     assert calls
     monkeypatch.undo()
     for one, other in zip(found, weights(build, data(), patches=3), strict=True):
         torch.testing.assert_close(one, other, rtol=CLOSE[name], atol=CLOSE[name])
+
+
+def some_missing(labels: Tensor, nothing: float) -> Tensor:
+    """Labels without a sixth of their entries, and without any in sample 3."""
+    generator = torch.Generator().manual_seed(1)
+    missing = torch.rand(labels.shape, generator=generator) < 1 / 6
+    missing[3] = True
+    return labels.masked_fill(missing, nothing)
+
+
+def labeled_maps() -> dict[str, Tensor]:
+    x = images(12, 5, 9, 9)
+    scores = torch.stack((x[:, 0] + x[:, 1], x[:, 2] - x[:, 0], 3 * x[:, 3].square()), dim=1)
+    means = scores.mean(dim=(2, 3))
+    return {
+        "targets": some_missing(means, torch.nan),
+        "several labels": some_missing((means > means.mean(dim=0)).float(), torch.nan),
+        "label maps": some_missing(scores.argmax(dim=1), -100),
+        "label maps of another size": some_missing(scores.argmax(dim=1), -100)[:, ::2, ::2],
+        "targets of rows": some_missing(scores, torch.nan),
+    }
+
+
+@pytest.mark.parametrize("route", ["operator", "kernels"])
+@pytest.mark.parametrize("kind", labeled_maps())
+def test_heads_for_labels_of_every_kind(
+    kind: str,
+    route: str,
+    calls: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> None:
+    """The head alone, so that the operator has seen the targets and the rows' own labels."""
+    if route == "kernels":
+        request.getfixturevalue("kernels")
+    x, labels = images(12, 5, 9, 9), labeled_maps()[kind]
+    found, expected = nn.Conv2d(5, 3, 1), nn.Conv2d(5, 3, 1)
+    report = sylvinit.initialize_head_(found, (x, labels), microbatch=5)
+    assert calls == [5, 5, 2]
+    monkeypatch.undo()
+    other = sylvinit.initialize_head_(expected, (x, labels), microbatch=5)
+    assert report.layers[0].rows == other.layers[0].rows
+    for one, two in zip(found.parameters(), expected.parameters(), strict=True):
+        # Rounding to 2^-24 of sums of float32 products, times the condition of B (up to 100).
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
 
 
 def test_padding_far_from_the_tokens(

@@ -1,9 +1,10 @@
-"""The scripts in examples/ and the code in docs/solver.md do what is written there."""
+"""The scripts in examples/ and the code in the docs that show them do what is written there."""
 
 from __future__ import annotations
 
 import re
 import runpy
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
-DOCUMENTATION = (ROOT / "docs" / "solver.md").read_text(encoding="utf-8")
+PAGES = {name: (ROOT / "docs" / name).read_text("utf-8") for name in ("solver.md", "targets.md")}
 FENCE = re.compile(r"(<!-- from (?P<path>\S+) -->\n)?```python\n(?P<code>.*?)```\n", re.DOTALL)
 OUTPUT = re.compile(r"```text\n(.*?)```", re.DOTALL)
 
@@ -23,29 +24,49 @@ def shape(text: str) -> str:
 
 
 def test_every_example_is_documented():
-    named = {block["path"] for block in FENCE.finditer(DOCUMENTATION) if block["path"]}
-    assert named == {f"examples/{path.name}" for path in EXAMPLES}
+    blocks = (block["path"] for text in PAGES.values() for block in FENCE.finditer(text))
+    assert {path for path in blocks if path} == {f"examples/{path.name}" for path in EXAMPLES}
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 @pytest.mark.filterwarnings("error::sylvinit.errors.SylvinitWarning")
-def test_example(path: Path, capsys: pytest.CaptureFixture[str]):
+def test_example(
+    path: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    picture = tmp_path / "picture.png"
+    monkeypatch.setattr(sys, "argv", [str(path), str(picture)])
     runpy.run_path(str(path), run_name="__main__")  # fails where a claim does not hold
     printed = shape(capsys.readouterr().out)
-    assert printed in {shape(text) for text in OUTPUT.findall(DOCUMENTATION)}
+    assert printed in {shape(text) for page in PAGES.values() for text in OUTPUT.findall(page)}
+    assert picture.exists() == (ROOT / "docs" / f"{path.stem}.png").exists()
 
 
 def test_excerpts_are_those_of_the_examples():
-    for block in FENCE.finditer(DOCUMENTATION):
-        if block["path"]:
-            assert block["code"] in (ROOT / block["path"]).read_text(encoding="utf-8")
+    for text in PAGES.values():
+        for block in FENCE.finditer(text):
+            if block["path"]:
+                assert block["code"] in (ROOT / block["path"]).read_text(encoding="utf-8")
 
 
-def test_documented_code_runs():
+def run_documented(page: str) -> dict[str, Any]:
+    """The names that the code of a page leaves, one block after the other."""
     names: dict[str, Any] = {}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        for block in FENCE.finditer(DOCUMENTATION):
+        for block in FENCE.finditer(PAGES[page]):
             if not block["path"]:
-                exec(compile(block["code"], "docs/solver.md", "exec"), names)
-    assert names["x"].shape == (5, 4, 6)
+                exec(compile(block["code"], f"docs/{page}", "exec"), names)
+    return names
+
+
+def test_documented_code_of_the_solver_runs():
+    assert run_documented("solver.md")["x"].shape == (5, 4, 6)
+
+
+def test_documented_code_of_targets_runs():
+    names = run_documented("targets.md")
+    assert names["explained"] > 0.5
+    assert names["loss"] < names["zero"]
