@@ -10,6 +10,7 @@ draws what comes out.
 from __future__ import annotations
 
 import sys
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +60,7 @@ class Segmenter(nn.Module):
                 *(nn.Conv2d(a, b, 3, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU()),
                 *(nn.Conv2d(b, b, 3, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU()),
             )
-            for a, b in zip(widths, widths[1:], strict=False)
+            for a, b in pairwise(widths)
         )
         self.head = nn.Conv2d(sum(widths[1:]), len(CLASSES), 1)
 
