@@ -1,26 +1,27 @@
 """Regression on tables: ridge heads beside scikit-learn's, and networks from initialize_.
 
-    OMP_NUM_THREADS=1 SYLVINIT_DATA=DIR python bench/targets_tables.py --out bench/results/targets_tables.json
-    python bench/targets_tables.py --out FILE.json --show    # the tables, from the file alone
+    OMP_NUM_THREADS=1 SYLVINIT_DATA=DIR python bench/targets_tables.py --out FILE.json
+    python bench/targets_tables.py --out bench/results/targets_tables.json --show
 
 DIR contains uci_regression.npz: seven tables, each with ten splits. Inputs and targets are
 standardized by the training rows, and R2 is that of the test rows.
 
 Heads: `initialize_head_(head_code="ridge")` and RidgeCV with 19 ridges, both on 512 random ReLU
-features. None of the tables has 15,000 rows: processor seconds are those of generated ones, a random
-network of 19 normal inputs with noise, best of three; what RidgeCV is given is computed beforehand.
+features. None of the tables has 15,000 rows: processor seconds are those of generated ones, a
+random network of 19 normal inputs with noise, best of three; RidgeCV is given its features.
 
-Networks: two hidden layers of 128 ReLU units, before and after training with AdamW. The rate of a
+Networks: two hidden layers of 128 ReLU units, before and after 200 updates of AdamW. The rate of a
 table is the one at which PyTorch's own start comes out best on validation rows, a fifth of the
-training rows of the first three splits; all arms train at it, on the same batches. swimnetworks (on
-PyPI) with its default settings is an arm where it is installed. Runs that the file holds already are
-not repeated.
+training rows of the first two splits; all arms train at it, on the same batches. swimnetworks (on
+PyPI) with its default settings is an arm where it is installed. Runs that the file holds already
+are not repeated; it is written after every run, --show prints the tables from it alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import importlib.util
 import json
 import os
 import time
@@ -41,7 +42,7 @@ import sylvinit
 
 ALPHAS = np.logspace(-6, 6, 19)
 RATES = (3e-4, 1e-3, 3e-3)
-EPOCHS, BATCH = 30, 64
+UPDATES, BATCH = 200, 64
 FEATURES, WIDTH = 512, 128
 OWN = "own start"
 Rows = tuple[Tensor, Tensor]
@@ -138,11 +139,6 @@ def _solved_head(model: nn.Sequential, rows: Rows, seed: int) -> None:
     sylvinit.initialize_head_(model, rows, head_code="ridge", seed=seed)
 
 
-def _swim_solved_head(model: nn.Sequential, rows: Rows, seed: int) -> None:
-    swim_(model, rows, seed)
-    _solved_head(model, rows, seed)
-
-
 ARMS: dict[str, Callable[[nn.Sequential, Rows, int], object]] = {
     OWN: lambda model, rows, seed: None,
     "own start, ridge head": _solved_head,
@@ -151,23 +147,24 @@ ARMS: dict[str, Callable[[nn.Sequential, Rows, int], object]] = {
         model, rows, head_code="ridge", seed=seed
     ),
     "swimnetworks": swim_,
-    "swimnetworks, ridge head": _swim_solved_head,
 }
 
 
-def train_(model: nn.Module, rows: Rows, rate: float, epochs: int, seed: int) -> None:
+def train_(model: nn.Module, rows: Rows, rate: float, updates: int, seed: int) -> None:
     """Least squares with AdamW; the order of the rows depends on the seed alone."""
     x, y = rows
     generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
-    for _ in range(epochs):
-        for batch in torch.randperm(len(x), generator=generator).split(BATCH):
-            optimizer.zero_grad()
-            functional.mse_loss(model(x[batch]), y[batch]).backward()
-            optimizer.step()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, fused=True)
+    batches: list[Tensor] = []
+    for _ in range(updates):
+        batches = batches or list(torch.randperm(len(x), generator=generator).split(BATCH))
+        batch = batches.pop()
+        optimizer.zero_grad()
+        functional.mse_loss(model(x[batch]), y[batch]).backward()
+        optimizer.step()
 
 
-def choose_rate(trainings: Sequence[Rows], epochs: int) -> float:
+def choose_rate(trainings: Sequence[Rows], updates: int) -> float:
     """The rate of highest mean R2 of the own start on validation rows, a fifth of each of these."""
     means = []
     for rate in RATES:
@@ -176,14 +173,14 @@ def choose_rate(trainings: Sequence[Rows], epochs: int) -> float:
             order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
             kept, out = order[len(x) // 5 :], order[: len(x) // 5]
             model = perceptron(x.shape[1], [WIDTH, WIDTH], seed)
-            train_(model, (x[kept], y[kept]), rate, epochs, seed)
+            train_(model, (x[kept], y[kept]), rate, updates, seed)
             values.append(r2(model, (x[out], y[out])))
         means.append(estimate(values).mean)
     return RATES[int(np.argmax(means))]
 
 
 def networks(
-    train: Rows, test: Rows, rate: float, epochs: int, seed: int, arms: Sequence[str]
+    train: Rows, test: Rows, rate: float, updates: int, seed: int, arms: Sequence[str]
 ) -> dict[str, dict[str, float]]:
     """R2 of every arm before and after training, from the same random weights."""
     start = perceptron(train[0].shape[1], [WIDTH, WIDTH], seed)
@@ -192,7 +189,7 @@ def networks(
         model = copy.deepcopy(start)
         ARMS[arm](model, train, seed)
         before = r2(model, test)
-        train_(model, train, rate, epochs, seed)
+        train_(model, train, rate, updates, seed)
         found[arm] = {"before": before, "after": r2(model, test)}
     return found
 
@@ -207,45 +204,55 @@ def _interval(values: Sequence[float]) -> str:
 
 def summarize(result: dict[str, Any]) -> str:
     """The stored runs as Markdown."""
-    runs: dict[str, dict[int, dict[str, Any]]] = {}
-    for run in result["runs"]:
-        runs.setdefault(run["table"], {})[run["split"]] = run
-    lines = ["| table (rows) | ridge head | RidgeCV | difference | smallest |", "|---|---|---|---|---|"]
-    for table, splits in runs.items():
-        pairs = [run["heads"] for run in splits.values()]
-        gaps = [pair["sylvinit"] - pair["RidgeCV"] for pair in pairs]
-        means = [estimate([pair[x] for pair in pairs]).mean for x in ("sylvinit", "RidgeCV")]
-        rows = next(iter(splits.values()))["rows"]
-        lines.append(
-            f"| {table} ({rows:,}) | {means[0]:.3f} | {means[1]:.3f} | {_interval(gaps)} | "
-            f"{min(gaps):+.3f} |"
+    lines = ["| table (rows) | ridge head | RidgeCV | difference | smallest |", "|---" * 5 + "|"]
+    for table, runs in _by_table(result["heads"]).items():
+        ours, theirs = (
+            {i: run[name] for i, run in runs.items()} for name in ("sylvinit", "RidgeCV")
         )
-    lines += ["", "| generated rows | ridge head, R2, s | RidgeCV, R2, s | time |", "|---|---|---|---|"]
-    for time_ in result["times"]:
-        lines.append(
-            f"| {time_['rows']:,} | {time_['sylvinit']:.4f}, {time_['sylvinit_seconds']:.2f} | "
-            f"{time_['RidgeCV']:.4f}, {time_['RidgeCV_seconds']:.2f} | "
-            f"{time_['sylvinit_seconds'] / time_['RidgeCV_seconds']:.0%} |"
-        )
-    arms = [arm for arm in ARMS if any(arm in r["networks"] for r in result["runs"])]
+        smallest = min(ours[i] - theirs[i] for i in runs)
+        means = " | ".join(f"{estimate(list(x.values())).mean:.3f}" for x in (ours, theirs))
+        rows = next(iter(runs.values()))["rows"]
+        lines.append(f"| {table} ({rows:,}) | {means} | {_gap(ours, theirs)} | {smallest:+.4f} |")
+    lines += [
+        "",
+        "| generated rows | ridge head: R2, s | RidgeCV: R2, s | time |",
+        "|---" * 4 + "|",
+    ]
+    for run in result["times"]:
+        cells = [f"{run[x]:.4f}, {run[f'{x}_seconds']:.2f}" for x in ("sylvinit", "RidgeCV")]
+        share = run["sylvinit_seconds"] / run["RidgeCV_seconds"]
+        lines.append(f"| {run['rows']:,} | {' | '.join(cells)} | {share:.0%} |")
+    tables = _by_table(result["networks"])
+    arms = [arm for arm in ARMS if any(arm in run["arms"] for run in result["networks"])]
     for moment in ("before", "after"):
-        lines += ["", f"R2 {moment} training; arms beside the own start are differences to it:", ""]
-        lines += ["| table (rate) | " + " | ".join(arms) + " |", "|---" * (len(arms) + 1) + "|"]
-        for table, splits in runs.items():
+        lines += ["", f"| R2 {moment} training (rate; splits) | " + " | ".join(arms) + " |"]
+        lines.append("|---" * (len(arms) + 1) + "|")
+        for table, runs in tables.items():
             values = {
-                arm: {i: run["networks"][arm][moment] for i, run in splits.items()} for arm in arms
+                arm: {i: run["arms"][arm][moment] for i, run in runs.items() if arm in run["arms"]}
+                for arm in arms
             }
             cells = [f"{estimate(list(values[OWN].values())).mean:.3f}"]
-            for arm in arms[1:]:
-                paired = compare(values[arm], values[OWN])
-                cells.append("-" if paired is None else _paired(paired.gap.mean, paired.gap.half))
-            rate = next(iter(splits.values()))["rate"]
-            lines.append(f"| {table} ({rate:g}) | " + " | ".join(cells) + " |")
+            cells += [_gap(values[arm], values[OWN]) for arm in arms if arm != OWN]
+            rate = result["rates"][table]
+            lines.append(f"| {table} ({rate:g}; {len(runs)}) | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def _paired(mean: float, half: float) -> str:
-    digits = 3 if abs(mean) < 10 and half < 10 else 0
+def _by_table(runs: Sequence[dict[str, Any]]) -> dict[str, dict[int, dict[str, Any]]]:
+    found: dict[str, dict[int, dict[str, Any]]] = {}
+    for run in runs:
+        found.setdefault(run["table"], {})[run["split"]] = run
+    return found
+
+
+def _gap(first: dict[int, float], second: dict[int, float]) -> str:
+    """Mean difference over the common splits, with its interval."""
+    paired = compare(first, second)
+    if paired is None:
+        return "-"
+    mean, half = paired.gap.mean, paired.gap.half
+    digits = 3 if max(abs(mean), abs(half)) < 10 else 0
     return f"{mean:+.{digits}f} ± {half:.{digits}f}"
 
 
@@ -257,7 +264,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--tables", nargs="+", help="default: all")
     parser.add_argument("--splits", type=int, default=10)
-    parser.add_argument("--epochs", type=int, default=EPOCHS)
+    parser.add_argument("--updates", type=int, default=UPDATES)
     parser.add_argument("--generated", type=int, nargs="*", default=[15_000, 30_000])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--show", action="store_true", help="only print what --out holds")
@@ -269,43 +276,53 @@ def main() -> None:
     if not folder:
         parser.error("set SYLVINIT_DATA to the folder that contains uci_regression.npz")
     warnings.simplefilter("ignore", sylvinit.SylvinitWarning)
-    settings = {"epochs": arguments.epochs, "batch": BATCH, "features": FEATURES, "width": WIDTH}
-    result: dict[str, Any] = {"environment": environment(), "settings": settings}
-    result |= {"times": [], "runs": []}
-    if arguments.out.exists():
-        result |= {k: json.loads(arguments.out.read_text())[k] for k in ("times", "runs")}
     arms = list(ARMS)
-    try:
-        import swimnetworks  # noqa: F401
-    except ImportError:
-        arms = [arm for arm in ARMS if not arm.startswith("swim")]
-        print("swimnetworks is not installed: its arms are left out")
+    if importlib.util.find_spec("swimnetworks") is None:
+        arms.remove("swimnetworks")
+        print("swimnetworks is not installed: that arm is left out")
+    settings = {"updates": arguments.updates, "batch": BATCH, "features": FEATURES, "width": WIDTH}
+    result: dict[str, Any] = {"environment": environment(), "settings": settings}
+    result |= {"times": [], "heads": [], "rates": {}, "networks": []}
+    if arguments.out.exists():
+        stored = json.loads(arguments.out.read_text())
+        result |= {key: stored[key] for key in ("times", "heads", "rates", "networks")}
     for rows in arguments.generated:
-        if rows in [entry["rows"] for entry in result["times"]]:
+        if rows in [run["rows"] for run in result["times"]]:
             continue
         train, test = generated(rows, seed=0)
         tries = [heads(train, test, seed=0) for _ in range(3)]
-        best = {key: min(x[key] for x in tries) for key in tries[0]}
+        best = {key: min(run[key] for run in tries) for key in tries[0]}
         result["times"].append({"rows": rows, **best})
         store(result, arguments.out)
     data = np.load(Path(folder) / "uci_regression.npz")
     names = arguments.tables or [key[:-2] for key in data.files if key.endswith("_x")]
-    done = {(run["table"], run["split"]) for run in result["runs"]}
-    for name in names:
-        if all((name, split) in done for split in range(arguments.splits)):
-            continue
-        x, y, test_rows = (data[f"{name}_{part}"] for part in ("x", "y", "test"))
-        splits = [standardized(x, y, test_rows[:, i]) for i in range(arguments.splits)]
-        rate = choose_rate([train for train, _ in splits[:3]], arguments.epochs)
-        for split, (train, test) in enumerate(splits):
-            if (name, split) in done:
+    splits = {
+        name: [
+            standardized(data[f"{name}_x"], data[f"{name}_y"], test)
+            for test in data[f"{name}_test"].T[: arguments.splits]
+        ]
+        for name in names
+    }
+    # All tables of a split together, so that a file that is cut short has some of each.
+    order = [(split, name) for split in range(arguments.splits) for name in names]
+    for kind in ("heads", "networks"):
+        done = {(run["split"], run["table"]) for run in result[kind]}
+        for split, name in order:
+            if (split, name) in done:
                 continue
-            run: dict[str, Any] = {"table": name, "split": split, "rows": len(x), "rate": rate}
-            run["heads"] = heads(train, test, split)
-            run["networks"] = networks(train, test, rate, arguments.epochs, split, arms)
-            result["runs"].append(run)
+            train, test = splits[name][split]
+            run: dict[str, Any] = {"table": name, "split": split}
+            if kind == "heads":
+                run |= {"rows": len(train[0]) + len(test[0]), **heads(train, test, split)}
+            else:
+                if name not in result["rates"]:
+                    trainings = [rows for rows, _ in splits[name][:2]]
+                    result["rates"][name] = choose_rate(trainings, arguments.updates)
+                rate = result["rates"][name]
+                run["arms"] = networks(train, test, rate, arguments.updates, split, arms)
+            result[kind].append(run)
             store(result, arguments.out)
-            print(f"{name}, split {split}", flush=True)
+            print(f"{kind}: split {split} of {name}", flush=True)
     print(summarize(result))
 
 
