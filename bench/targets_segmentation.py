@@ -147,7 +147,7 @@ HEADS: dict[str, dict[str, Any]] = {
 }
 
 
-def _pixels(model: nn.Sequential, samples: Samples) -> Samples:
+def head_pixels(model: nn.Sequential, samples: Samples) -> Samples:
     """Features of the head, a row for each of its pixels that is not void, and their classes."""
     model.eval()
     with torch.inference_mode():
@@ -158,7 +158,7 @@ def _pixels(model: nn.Sequential, samples: Samples) -> Samples:
 
 def features(start: nn.Sequential, train: Samples, test: Samples, seed: int) -> dict[str, Any]:
     """Measures and processor seconds of every head on the features of one body."""
-    x, y = _pixels(start, test)
+    x, y = head_pixels(start, test)
     found: dict[str, Any] = {}
     for name, options in HEADS.items():
         model = copy.deepcopy(start)
@@ -168,7 +168,7 @@ def features(start: nn.Sequential, train: Samples, test: Samples, seed: int) -> 
         head = model[-2]
         scores = functional.linear(x, head.weight.detach().flatten(1), head.bias.detach())
         found[name] = measures(confusion(scores.argmax(dim=1), y)) | {"seconds": seconds}
-    known, labels = _pixels(start, train)
+    known, labels = head_pixels(start, train)
     some = torch.randperm(len(known), generator=torch.Generator().manual_seed(seed))[:PIXELS]
     known, labels = known[some].double().numpy(), labels[some].numpy()
     for name, classifier in (
