@@ -12,6 +12,8 @@ import torch
 from sklearn.metrics import accuracy_score, jaccard_score
 from torch import Tensor
 
+from sylvinit.moments.row_labels import LabelKind, fit_positions
+
 
 def images(count: int) -> tuple[Tensor, Tensor]:
     """Images whose color is the class of the pixel, in blocks of four by four, and some void."""
@@ -35,14 +37,15 @@ def test_measures_against_scikit_learn() -> None:
 
 
 def test_scikit_learn_gets_the_pixels_of_the_head() -> None:
-    model, samples = bench.network(0), images(2)
-    x, y = bench.head_pixels(model, samples)
-    assert len(x) == len(y) == int((samples[1][:, ::2, ::2] != bench.VOID).sum())
-    maps = model.eval()[:-2](samples[0])
-    where = (samples[1][:, ::2, ::2] != bench.VOID).nonzero()
-    sample, row, column = where[17].tolist()
-    assert torch.equal(x[17], maps[sample, :, row, column])
-    assert int(y[17]) == int(samples[1][sample, 2 * row, 2 * column])
+    model, (x, _) = bench.network(0), images(2)
+    masks = torch.randint(0, 12, (2, 24, 32), generator=torch.Generator().manual_seed(1))
+    rows, y = bench.head_pixels(model, (x, masks))
+    kind = LabelKind(classes=11, of_rows=True)
+    taken, _ = fit_positions(masks, kind, "", 12 * 16, (12, 16), resample=True)
+    assert torch.equal(y, taken[taken != bench.VOID])
+    maps = model[:-2](x)
+    sample, place = (taken != bench.VOID).nonzero()[17].tolist()
+    assert torch.equal(rows[17], maps[sample, :, place // 16, place % 16])
 
 
 def test_heads_tell_colors() -> None:
