@@ -27,8 +27,9 @@ class LayerReport:
         rank: numerical rank of the input covariance (largest over groups).
         filled: outputs per group that the code did not provide; see the notes.
         residual: |AW + WB - Q| / ((|A| + |B|)|W| + |Q|) of the solution, before any rescaling of
-            its rows and without what the zero rule leaves out; the notes say where eigenvalues
-            below zero, which are rounding, were taken as zero.
+            its rows and without what the zero rule leaves out; of principal components on eight
+            vectors of signs; the notes say where eigenvalues below zero, which are rounding, were
+            taken as zero.
         std_before, std_after: root mean square over outputs of the output's standard deviation
             under the old and the new weight (for a normalization: of its input, as it kept it
             before and now).

@@ -14,6 +14,7 @@
 #include "batch.h"
 #include "capsules.h"
 #include "hermitian.h"
+#include "principal.h"
 #include "problem.h"
 #include "regular.h"
 #include "schur.h"
@@ -319,6 +320,40 @@ py::object solve_hermitian_direct(Address a, Address b, Address q, Address x, In
   return worst.tuple();
 }
 
+// For every matrix of a batch its largest eigenvalue, and how many are above relative * largest +
+// absolute[i], from tridiagonal cores.
+void count_significant_batch(Address core, Index count, int n, double relative, Address absolute,
+                             Address largest, Address ranks, int threads) {
+  py::gil_scoped_release release;
+  for_each_problem(count, threads, [&](Index i) {
+    const double* own = at<const double>(core) + i * n * kCoreRows<double>;
+    at<Index>(ranks)[i] = count_significant(Tridiagonal(n, own, own + n), relative,
+                                            at<const double>(absolute)[i], at<double>(largest) + i);
+  });
+}
+
+struct PrincipalBatch {
+  Address reflectors, core, vectors, squares, first, counts, values, z, rows, along, variances;
+};
+
+// Outputs have room for `most` rows of every matrix. The first matrix that failed, or -1.
+Index principal_rows_batch(const PrincipalBatch& o, Index count, int n, int most, double lam,
+                           double copies, bool dual, int threads) {
+  py::gil_scoped_release release;
+  const Index square = static_cast<Index>(n) * n, block = static_cast<Index>(n) * most;
+  return first_failure(count, threads, [&](Index i) {
+    const RankOneEquation equation{lam, copies, dual, at<const double>(o.squares)[i]};
+    const PrincipalRows out{at<double>(o.values) + i * most, at<double>(o.z) + i * block,
+                            at<double>(o.rows) + i * block, at<double>(o.along) + i * most,
+                            at<double>(o.variances) + i * most};
+    return principal_rows(n, at<const double>(o.reflectors) + i * square,
+                          at<const double>(o.core) + i * n * kCoreRows<double>,
+                          at<const double>(o.vectors) + i * n, equation,
+                          static_cast<int>(at<const Index>(o.first)[i]),
+                          static_cast<int>(at<const Index>(o.counts)[i]), out);
+  });
+}
+
 }  // namespace
 }  // namespace sylvinit
 
@@ -335,6 +370,15 @@ PYBIND11_MODULE(_lapack, module) {
         return Operands{left, left_basis, left_core,  right,       right_basis, right_core,
                         c,    y,          left_index, right_index, c_index};
       }));
+  py::class_<PrincipalBatch>(module, "PrincipalBatch")
+      .def(py::init([](Address reflectors, Address core, Address vectors, Address squares,
+                       Address first, Address counts, Address values, Address z, Address rows,
+                       Address along, Address variances) {
+        return PrincipalBatch{reflectors, core, vectors, squares, first,    counts,
+                              values,     z,    rows,    along,   variances};
+      }));
+  module.def("count_significant", &count_significant_batch);
+  module.def("principal_rows", &principal_rows_batch);
   module.def("inspect", &inspect);
   module.def("decompose", &decompose);
   module.def("solve_hermitian", &solve_hermitian);

@@ -56,6 +56,7 @@ inline void load_lapack() {
   fill(&lapack.dsyevd, rest, "dsyevd", "ccixixxiiii");
   fill(&lapack.zheevd, rest, "zheevd", "ccixixxixiiii");
   fill(&lapack.dstedc, rest, "dstedc", "cixxxixiiii");
+  fill(&lapack.dstemr, rest, "dstemr", "ccixxxxiiixxiiiixiiii");
   fill(&lapack.dgtsv, rest, "dgtsv", "iixxxxii");
   fill(&lapack.dgees, rest, "dgees", "ccxixiixxxixiii");
   fill(&lapack.zgees, rest, "zgees", "ccxixiixxixixii");

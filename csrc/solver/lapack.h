@@ -33,6 +33,9 @@ struct LapackTable {
                  const int*, double*, const int*, int*, const int*, int*);
   void (*dstedc)(const char*, const int*, double*, double*, double*, const int*, double*,
                  const int*, int*, const int*, int*);
+  void (*dstemr)(const char*, const char*, const int*, double*, double*, const double*,
+                 const double*, const int*, const int*, int*, double*, double*, const int*,
+                 const int*, int*, int*, double*, const int*, int*, const int*, int*);
   void (*dgtsv)(const int*, const int*, double*, double*, double*, double*, const int*, int*);
   void (*dgees)(const char*, const char*, void*, const int*, double*, const int*, int*, double*,
                 double*, double*, const int*, double*, const int*, int*, int*);

@@ -185,14 +185,17 @@ def is_mirrored(code: Code) -> bool:
 
 
 def fix_signs(stats: LayerStatistics, encoder: Tensor) -> Tensor:
-    """The encoder with the entry of largest magnitude of every row positive.
+    """The encoder with the entry of largest magnitude of every row positive."""
+    return encoder * signs_of(stats.in_input_coordinates(encoder))
+
+
+def signs_of(rows: Tensor) -> Tensor:
+    """The sign, 1 or -1 (..., 1), of the entry of largest magnitude of rows (..., d).
 
     Entries within one part in a million of the largest count as tied, and the first of them
     decides: symmetric filters have exact ties, which rounding must not settle.
     """
-    rows = stats.in_input_coordinates(encoder)
     size = rows.abs()
     tied = size >= size.amax(dim=-1, keepdim=True) * (1 - 1e-6)
     first = tied.to(torch.uint8).argmax(dim=-1, keepdim=True)
-    negative = rows.gather(-1, first) < 0
-    return torch.where(negative, -encoder, encoder)
+    return torch.where(rows.gather(-1, first) < 0, -1.0, 1.0).to(rows.dtype)

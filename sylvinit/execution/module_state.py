@@ -86,9 +86,12 @@ class ModuleState:
 
     def accept(self, module: nn.Module) -> None:
         """Take what a module holds now as its state between forwards."""
-        for index in self._inside(module):
+        slots, saved = self._slots, self._saved
+        other = [i for i in self._inside(module) if not _same(slots[i].holder, saved[i])]
+        for index in other:
             self._saved[index] = _copy(self._slots[index].holder)
-        self._watch()
+        if other:  # most layers write into the parameters that they have
+            self._watch()
 
     @contextmanager
     def exchanged(self, private: PrivateState) -> Iterator[None]:
@@ -169,7 +172,11 @@ def _copy(value: Any) -> Any:
 
 def _same(a: Any, b: Any) -> bool:
     """Whether two containers hold the same objects, in the same order and under the same keys."""
-    if len(a) != len(b) or not all(map(is_, _objects(a), _objects(b))):
+    if len(a) != len(b):
+        return False
+    if not a:  # most dictionaries of most modules
+        return True
+    if not all(map(is_, _objects(a), _objects(b))):
         return False
     return not isinstance(a, dict) or all(map(is_, a, b))
 

@@ -180,7 +180,7 @@ class InputCollector:
                 kernel=kernel,
                 raw=self.raw,
             )
-            return stats if bool(stats.covariance.isfinite().all()) else None
+            return stats if stats.is_finite() else None
 
 
 def add_sample_means(means: PatchMoments, source: PatchSource) -> None:

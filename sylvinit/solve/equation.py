@@ -12,6 +12,7 @@ an input with a constant 1 appended.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from sylvinit.codes.components import append_components
 from sylvinit.errors import SolverError
 from sylvinit.moments.statistics import LayerStatistics
 from sylvinit.solve.filling import choose_entries, fill_with_mixtures
+from sylvinit.solve.principal import is_principal, solve_principal
 from sylvinit.sylvester.rounding import RESIDUAL_BOUND
 from sylvinit.sylvester.semidefinite import RankOne, Solution, solve_positive, solve_rank_one
 
@@ -39,6 +41,7 @@ class LayerSolution:
     filled_components: int  # rows for principal components of what the code leaves
     mixed: Tensor  # bool (groups, k), rows that are orthogonal mixtures of solved rows
     empty: Tensor  # bool (groups,), input that never varies: nothing was computed
+    deviation: Tensor | None = None  # standard deviations of the outputs, if they are at hand
     notes: list[str] = field(default_factory=list)  # for a reader of the report
 
 
@@ -67,27 +70,32 @@ def solve_layer(
     """
     outputs, copies = k, 2 if is_mirrored(code) else 1
     k, skip = -(-k // copies), -(-skip // copies)
-    latent = code.fit(stats, k + skip, seed)
+    deviation, components, taken_up = None, 0, False
     if fill:
-        choice = choose_entries(append_components(stats, latent, k + skip), k, skip)
-        components = int((choice.fresh & (choice.index >= latent.rows)).sum(dim=1).max())
-        # A code may have entries where the input never varies: its own offset, or the mean.
-        empty = ~choice.solved.any(dim=1) | ~stats.covariance.flatten(1).any(dim=1)
-        solution, bias = _solve(stats, choice.latent, lam, constant, copies)
-        weight = stats.in_input_coordinates(solution.w)
-        weight, bias, mixed = fill_with_mixtures(weight, bias, choice.solved, choice.fresh, k, seed)
-        taken_up = bool(skip) and not bool(choice.fresh.any())
+        rows = _principal_rows(stats, code, k, lam, skip, copies) if not constant else None
+        if rows is None:
+            rows = _coded_rows(stats, code, k, lam, skip, seed, constant, copies)
+        weight, bias, mixed = fill_with_mixtures(
+            rows.weight, rows.bias, rows.solved, rows.fresh, k, seed
+        )
+        deviation = _deviations(stats, weight, rows, mixed)
+        empty, components = rows.empty, rows.components
+        residual, dropped, rank = rows.residual, rows.dropped, rows.rank
+        taken_up = bool(skip) and not bool(rows.fresh.any())
     else:
+        latent = code.fit(stats, k + skip, seed)
         solution, bias = _solve(stats, latent, lam, constant, copies)
         missing = k - latent.rows
         weight = pad(stats.in_input_coordinates(solution.w), (0, 0, 0, missing))
         bias = pad(bias, (0, missing))
         mixed = torch.zeros(weight.shape[:2], dtype=torch.bool, device=weight.device)
         empty = torch.zeros(stats.groups, dtype=torch.bool, device=weight.device)
-        components, taken_up = 0, False
+        residual, dropped, rank = solution.residual, solution.dropped, stats.rank()
     if copies > 1:
         weight, bias = _mirrored(weight)[:, :outputs], _mirrored(bias)[:, :outputs]
         mixed = mixed.repeat_interleave(copies, dim=1)[:, :outputs]
+        if deviation is not None:
+            deviation = deviation.repeat_interleave(copies, dim=1)[:, :outputs]
         components *= copies
     mixtures = int(mixed.sum(dim=1).max())
     notes = list(stats.notes)
@@ -99,10 +107,90 @@ def solve_layer(
         notes.append("shares its input with layers that have taken all components")
     elif skip:
         notes.append(f"shares its input: takes components from {skip + 1} on")
-    if solution.dropped:
-        notes.append(f"{solution.dropped} near-singular pairs set to their minimum-norm solution")
-    rank, residual, dropped = stats.rank(), solution.residual, solution.dropped
-    return LayerSolution(weight, bias, rank, residual, dropped, components, mixed, empty, notes)
+    if dropped:
+        notes.append(f"{dropped} near-singular pairs set to their minimum-norm solution")
+    of_equation = rank, residual, dropped, components
+    return LayerSolution(weight, bias, *of_equation, mixed, empty, deviation, notes)
+
+
+class _Rows(NamedTuple):
+    """The solved rows of a hidden layer, packed to the front of every group and zero behind."""
+
+    weight: Tensor  # float64 (groups, rows, d_in)
+    bias: Tensor  # float64 (groups, rows)
+    solved: Tensor  # bool (groups, rows)
+    fresh: Tensor  # bool (groups, rows), those that no sibling has taken
+    empty: Tensor  # bool (groups,)
+    rank: int
+    residual: float
+    dropped: int = 0
+    components: int = 0  # rows for principal components of what the code leaves
+    deviation: Tensor | None = None  # of the outputs, (groups, rows)
+
+
+def _principal_rows(
+    stats: LayerStatistics, code: Code, k: int, lam: float, skip: int, copies: int
+) -> _Rows | None:
+    """From the leading eigenpairs alone, where the code is principal components."""
+    found = solve_principal(stats, k, lam, skip=skip, copies=copies) if is_principal(code) else None
+    if found is None:
+        return None
+    return _Rows(
+        weight=found.weight,
+        bias=-(found.weight @ stats.input_mean[:, :, None])[:, :, 0],
+        solved=found.solved,
+        fresh=found.solved & (found.component >= skip),
+        empty=~found.solved.any(dim=1),
+        rank=found.rank,
+        residual=found.residual,
+        deviation=found.deviation,
+    )
+
+
+def _coded_rows(
+    stats: LayerStatistics,
+    code: Code,
+    k: int,
+    lam: float,
+    skip: int,
+    seed: int,
+    constant: bool,
+    copies: int,
+) -> _Rows:
+    """From the moments of any code."""
+    latent = code.fit(stats, k + skip, seed)
+    appended = append_components(stats, latent, k + skip)
+    choice = choose_entries(appended.available(), k, skip)
+    chosen = appended.gather(choice.index, choice.solved)
+    solution, bias = _solve(stats, chosen, lam, constant, copies)
+    return _Rows(
+        weight=stats.in_input_coordinates(solution.w),
+        bias=bias,
+        solved=choice.solved,
+        fresh=choice.fresh,
+        # A code may have entries where the input never varies: its own offset, or the mean.
+        empty=~choice.solved.any(dim=1) | ~stats.covariance.flatten(1).any(dim=1),
+        rank=stats.rank(),
+        residual=solution.residual,
+        dropped=solution.dropped,
+        components=int((choice.fresh & (choice.index >= latent.rows)).sum(dim=1).max()),
+    )
+
+
+def _deviations(
+    stats: LayerStatistics, weight: Tensor, rows: _Rows, mixed: Tensor
+) -> Tensor | None:
+    """Of the outputs of filled rows (groups, k, d_in): those of mixtures are computed here."""
+    if rows.deviation is None or not bool(mixed.any()):
+        return rows.deviation
+    first = int(mixed.any(dim=0).nonzero()[0])
+    # Fresh rows come first, and stand in the same order behind those that siblings have taken.
+    taken = (rows.solved & ~rows.fresh).sum(dim=1, keepdim=True)
+    place = (taken + torch.arange(weight.shape[1])).clamp(max=rows.deviation.shape[1] - 1)
+    out = rows.deviation.gather(1, place)
+    tail = stats.variances(weight[:, first:]).clamp(min=0).sqrt()
+    out[:, first:] = torch.where(mixed[:, first:], tail, out[:, first:])
+    return out
 
 
 def _mirrored(x: Tensor) -> Tensor:

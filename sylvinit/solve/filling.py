@@ -8,29 +8,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sylvinit.codes.code import Latent
-
 
 @dataclass(frozen=True)
 class EntryChoice:
     """The code entries that a layer is solved for, packed to the front of every group.
 
-    Entries of a group that has fewer are zero. Masks and indices are (groups, rows).
+    Masks and indices are (groups, rows).
     """
 
-    latent: Latent
     solved: Tensor  # bool, which rows are entries at all
     fresh: Tensor  # bool, which of them no sibling has taken
     index: Tensor  # int64, where they stood in the code
 
 
-def choose_entries(latent: Latent, k: int, skip: int) -> EntryChoice:
+def choose_entries(available: Tensor, k: int, skip: int) -> EntryChoice:
     """The next ``k`` entries of every group after the ``skip`` that siblings have taken.
 
     Where fewer than k are left, all entries are solved for, so that the rest can be filled with
-    mixtures of all of them; only those that no sibling has taken are fresh.
+    mixtures of all of them; only those that no sibling has taken are fresh. ``available`` are the
+    entries that are not identically zero, bool (groups, entries).
     """
-    available = latent.available()
     counts = available.sum(dim=1)
     begin = torch.where(skip + k <= counts, skip, 0)
     lengths = torch.where(begin > 0, k, counts) if skip else counts.clamp(max=k)
@@ -40,7 +37,7 @@ def choose_entries(latent: Latent, k: int, skip: int) -> EntryChoice:
     # Stable: available entries first, in their order.
     index = torch.argsort((~available).to(torch.uint8), dim=1, stable=True).gather(1, place)
     fresh = solved & (begin[:, None] + rows >= skip)
-    return EntryChoice(latent.gather(index, solved), solved, fresh, index)
+    return EntryChoice(solved, fresh, index)
 
 
 def fill_with_mixtures(

@@ -24,16 +24,20 @@ class ScaledRows(NamedTuple):
     bias: Tensor  # float64 (groups, k), -W mu of the weight as the layer holds it
     rounding: int  # rows whose output may be rounding alone
     bounded: int  # rows that would have become too long
+    deviation: Tensor  # standard deviations of their outputs, (groups, k)
 
 
 def output_std(weight: Tensor, stats: LayerStatistics) -> Tensor:
     """Standard deviations (groups, k), sqrt(w Sigma w^T), of outputs of rows (groups, k, d_in)."""
-    w = _in_basis(weight, stats)
-    return ((w @ stats.covariance) * w).sum(dim=-1).clamp(min=0).sqrt()
+    return stats.variances(weight).clamp(min=0).sqrt()
 
 
 def scale_rows(
-    weight: Tensor, stats: LayerStatistics, inputs: torch.dtype, start: Tensor
+    weight: Tensor,
+    stats: LayerStatistics,
+    inputs: torch.dtype,
+    start: Tensor,
+    std: Tensor | None = None,
 ) -> ScaledRows:
     """Divide rows by the damped standard deviations of their outputs, and center the outputs.
 
@@ -56,23 +60,27 @@ def scale_rows(
     independent, and by up to sqrt(d_in) times as much where they are not.)
 
     ``weight`` is float64 (groups, k, d_in); ``inputs`` is the type that the activations were
-    rounded to; ``start`` is the layer's own weight, in the type that it will hold the new one in.
+    rounded to; ``start`` is the layer's own weight, in the type that it will hold the new one in;
+    ``std`` are the deviations of the rows' outputs, if they are at hand.
     """
-    std, length = output_std(weight, stats), weight.norm(dim=2)
-    variances = _feature_variances(stats)
-    rms = ((variances.sum(dim=1) + stats.mean.square().sum(dim=1)) / weight.shape[2]).sqrt()
+    std = output_std(weight, stats) if std is None else std
+    length, variances = weight.norm(dim=2), stats.feature_variances
+    power = variances.sum(dim=1) + stats.input_mean.square().sum(dim=1)
+    rms = (power / weight.shape[2]).sqrt()
     clear = std > torch.finfo(inputs).eps * length * rms[:, None]
     uncorrelated = (weight.square() @ variances[:, :, None])[:, :, 0]
     divisor = torch.maximum(std, (DAMPING * uncorrelated).sqrt())
     divisor = torch.where(clear, divisor, 1.0)
     least = length / _longest(start)
-    weight = weight / torch.maximum(divisor, least)[:, :, None]
-    seen = _in_basis(weight.to(start.dtype).double(), stats)
+    scale = torch.maximum(divisor, least)
+    weight = weight / scale[:, :, None]
+    seen = weight.to(start.dtype).double()
     return ScaledRows(
         weight=weight,
-        bias=-(seen * stats.mean[:, None]).sum(dim=-1),
+        bias=-(seen @ stats.input_mean[:, :, None])[:, :, 0],
         rounding=int(((std > 0) & ~clear).sum()),
         bounded=int((divisor < least).sum()),
+        deviation=std / scale,
     )
 
 
@@ -81,14 +89,3 @@ def _longest(start: Tensor) -> float:
     own = float(start.double().norm(dim=2).amax())
     longest = max(GROWTH * own, 1.0) if 0 < own < math.inf else GROWTH
     return min(longest, torch.finfo(start.dtype).max)
-
-
-def _feature_variances(stats: LayerStatistics) -> Tensor:
-    """Of the layer's input, (groups, d_in)."""
-    if stats.basis is None:
-        return stats.covariance.diagonal(dim1=1, dim2=2)
-    return ((stats.basis.mT @ stats.covariance) * stats.basis.mT).sum(dim=2)
-
-
-def _in_basis(weight: Tensor, stats: LayerStatistics) -> Tensor:
-    return weight if stats.basis is None else weight @ stats.basis.mT

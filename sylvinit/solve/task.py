@@ -118,8 +118,9 @@ def solve_and_write(
         if task.units is not None:
             task.units.restore(solution)
     if task.rescale:
-        scaled = scale_rows(solution.weight, stats, inputs, old_weight)
+        scaled = scale_rows(solution.weight, stats, inputs, old_weight, solution.deviation)
         solution.weight, solution.bias = scaled.weight, scaled.bias
+        solution.deviation = scaled.deviation
         if scaled.rounding:
             solution.notes.append(
                 f"{scaled.rounding} rows not scaled: their output may be rounding of the inputs"
@@ -131,13 +132,18 @@ def solve_and_write(
             )
     forced = first.row_scales(solution.weight)
     if forced is not None:
+        if solution.deviation is not None:
+            solution.deviation = solution.deviation * forced
         solution.weight, solution.bias = (
             solution.weight * forced[:, :, None],
             solution.bias * forced,
         )
     solution.notes.extend(first.notes())
-    old_weight = old_weight.double()
-    before, after = output_std(old_weight, stats), output_std(solution.weight, stats)
+    # For the report alone: products as precise as the rows are enough.
+    rows = torch.float32 if stats.rows_eps > torch.finfo(torch.float64).eps else torch.float64
+    before, after = output_std(old_weight.to(rows), stats), solution.deviation
+    if after is None:
+        after = output_std(solution.weight, stats)
     report = LayerReport(
         name=first.name,
         kind=first.kind,

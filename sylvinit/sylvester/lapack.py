@@ -205,3 +205,24 @@ def _index(batch: torch.Size, whole: torch.Size) -> Tensor | None:
         return None
     count = torch.arange(math.prod(batch), device="cpu").view(batch)
     return count.expand(whole).flatten().contiguous()
+
+
+def count_significant(core: Tensor, relative: float, absolute: Tensor, threads: int) -> Tensor:
+    """Eigenvalues above relative * largest + absolute (batch,) of cores (batch, 3, n)."""
+    count, _, n = core.shape
+    largest = torch.empty(count, dtype=torch.float64, device="cpu")
+    ranks = torch.empty(count, dtype=torch.int64, device="cpu")
+    addresses = absolute.data_ptr(), largest.data_ptr(), ranks.data_ptr()
+    _lapack.count_significant(core.data_ptr(), count, n, relative, *addresses, threads)
+    return ranks
+
+
+def principal_rows(
+    operands: Sequence[Tensor], lam: float, copies: float, dual: bool, threads: int
+) -> bool:
+    """Fill the last five operands, those of csrc/solver/bindings.cpp; False if a matrix fails."""
+    count, n, _ = operands[0].shape
+    batch = _lapack.PrincipalBatch(*(tensor.data_ptr() for tensor in operands))
+    most = operands[-1].shape[1]
+    with blas_for(threads):
+        return _lapack.principal_rows(batch, count, n, most, lam, copies, dual, threads) < 0
