@@ -103,7 +103,7 @@ class LayerStatistics:
 
     @cached_property
     def _label_sums(self) -> LabelSums | None:
-        if self._rows is None:
+        if self.basis is None:
             return self._moments.label_sums()
         sums = self._moments.column_label_sums()
         return sums if sums is None else replace(sums, cross=sums.cross @ self.basis.mT)
