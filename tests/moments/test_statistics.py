@@ -149,9 +149,12 @@ def test_too_little_memory_for_the_moments_names_their_size(
 
 
 @pytest.mark.parametrize("d", [10, 60], ids="d={}".format)
-def test_without_the_constant(d: int) -> None:
+@pytest.mark.parametrize("repeated", [False, True], ids=["", "repeated"])
+def test_without_the_constant(d: int, repeated: bool) -> None:
     """In the coordinates of the input: NumPy's statistics of rows without their means."""
     x, labels = rows_of_samples(2, d, torch.float64)
+    if repeated:
+        x = x[:, :, :1].expand(-1, -1, EACH, -1)
     stats = without_constant(statistics(x, labels)[0])
     centered = x - x.mean(dim=-1, keepdim=True)
     assert stats.class_means is not None
@@ -166,6 +169,43 @@ def test_without_the_constant(d: int) -> None:
             assert_near(found.mean[group].numpy() @ e, expected.mean(axis=0), CLOSE[torch.float64])
         expected = rows[labels.numpy() == 1].reshape(-1, d).mean(axis=0)
         assert_near(stats.class_means[group, 1].numpy() @ e, expected, CLOSE[torch.float64])
+        rows = rows.reshape(-1, d)
+        assert_near(stats.input_mean[group].numpy(), rows.mean(axis=0), CLOSE[torch.float64])
+        assert_near(stats.feature_variances[group].numpy(), rows.var(axis=0), CLOSE[torch.float64])
+        variances = stats.variances(torch.eye(d).double()[None, :3].expand(2, -1, -1))
+        assert_near(variances[group].numpy(), rows.var(axis=0)[:3], CLOSE[torch.float64])
+
+
+@pytest.mark.parametrize("changed", [False, True])
+@pytest.mark.parametrize("d", [10, 60], ids="d={}".format)
+def test_moments_of_targets(d: int, changed: bool) -> None:
+    """With more and with fewer rows than features, with the constant and without."""
+    x = rows_of_samples(2, d, torch.float64)[0].flatten(1, 2)
+    s = torch.randn(x.shape[1], 3, generator=torch.Generator().manual_seed(1)).double()
+    moments = sylvinit.PatchMoments(d, groups=2, targets=3).update(x, s)
+    stats = layer_statistics(moments, BACKEND)
+    if changed:
+        stats, x = without_constant(stats), x - x.mean(dim=2, keepdim=True)
+    assert stats.class_counts is None
+    assert stats.class_means is None
+    for group, part in enumerate((stats.group(0), stats.group(1))):
+        found = part.targets
+        assert found is not None
+        cross = part.in_input_coordinates(found.cross)[0]
+        assert_near(cross.numpy(), s.numpy().T @ x[group].numpy() / len(s), CLOSE[torch.float64])
+        assert_near(found.second.numpy(), s.numpy().T @ s.numpy() / len(s), CLOSE[torch.float64])
+        assert_near(found.mean.numpy(), s.numpy().mean(axis=0), CLOSE[torch.float64])
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+@pytest.mark.parametrize("n", [40, 9])
+def test_variances_of_float32_products_do_not_overflow(n: int, scale: float) -> None:
+    """Those of float32 rows in float32, whose squares have no room there."""
+    x = scale * torch.randn(n, 10, generator=torch.Generator().manual_seed(0))
+    stats = layer_statistics(sylvinit.PatchMoments(10).update(x), BACKEND)
+    weight = torch.randn(1, 4, 10, generator=torch.Generator().manual_seed(1))
+    expected = (x.double() @ weight[0].double().mT).var(dim=0, correction=0)
+    assert_near(stats.variances(weight)[0].numpy(), expected.numpy(), CLOSE[torch.float32])
 
 
 def test_the_constant_leaves_its_rounding_behind() -> None:

@@ -13,7 +13,7 @@ from helpers import principal_axes
 import sylvinit
 from sylvinit.backends import choose
 from sylvinit.codes import PCA, SignPairs
-from sylvinit.moments.statistics import LayerStatistics, layer_statistics
+from sylvinit.moments.statistics import LayerStatistics, layer_statistics, without_constant
 from sylvinit.solve import equation
 from sylvinit.solve.principal import PrincipalRows, solve_principal
 from sylvinit.sylvester import lapack
@@ -133,6 +133,25 @@ def test_both_routes_agree(
     torch.testing.assert_close(
         found.deviation, outputs.std(dim=1, correction=0), rtol=1e-9, atol=1e-13
     )
+
+
+@pytest.mark.parametrize("n", [60, 8])
+def test_rows_that_see_no_constant(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A group that varies along the constant alone has no components then."""
+    level = np.random.default_rng(0).normal(size=(n, 1))
+    x = rows("spread", n, 12) + 5 * level, np.repeat(level, 12, axis=1)
+    stats = without_constant(statistics(*x))
+    found = equation.solve_layer(stats, PCA(), 5, LAM, seed=5)
+    assert found.empty.tolist() == [False, True]
+    assert found.weight.sum(dim=2).abs().max() < CLOSE
+    projected = x[0] - x[0].mean(axis=1, keepdims=True)
+    expected = closed_form(projected, principal_axes(projected.T, 5))
+    np.testing.assert_allclose(found.weight[0], expected, rtol=0, atol=CLOSE)
+    monkeypatch.setattr(lapack, "AVAILABLE", False)
+    other = equation.solve_layer(without_constant(statistics(*x)), PCA(), 5, LAM, seed=5)
+    assert other.deviation is None
+    torch.testing.assert_close(found.weight, other.weight, rtol=0, atol=CLOSE)
+    torch.testing.assert_close(found.bias, other.bias, rtol=0, atol=CLOSE)
 
 
 @pytest.mark.parametrize("scale", [1e-120, 1e120])
