@@ -28,6 +28,8 @@ in the end. At 500 shots of CIFAR-10 all seeds have the same images: of new head
 else depends, there are means alone; where networks are trained, the intervals are over the weights
 and the order and say nothing of other images. "-" is a cell whose seeds are not all there yet. Arms
 of sylvinit that name no preset have "paper", whose rows are not scaled.
+
+Regression on tables and segmentation are on [a page of their own](results_targets.md).
 """
 _PARTIAL = """
 This report shows unfinished cells, too: {3 of 5 seeds} stands beside them. They have no p values.
