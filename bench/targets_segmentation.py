@@ -9,12 +9,10 @@ since the set's own parts differ in light: neighboring frames may be on both sid
 compare arms and are not those of the benchmark.
 
 The network: five convolutions with batch norm, the first of stride 2, and a 1x1 head, whose map is
-enlarged. Its own start is PyTorch's, running statistics calibrated. "features": every head on the
-features of that random body, beside scikit-learn's classifiers, on the pixels of the head's map.
-"networks": whole networks at full size, before and after a training with AdamW at the rate that
-suits the own start best on 40 more images (seed 0). "memory": growth of the resident set with the
-number of images, each in a process of its own. Runs that the file holds already are not repeated;
-it is written after every run, --show prints the tables from it alone.
+enlarged. Its own start is PyTorch's, running statistics calibrated. "features": heads on that
+random body, beside scikit-learn's classifiers. "networks": whole networks, before and after AdamW
+at the rate that suits the own start best on 40 more images (seed 0). "memory": growth of the
+resident set with the number of images. Runs that the file holds already are not repeated.
 """
 
 from __future__ import annotations
