@@ -271,12 +271,8 @@ def memory(mode: str, count: int) -> float:
             with torch.inference_mode():
                 for part in x.split(15):
                     model(part)
-        elif storage:
-            sylvinit.initialize_(
-                model, (x, y), include=HEAD, storage=storage, calibrate_norm=False, **options
-            )
         else:
-            sylvinit.initialize_head_(model, (x, y), **options)
+            sylvinit.initialize_head_(model, (x, y), storage=storage or "memory", **options)
 
     measured(images[:15].clone(), masks[:15].clone())  # loads kernels and fills the allocator
     Path("/proc/self/clear_refs").write_text("5")

@@ -202,6 +202,7 @@ def initialize_head_(
     patches: int | Literal["all"] | None = None,
     microbatch: int | None = None,
     max_samples: int | None = None,
+    storage: Literal["memory", "recompute"] = "memory",
     seed: int = 0,
     backend: str = "auto",
     progress: bool | None = None,
@@ -214,17 +215,19 @@ def initialize_head_(
 ) -> Report:
     """Solve only the classifier, from the features that the rest of the network already provides.
 
-    Labels and ``head_code="auto"`` are as there. ``head_code="ridge"`` is the more accurate one for
-    numbers where features come from elsewhere: for every target the ridge of least leave-one-out
-    error. ``head_code="logistic"`` is that for classes: linear discriminant
-    analysis with the ridge of least leave-one-out error, and a few steps of logistic regression
-    from there. lam has no part in either. The logistic head wants features of like scale (a
-    network's are; standardize raw tables). The one-hot head wants variances that, times lam, are
-    not small beside the frequencies of the classes: scale embeddings of norm 1 by sqrt(d).
+    ``head_code="ridge"`` is the more accurate one for numbers where features come from elsewhere:
+    for every target the ridge of least leave-one-out error. ``head_code="logistic"`` is that for
+    classes: linear discriminant analysis with the ridge of least leave-one-out error, and a few
+    steps of logistic regression from there. lam has no part in either. The logistic head wants
+    features of like scale (a network's are; standardize raw tables). The one-hot head wants
+    variances that, times lam, are not small beside the frequencies of the classes: scale embeddings
+    of norm 1 by sqrt(d).
 
     Everything else is left alone, running statistics included. Arguments, result and errors are
     those of :func:`initialize_`; ``data`` needs labels unless ``head_code`` does without, and a
-    head that cannot be solved (frozen, tied to an embedding) is a ``ModelError``.
+    head that cannot be solved (frozen, tied to an embedding) is a ``ModelError``. With
+    ``storage="recompute"`` no more than the inputs and one microbatch is in memory, for a second
+    forward pass.
     """
     # What it has no argument for is as initialize_ has it by default, but for these two.
     fixed = {**(initialize_.__kwdefaults__ or {}), "preset": "paper", "calibrate_norm": False}

@@ -176,6 +176,16 @@ def test_token_labels_without_padding(first: str) -> None:
     assert_head(model.head, explicit(x, s, np.ones(len(x)), 10.0))
 
 
+def test_heads_that_hold_one_microbatch_are_the_same() -> None:
+    x, y = shapes()
+    found = []
+    for storage in ("memory", "recompute"):
+        model = dense_prediction(3)
+        sylvinit.initialize_head_(model, (x, y), storage=storage, microbatch=5)
+        found.append(solution(model))
+    assert torch.equal(*found)
+
+
 def test_ragged_maps() -> None:
     batches = [shapes(6, size) for size in (8, 12)]
     model = dense_prediction(3)
