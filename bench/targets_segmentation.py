@@ -50,7 +50,6 @@ RATES = (1e-3, 3e-3, 1e-2)
 EPOCHS, BATCH = 6, 10
 MEMORY = ("forward", "logistic", "logistic, recompute", "onehot, recompute")
 OWN = "own start"
-HEAD = "15"  # its name in the network
 Samples = tuple[Tensor, Tensor]
 
 
