@@ -55,15 +55,20 @@ def build(name: str, most_parameters: int) -> Case:
     if task == "segmentation":
         maps = class_labels()[:, None, None].expand(SAMPLES, _SIDE, _SIDE).clone()
         maps[:, : _SIDE // 2] = 0
-        return Case(model, {"x": images, "labels": maps}, lambda: model(images))
-
-    def detect(model: nn.Module, images: Tensor) -> Any:
-        return model(list(images))
-
-    return Case(model, images, lambda: detect(model, images), forward_fn=detect)
+        batch = {"images": images, "labels": maps}
+        return Case(model, batch, lambda: _segment(model, batch), forward_fn=_segment)
+    return Case(model, images, lambda: _detect(model, images), forward_fn=_detect)
 
 
 def _classifier(model: nn.Module) -> Case:
     """With the smallest images that it takes: transformers say theirs, Inception needs 75."""
     side = getattr(model, "image_size", _SIDE)
     return image_case(model, (3, side, side))
+
+
+def _segment(model: nn.Module, batch: Any) -> Any:
+    return model(batch["images"])
+
+
+def _detect(model: nn.Module, images: Tensor) -> Any:
+    return model(list(images))

@@ -9,12 +9,12 @@ from zoo_models.measure import measure
 @pytest.mark.parametrize(
     "name",
     [
-        "timm/repghostnet_050",
-        "timm/vit_tiny_r_s16_p8_224",
-        "torchvision/classification/mobilenet_v3_small",
-        "transformers/image/levit",
+        "timm/mobilevit_xxs",
+        "timm/nf_regnet_b0",
+        "torchvision/classification/shufflenet_v2_x0_5",
+        "transformers/image/beit",
+        "transformers/text/mt5",
         "transformers/text/bert",
-        "transformers/text/llama",
     ],
 )
 def test_a_classifier_has_its_labels_right_again(name: str) -> None:
@@ -30,7 +30,11 @@ def test_a_classifier_has_its_labels_right_again(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["torchvision/detection/ssdlite320_mobilenet_v3_large", "transformers/causal/llama"],
+    [
+        "torchvision/detection/ssdlite320_mobilenet_v3_large",
+        "torchvision/segmentation/lraspp_mobilenet_v3_large",
+        "transformers/causal/cohere",
+    ],
 )
 def test_a_model_without_labels_of_samples(name: str) -> None:
     pytest.importorskip(name.split("/")[0])
