@@ -22,7 +22,7 @@ def test_a_classifier_has_its_labels_right_again(name: str) -> None:
     row = measure(name, 30_000_000)
     assert row["status"] == "initialized", row
     assert row["head_status"] == "solved"
-    # Twelve samples lie apart in as many features and more. (llama: 10 of 12.)
+    # Twelve samples lie apart in as many features and more.
     assert row["accuracy"] >= 0.75
     assert row["finite"]
     assert row["largest"] < 1_000
