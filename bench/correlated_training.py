@@ -67,7 +67,7 @@ def train_once(
     generator = torch.Generator().manual_seed(run["seed"])
     model = NETWORKS[settings["network"]](width=settings["width"])
     model = model.to(memory_format=torch.channels_last)
-    initialize_(model, settings["corr"], run["initialisation"], generator)
+    initialize_(model, settings["corr"], run["initialisation"], generator, preset="best")
     optimizer = torch.optim.SGD(model.parameters(), lr=run["rate"], momentum=MOMENTUM)
     some = Samples(test.inputs[: settings["probe"]], test.labels[: settings["probe"]])
     begin = time.perf_counter()

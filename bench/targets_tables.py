@@ -142,9 +142,11 @@ def _solved_head(model: nn.Sequential, rows: Rows, seed: int) -> None:
 ARMS: dict[str, Callable[[nn.Sequential, Rows, int], object]] = {
     OWN: lambda model, rows, seed: None,
     "own start, ridge head": _solved_head,
-    "initialize_": lambda model, rows, seed: sylvinit.initialize_(model, rows, seed=seed),
+    "initialize_": lambda model, rows, seed: sylvinit.initialize_(
+        model, rows, preset="best", seed=seed
+    ),
     "initialize_, ridge head": lambda model, rows, seed: sylvinit.initialize_(
-        model, rows, head_code="ridge", seed=seed
+        model, rows, preset="best", head_code="ridge", seed=seed
     ),
     "swimnetworks": swim_,
 }

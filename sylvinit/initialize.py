@@ -5,51 +5,34 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from torch import nn
-from tqdm.auto import tqdm
 
 from sylvinit.codes import Code
-from sylvinit.errors import ModelError, SylvinitWarning
+from sylvinit.errors import SylvinitWarning
+from sylvinit.execution.account import nothing_to_solve, report_of
+from sylvinit.execution.attempt import Run
 from sylvinit.execution.batches import Forward, Padding, read_batches
-from sylvinit.execution.experts import experts_left_alone
+from sylvinit.execution.gate import choose
 from sylvinit.execution.guard import CallerModes, ModelGuard
 from sylvinit.execution.row_rules import find_row_rules
-from sylvinit.execution.schedule import solve_in_order
-from sylvinit.execution.skips import Skips
-from sylvinit.execution.survey import SURVEY_SAMPLES, Survey, survey_model
-from sylvinit.execution.units import LayerUnit
-from sylvinit.execution.worklist import Task, Worklist
+from sylvinit.execution.survey import survey_model
 from sylvinit.model.modules import check_module, device_of
-from sylvinit.model.obstacles import REMEDIES, USED_BESIDE, module_obstacle
+from sylvinit.model.obstacles import module_obstacle
 from sylvinit.moments.rows import RowToSample
 from sylvinit.options import ForwardFn, Options, PaddingMask, PresetName
-from sylvinit.report import LayerReport, Report
+from sylvinit.report import Report
 
 _log = logging.getLogger(__name__)
-
-_SHOWN = 8  # layers of a kind of skip in one warning
-_MISSED = "it did not run on the {} survey samples, which decide what is solved"
-
-# What each kind of weakness that a layer remarks on means, or what can be done about it.
-_ADVICE = {
-    "dead inputs": "features constant in these data: borders, units that are never active",
-    "rank < d_out": "on these data the outputs depend on each other linearly, whatever the weights",
-    "fewer rows than features": "more samples help, or more patches= where a sample has several",
-    "features of unlike scale": "standardize them, or take head_code='onehot'",
-    "features too small for lam": "scale them, or take a larger lam or head_code='logistic'",
-    "near-singular equation": "the solution of least norm was taken; nothing need be done",
-    **REMEDIES,
-}
 
 
 def initialize_(
     model: nn.Module,
     data: Any,
     *,
-    preset: PresetName = "best",
+    preset: PresetName = "auto",
     code: str | Code | Mapping[str, str | Code] | None = None,
     head: str | None = None,
     head_code: str | Code = "auto",
@@ -254,114 +237,18 @@ def _initialize(model: nn.Module, data: Any, options: Options) -> Report:
         others = [name for module, name in survey.names.items() if module_obstacle(module)]
         options.check_patterns(layers, [*norms, *others])
         if not survey.layers:
-            left = Skips(survey, options)
-            left.add_rest()
-            raise ModelError(
-                "the forward pass reached no layer that can be solved (Linear, Conv, "
-                "MultiheadAttention, ...); "
-                + "; ".join(
-                    _texts_by_kind(left.reports.values())
-                    or ["register its type with sylvinit.register_layer"]
-                )
-                + survey.recognized.unknown(survey.names)
-            )
+            raise nothing_to_solve(survey, options)
         rules = find_row_rules(survey, batches, forward, caller, guard)
-        worklist = Worklist(survey, options, batches, rules)
+        run = Run(survey, rules, batches, forward, caller, guard)
+        worklist = run.worklist(options)
+        attempt = choose(run, worklist) if options.gated else run.attempt(worklist)
         if padding.warning is not None and options.row_to_sample is None:
-            worklist.warnings.append(padding.warning)
-        tasks = worklist.in_order()
-        if options.dry_run:
-            reports = {id(task): _planned(task) for task in tasks}
-        else:
-            hidden = None if options.progress is None else not options.progress
-            with tqdm(total=len(tasks), desc="sylvinit", unit="layer", disable=hidden) as bar:
-
-                def done(report: LayerReport) -> None:
-                    bar.update()
-                    bar.set_postfix_str(report.name)
-                    _log.debug("%s: %s %s", report.name, report.status, report.reason)
-
-                recompute = options.storage == "recompute"
-                reports = solve_in_order(
-                    survey, worklist, batches, forward, caller, guard, recompute, done
-                )
-        report = _report(survey, worklist, reports, options)
+            attempt.worklist.warnings.append(padding.warning)
+        report = report_of(run, attempt)
+        report.settings = options.settings()
         report.samples = sum(batch.size for batch in batches)
         report.seconds = time.perf_counter() - begin
-        labels = batches[0].labels is not None and not forward.requires_labels(batches[0].inputs)
-        _warn(report, worklist, labels)  # in the guard, for users who turn warnings into errors
+        for text in report.warnings:  # in the guard, for users who turn warnings into errors
+            warnings.warn(text, SylvinitWarning, stacklevel=3)
     _log.info("initialized %d layers in %.2f s", len(report.solved), report.seconds)
     return report
-
-
-def _planned(task: Task) -> LayerReport:
-    if not isinstance(task, LayerUnit):
-        return LayerReport(task.name, task.kind, "planned", notes=task.notes())
-    layer, code = task.layers[0], task.task.code.name
-    report = LayerReport(task.name, layer.kind, "planned", code=code, lam=task.lam)
-    report.groups, report.d_out, report.d_in = layer.get_weight().shape
-    return report
-
-
-def _report(
-    survey: Survey, worklist: Worklist, reports: dict[int, LayerReport], options: Options
-) -> Report:
-    """Reports in execution order, those of layers that never ran last."""
-    report = Report(head=worklist.head, settings=options.settings())
-    skipped = dict(worklist.skips.reports)
-    uncalled = survey.most_calls.keys() - survey.calls.keys()
-    late = [point.name for module in uncalled for point in survey.points[module]]
-    late = sorted(name for name in late if options.selects(name) and not options.head_only)
-    missed = _MISSED.format("two" if survey.samples == SURVEY_SAMPLES else survey.samples)
-    for name in late:
-        skipped[name].reason = missed
-    if late:
-        worklist.warnings.append(f"skipped, for {missed}: {', '.join(late)}")
-    untold = dict(reports)
-    for point in survey.order:
-        task = worklist.task_of.get(id(point))
-        if id(task) in untold:
-            done = untold.pop(id(task))
-            most = survey.most_calls[point.module]
-            if survey.calls[point.module] == 1 and most > 1:
-                done.notes.append(
-                    "done from its first call alone: it ran once on the first samples, but up to "
-                    f"{most} times on others"
-                )
-            if done.status == "solved" and point.module in survey.bypassed:
-                done.remarks[USED_BESIDE.kind] = done.kind
-            report.layers.append(done)
-        elif point.name in skipped:
-            report.layers.append(skipped.pop(point.name))
-        else:
-            text = "reached by the first samples alone but by no whole microbatch"
-            if task is not None and id(task) in reports:
-                text = f"shares its weight with {task.name}"
-            report.layers.append(LayerReport(point.name, point.kind, "skipped", text))
-    report.layers.extend(skipped.values())
-    few_rows = experts_left_alone(survey, worklist, options, report.layers)
-    worklist.warnings.extend([few_rows] if few_rows else [])
-    return report
-
-
-def _texts_by_kind(layers: Iterable[LayerReport]) -> list[str]:
-    """One text for each kind of remark, with the layers that have it."""
-    kinds: dict[str, list[str]] = {}
-    for layer in layers:
-        for kind, detail in layer.remarks.items():
-            kinds.setdefault(kind, []).append(f"{layer.title} ({detail})")
-    texts: list[str] = []
-    for kind, places in kinds.items():
-        shown = _SHOWN if kind in REMEDIES else 3
-        more = f" and {len(places) - shown} more" if len(places) > shown else ""
-        texts.append(f"{kind}: {', '.join(places[:shown])}{more}; {_ADVICE[kind]}")
-    return texts
-
-
-def _warn(report: Report, worklist: Worklist, labels: bool) -> None:
-    """Collect remarks of all layers by kind, and raise each kind once as a warning."""
-    report.warnings.extend([*worklist.warnings, *_texts_by_kind(report.layers)])
-    if labels and not worklist.uses_labels:
-        report.warnings.append("labels were given but no code used them")
-    for text in report.warnings:
-        warnings.warn(text, SylvinitWarning, stacklevel=4)

@@ -29,7 +29,7 @@ from sylvinit.moments.rows import RowToSample
 T = TypeVar("T")
 ForwardFn = Callable[[nn.Module, Any], Any]
 PaddingMask = str | Callable[[Any], Any]
-PresetName = Literal["best", "paper", "frozen"]
+PresetName = Literal["auto", "best", "paper", "frozen"]
 BranchGain = float | Literal["depth", "none"]
 _LARGEST_GAIN = 1e4  # which every floating type of parameters holds
 
@@ -78,7 +78,10 @@ _PAPER = replace(_BEST, name="paper", rescale="none")
 _FROZEN = replace(
     _BEST, name="frozen", patches=30, branch_gain="depth", supervised=True, pairs=True
 )
-PRESETS: dict[str, Preset] = {preset.name: preset for preset in (_BEST, _PAPER, _FROZEN)}
+# "auto" has the values of "best", which is one of those that it chooses from.
+PRESETS: dict[str, Preset] = {
+    preset.name: preset for preset in (replace(_BEST, name="auto"), _BEST, _PAPER, _FROZEN)
+}
 
 
 # -------------------------------------------------------------------------------- single arguments
@@ -230,6 +233,9 @@ class Options:
     ignore_index: Annotated[int, _whole_number]
     balance: Annotated[bool, check_flag]
     head_only: bool = False  # as in initialize_head_
+    gated: bool = False  # whether the body is chosen by how well a head does on its features
+    kept: str = ""  # why all layers but the head are left alone; empty where they are solved
+    keeps_head: bool = False  # and the head as well
     patches_given: bool = False  # and not the preset's
 
     @classmethod
@@ -245,7 +251,14 @@ class Options:
             value = given[name]
             values[name] = check(name, getattr(preset, name, None) if value is None else value)
         patches_given = given["patches"] is not None
-        return cls(**values, head_only=head_only, patches_given=patches_given)
+        chosen = any(given[name] is not None for name in ("code", "include", "exclude", "rescale"))
+        return cls(
+            **values,
+            head_only=head_only,
+            gated=preset.name == "auto" and not chosen,
+            kept="not the head" if head_only else "",
+            patches_given=patches_given,
+        )
 
     def settings(self) -> dict[str, Any]:
         """The arguments as plain values: codes and functions by their names."""

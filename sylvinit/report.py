@@ -70,10 +70,31 @@ class LayerReport:
     def to_dict(self) -> dict[str, Any]:
         """All fields, ``rows`` as ``patches``, too; quantities that do not apply are None."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
-        return {
-            key: None if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in {**values, "patches": self.rows}.items()
-        }
+        return _finite({**values, "patches": self.rows})
+
+
+@dataclass
+class Candidate:
+    """A start that preset "auto" compared: how well a head on its features does on unseen samples.
+
+    Attributes:
+        name: "own" (the network as it came), "own, calibrated" (with batch norm statistics of the
+            data) or "best".
+        error: held-out error of a ridge regression of the labels on the head's inputs, as a share
+            of what their mean misses; nan without a score.
+        accuracy: held-out accuracy of the same; nan for numbers.
+        standard_error: of the difference between its error and that of the start it is compared
+            with, over samples; nan for that start.
+        chosen: whether it was written.
+        reason: why it has no score.
+    """
+
+    name: str
+    error: float = math.nan
+    accuracy: float = math.nan
+    standard_error: float = math.nan
+    chosen: bool = False
+    reason: str = ""
 
 
 @dataclass
@@ -84,6 +105,7 @@ class Report:
         layers: in execution order, modules that never ran last.
         samples: samples of data used.
         head: name of the classifier, or None.
+        candidates: what preset "auto" compared, the chosen one among them; empty for the others.
         seconds: of the whole call.
         warnings: what the user should know; also raised as warnings.
         settings: the arguments of :func:`sylvinit.initialize_` as plain values, those included that
@@ -93,6 +115,7 @@ class Report:
     layers: list[LayerReport] = field(default_factory=list)
     samples: int = 0
     head: str | None = None
+    candidates: list[Candidate] = field(default_factory=list)
     seconds: float = 0.0
     warnings: list[str] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
@@ -112,7 +135,12 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, dicts, strings and numbers."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
-        return {**values, "layers": [layer.to_dict() for layer in self.layers]}
+        candidates = [_finite(vars(candidate)) for candidate in self.candidates]
+        return {
+            **values,
+            "layers": [layer.to_dict() for layer in self.layers],
+            "candidates": candidates,
+        }
 
     def to_json(self, indent: int | None = 2) -> str:
         """The same as JSON."""
@@ -147,6 +175,14 @@ class Report:
 
     def _count(self, status: str) -> int:
         return sum(layer.status == status for layer in self.layers)
+
+
+def _finite(values: dict[str, Any]) -> dict[str, Any]:
+    """The same with None for quantities that do not apply."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in values.items()
+    }
 
 
 _COLUMNS = ("layer", "kind", "status", "code", "size", "rows", "rank", "residual", "std", "ms")

@@ -232,7 +232,7 @@ def relative_difference(x: Tensor, y: Tensor) -> float:
 def initialized(model: nn.Module, data: Any, **options: Any) -> dict[str, Tensor]:
     """The weights of a copy of the model after :func:`sylvinit.initialize_`."""
     model = copy.deepcopy(model)
-    sylvinit.initialize_(model, data, **options)
+    sylvinit.initialize_(model, data, **{"preset": "best", **options})
     return weights_of(model)
 
 

@@ -204,7 +204,9 @@ def test_init_reads_labels_of_every_kind(workshop: Path, kind: str, suffix: str)
     assert report["layers"][-1]["code"] == code
     torch.manual_seed(0)
     model = factory(name)
-    sylvinit.initialize_(model, (torch.from_numpy(x), torch.from_numpy(labels)), ignore_index=255)
+    sylvinit.initialize_(
+        model, (torch.from_numpy(x), torch.from_numpy(labels)), preset="best", ignore_index=255
+    )
     written = load_file("weights.safetensors")
     for key, value in model.state_dict().items():
         torch.testing.assert_close(written[key], value, rtol=0, atol=0)

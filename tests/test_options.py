@@ -46,27 +46,32 @@ def test_every_keyword_is_an_option_and_the_other_way_round() -> None:
         for name, item in inspect.signature(sylvinit.initialize_).parameters.items()
         if item.kind is inspect.Parameter.KEYWORD_ONLY
     ]
-    assert [item.name for item in fields(Options)] == [*keywords, "head_only", "patches_given"]
-    report = sylvinit.initialize_(mlp(), ROWS, dry_run=True, lam=torch.tensor(2.0), head_code="pca")
+    ours = ["head_only", "gated", "kept", "keeps_head", "patches_given"]
+    assert [item.name for item in fields(Options)] == [*keywords, *ours]
+    report = sylvinit.initialize_(
+        mlp(), ROWS, preset="best", dry_run=True, lam=torch.tensor(2.0), head_code="pca"
+    )
     assert list(report.settings) == keywords
     assert report.settings["lam"] == 2.0
 
 
 @pytest.mark.parametrize("lam", [np.float32(2.0), np.int64(2), torch.tensor([2])])
 def test_numbers_of_other_libraries(lam: Any) -> None:
-    assert sylvinit.initialize_(mlp(), (ROWS, Y), dry_run=True, lam=lam)["0"].lam == 2.0
+    assert (
+        sylvinit.initialize_(mlp(), (ROWS, Y), preset="best", dry_run=True, lam=lam)["0"].lam == 2.0
+    )
 
 
 @pytest.mark.parametrize("gain", ["half", float("nan"), float("inf"), 1e300, 10**400])
 def test_gains_out_of_their_domain(gain: object) -> None:
     with pytest.raises(OptionError, match=r"branch_gain must be .*, or 'depth', 'none' or None"):
-        sylvinit.initialize_(nn.Linear(2, 2), torch.randn(4, 2), branch_gain=gain)
+        sylvinit.initialize_(nn.Linear(2, 2), torch.randn(4, 2), preset="best", branch_gain=gain)
 
 
 @pytest.mark.parametrize("gain", [[1.0], True])
 def test_gains_of_the_wrong_type(gain: object) -> None:
     with pytest.raises(OptionTypeError, match="branch_gain must be a number, or 'depth'"):
-        sylvinit.initialize_(nn.Linear(2, 2), torch.randn(4, 2), branch_gain=gain)
+        sylvinit.initialize_(nn.Linear(2, 2), torch.randn(4, 2), preset="best", branch_gain=gain)
 
 
 # -------------------------------------------------------------------------------------------- names
@@ -121,7 +126,7 @@ def test_code_and_lam_by_name() -> None:
 
 def test_the_head() -> None:
     model = mlp()
-    report = sylvinit.initialize_(model, (ROWS, Y), head="2")
+    report = sylvinit.initialize_(model, (ROWS, Y), preset="best", head="2")
     assert report.head == "2"
     assert [layer.code for layer in report.layers] == ["pca", "onehot", "pca"]
     report = sylvinit.initialize_head_(model, (ROWS, Y))
@@ -139,8 +144,10 @@ def test_the_head() -> None:
 def test_recompute_gives_the_same(options: dict[str, Any]) -> None:
     model = small_net()
     memory, recompute = small_net(), small_net()
-    first = sylvinit.initialize_(memory, (X, Y), microbatch=8, **options)
-    second = sylvinit.initialize_(recompute, (X, Y), microbatch=8, storage="recompute", **options)
+    first = sylvinit.initialize_(memory, (X, Y), microbatch=8, **{"preset": "best", **options})
+    second = sylvinit.initialize_(
+        recompute, (X, Y), microbatch=8, storage="recompute", **{"preset": "best", **options}
+    )
     assert_identical(weights_of(memory), weights_of(recompute))
     for name, buffer in memory.named_buffers():
         assert bits(buffer) == bits(recompute.get_buffer(name))
@@ -178,7 +185,7 @@ def test_siblings_take_successive_components() -> None:
 
 def test_siblings_may_be_the_same() -> None:
     model = Branches().double()
-    report = sylvinit.initialize_(model, (ROWS.double(), Y), siblings="same")
+    report = sylvinit.initialize_(model, (ROWS.double(), Y), preset="best", siblings="same")
     assert torch.equal(model.a.weight, model.b.weight)
     assert torch.equal(model.a.bias, model.b.bias)
     assert not any("takes components" in note for note in report["b"].notes)
@@ -241,7 +248,7 @@ def test_register_layer_in_ten_lines() -> None:
 
     model = nn.Sequential(MyLinear(12, 8), nn.ReLU(), nn.Linear(8, CLASSES))
     reason = "no layer type is registered for MyLinear; its parameters are kept"
-    assert sylvinit.initialize_(model, (ROWS, Y))["0"].reason == reason
+    assert sylvinit.initialize_(model, (ROWS, Y), preset="best")["0"].reason == reason
 
     @sylvinit.register_layer(MyLinear)
     class MyLinearLayer(sylvinit.model.RowLayer):
@@ -254,10 +261,10 @@ def test_register_layer_in_ten_lines() -> None:
         def tensors(self) -> dict[str, str]:
             return {"weight": "kernel"}
 
-    report = sylvinit.initialize_(model, (ROWS, Y))
+    report = sylvinit.initialize_(model, (ROWS, Y), preset="best")
     assert report["0"].status == "solved"
     plain = nn.Sequential(nn.Linear(12, 8, bias=False), nn.ReLU(), nn.Linear(8, CLASSES))
-    sylvinit.initialize_(plain, (ROWS, Y))
+    sylvinit.initialize_(plain, (ROWS, Y), preset="best")
     assert torch.equal(model[0].kernel.t(), plain[0].weight)
     # x @ kernel and F.linear may sum in different orders.
     assert_close(weights_of(plain[2]), weights_of(model[2]), 1e-4)
@@ -267,8 +274,8 @@ def test_register_layer_in_ten_lines() -> None:
 
 
 def test_no_progress_bar_without_a_terminal(capfd: pytest.CaptureFixture[str]) -> None:
-    sylvinit.initialize_(small_net(), (X, Y))
-    sylvinit.initialize_(small_net(), (X, Y), progress=False)
+    sylvinit.initialize_(small_net(), (X, Y), preset="best")
+    sylvinit.initialize_(small_net(), (X, Y), preset="best", progress=False)
     sylvinit.initialize_head_(small_net(), (X, Y))
     assert capfd.readouterr() == ("", "")
 
@@ -283,7 +290,7 @@ def test_the_progress_bar(
 
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    sylvinit.initialize_(small_net(), (X, Y), progress=progress)
+    sylvinit.initialize_(small_net(), (X, Y), preset="best", progress=progress)
     assert ("5/5" in terminal.getvalue()) == shown
 
 
@@ -291,7 +298,7 @@ def test_the_report_in_json() -> None:
     def no_constants(text: str) -> Any:
         raise AssertionError(f"{text} is not JSON")
 
-    report = sylvinit.initialize_(small_net(), (X, Y), seed=3, lam=2.0)
+    report = sylvinit.initialize_(small_net(), (X, Y), preset="best", seed=3, lam=2.0)
     values = json.loads(report.to_json(), parse_constant=no_constants)
     assert values == report.to_dict()
     assert values["samples"] == 30
@@ -306,7 +313,7 @@ def test_the_report_in_json() -> None:
 
 
 def test_the_report_as_a_table() -> None:
-    report = sylvinit.initialize_(small_net(), (X, Y))
+    report = sylvinit.initialize_(small_net(), (X, Y), preset="best")
     table = str(report)
     rows = {line.split("  ")[0]: line for line in table.splitlines()}
     assert all(layer.kind in rows[layer.name] for layer in report.layers)
@@ -318,7 +325,7 @@ def test_the_report_as_a_table() -> None:
 
 def test_logging(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG, logger="sylvinit"):
-        sylvinit.initialize_(small_net(), (X, Y))
+        sylvinit.initialize_(small_net(), (X, Y), preset="best")
     assert "initialized 3 layers" in caplog.text
     assert "conv1: solved" in caplog.text
 
@@ -329,7 +336,7 @@ def test_logging(caplog: pytest.LogCaptureFixture) -> None:
 def warned(model: nn.Module, data: Any, **options: Any) -> tuple[sylvinit.Report, list[str]]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        report = sylvinit.initialize_(model, data, **options)
+        report = sylvinit.initialize_(model, data, **{"preset": "best", **options})
     ours = [item for item in caught if issubclass(item.category, sylvinit.SylvinitWarning)]
     assert {item.filename for item in ours} <= {__file__}  # points at the caller
     texts = [str(item.message) for item in ours]

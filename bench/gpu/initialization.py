@@ -74,7 +74,11 @@ def _measure(context: Context, name: str, channels_last: bool, microbatch: int) 
     data, reports = (images, labels), []
 
     def initialize() -> None:
-        reports.append(sylvinit.initialize_(network, data, microbatch=microbatch, progress=False))
+        reports.append(
+            sylvinit.initialize_(
+                network, data, preset="best", microbatch=microbatch, progress=False
+            )
+        )
 
     def forward(size: int = microbatch) -> None:
         with torch.inference_mode():
@@ -145,7 +149,9 @@ def _count_waits(context: Context, network: nn.Module, images: Tensor, microbatc
             torch.cuda.synchronize()
             torch.cuda.set_sync_debug_mode("warn")
         try:
-            sylvinit.initialize_(network, images, microbatch=microbatch, progress=False)
+            sylvinit.initialize_(
+                network, images, preset="best", microbatch=microbatch, progress=False
+            )
         finally:
             if not context.dry:
                 torch.cuda.set_sync_debug_mode("default")

@@ -62,7 +62,9 @@ def _initialize(case: Case) -> dict[str, Any]:
     before = _state(case.model)
     begin = time.perf_counter()
     try:
-        report = sylvinit.initialize_(case.model, case.data, forward_fn=case.forward_fn)
+        report = sylvinit.initialize_(
+            case.model, case.data, preset="best", forward_fn=case.forward_fn
+        )
     except Exception as error:  # an error of another type is what this looks for
         refused = isinstance(error, sylvinit.SylvinitError)
         return {

@@ -98,6 +98,14 @@ class ModelGuard:
             for state in self._states:
                 stack.callback(state.restore, left=self._accepted if keep else ())
 
+    def undo(self) -> None:
+        """Put back all that was written, bit for bit; the block goes on as if it had just begun."""
+        self._accepted.clear()
+        self._kept.clear()
+        self.restore_forward()
+        for backup in self._parameters.values():
+            backup.restore()
+
     def accept(self, module: nn.Module) -> None:
         """Let a module keep what was written to it, if the block succeeds."""
         self._accepted.update(module.modules())

@@ -89,7 +89,7 @@ class Skips:
         return next(filter(None, obstacles), reason_to_skip(module) or (kept if held else None))
 
     def _is_asked_for(self, name: str) -> bool:
-        return self._options.selects(name) and not self._options.head_only
+        return self._options.selects(name) and not self._options.kept
 
 
 def _skipped(name: str, kind: str, reason: str | Obstacle) -> LayerReport:

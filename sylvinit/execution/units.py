@@ -17,10 +17,15 @@ from sylvinit.execution.row_rules import RowRules
 from sylvinit.execution.supervision import Reading
 from sylvinit.model import Layer
 from sylvinit.moments.collect import InputCollector
+from sylvinit.moments.row_sample import RowSample
 from sylvinit.moments.rows import RowToSample
 from sylvinit.moments.statistics import without_constant
 from sylvinit.report import LayerReport
+from sylvinit.solve.held_out import HeldOut, held_out
 from sylvinit.solve.task import LayerTask, solve_and_write, without_equation
+
+# Rows that heads are compared on, and how many a sample gives of its own where it has more.
+_SCORED_ROWS, _SCORED_DRAWS = 2000, 10
 
 
 class LayerUnit:
@@ -36,6 +41,8 @@ class LayerUnit:
         rules: RowRules,
         notes: list[str],
         reading: Reading | None,
+        *,
+        scored: bool = False,
     ) -> None:
         self.layers = layers
         self.calls = calls
@@ -45,8 +52,14 @@ class LayerUnit:
         self.seconds = 0.0
         self.is_expert = False  # whether it was given rows that belong to no sample
         self._backend, self._row_to_sample, self._rules = backend, row_to_sample, rules
-        self._reading = reading
+        self._reading, self._scored = reading, scored
+        self.held_out: HeldOut | None = None  # how well a head does here, once it is solved
         self.reset()
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether rows are kept for a score."""
+        return self._scored
 
     @property
     def without_equation(self) -> bool:
@@ -73,6 +86,7 @@ class LayerUnit:
             row_to_sample=self._row_to_sample,
             arithmetic="3xtf32" if self._backend.name == "cuda" and not ridge else None,
             precision=torch.float64 if ridge else None,
+            sample=RowSample(_SCORED_ROWS, _SCORED_DRAWS) if self._scored else None,
         )
 
     def watch(self, arrival: Arrival) -> None:
@@ -125,6 +139,8 @@ class LayerUnit:
             raise non_finite_input(self.name, kind)
         if self.layers[0].centers_rows:
             stats = without_constant(stats)
+        sampled = None if self._inputs.sample is None else self._inputs.sample.rows()
+        self.held_out = None if sampled is None else held_out(sampled)
         report = solve_and_write(self.layers, self.task, stats, self._inputs.dtype, guard)
         notes = [*self.notes, self._row_note, self._inputs.note]
         report.notes.extend(note for note in notes if note)

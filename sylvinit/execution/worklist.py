@@ -43,7 +43,7 @@ class Worklist:
         self.skips = Skips(survey, options)
         self.warnings: list[str] = []
         self.uses_labels = False
-        self._survey, self._options = survey, options
+        self._survey, self.options = survey, options
         self._supervision = Supervision(batches, options, survey)
         self._rules, self._first_batch = rules, batches[0]
         self._holders = parameter_holders(survey.names)
@@ -72,9 +72,10 @@ class Worklist:
 
     def _unwanted(self, point: Layer | Norm) -> str | Obstacle | None:
         """Why a layer or normalization is not asked for, or cannot be looked at."""
-        options = self._options
-        if options.head_only and point is not self._head:
-            return "not the head"
+        options = self.options
+        kept = options.kept and isinstance(point, Layer)
+        if kept and (options.keeps_head or point is not self._head):
+            return options.kept
         if isinstance(point, Norm) and not options.calibrate_norm:
             return "not asked for: calibrate_norm is false"
         if not options.selects(point.name):
@@ -90,7 +91,7 @@ class Worklist:
 
         None where a product outside of all layers comes after that.
         """
-        survey, options = self._survey, self._options
+        survey, options = self._survey, self.options
         why = survey.recognized.reasons
         if options.head is not None:
             for layer in survey.layers:
@@ -124,11 +125,11 @@ class Worklist:
             return None if head is None else head.name
         report = self.skips.reports[head.name]
         text = f"the head {report.title} is not solved: {report.reason}"
-        if self._options.head_only:
+        if self.options.head_only:
             kinds = [REMEDIES[kind] for kind in report.remarks]
             remedy = kinds[0] if kinds else "untie or unfreeze this one"
             raise ModelError(f"{text}; name another layer with head=, or {remedy}")
-        if self._options.selects(head.name):
+        if self.options.selects(head.name):
             self.warnings.append(text)
         return None
 
@@ -168,7 +169,7 @@ class Worklist:
         return None
 
     def _unit(self, layers: list[Layer]) -> LayerUnit:
-        survey, options = self._survey, self._options
+        survey, options = self._survey, self.options
         first = layers[0]
         weight = first.get_weight()
         groups, outputs, _ = weight.shape
@@ -212,7 +213,15 @@ class Worklist:
         said = survey.recognized.notes
         notes = [said[layer.module] for layer in layers if layer.module in said]
         unit = LayerUnit(
-            layers, calls, task, backend, options.row_to_sample, self._rules, notes, reading
+            layers,
+            calls,
+            task,
+            backend,
+            options.row_to_sample,
+            self._rules,
+            notes,
+            reading,
+            scored=options.gated and solves_head and reading is not None,
         )
         if solves_head and isinstance(reading, ClassReading):
             rest = groups * outputs - reading.present
@@ -227,10 +236,10 @@ class Worklist:
 
     def _hidden_code(self, layer: Layer) -> Code:
         """The code that was asked for, else that of the preset."""
-        code = self._options.code(layer.name)
+        code = self.options.code(layer.name)
         if code is not None:
             return code
-        preset, first = self._options.preset, layer is self._survey.layers[0]
+        preset, first = self.options.preset, layer is self._survey.layers[0]
         labeled = preset.supervised and not first and not self._is_ownerless(layer)
         labeled = labeled and self._supervision.suits_preset(preset.name)
         rectified = layer.module in self._survey.rectified
@@ -238,7 +247,7 @@ class Worklist:
 
     def _is_ownerless(self, layer: Layer) -> bool:
         """Whether nobody knows which rows of the layer's input belong to which sample."""
-        known = self._options.row_to_sample is not None
+        known = self.options.row_to_sample is not None
         return not known and self._rules.of(layer, 0, self._first_batch) is None
 
     def _select_norms(self) -> None:
@@ -258,8 +267,10 @@ class Worklist:
 
     def _give_gains(self) -> None:
         """A scale for normalizations that end a branch whose last layer is solved."""
-        options, branches = self._options, self._survey.branches
+        options, branches = self.options, self._survey.branches
         gain = options.gain_of_branches(len(branches))
+        for norm in self._survey.norms:
+            norm.gain = None  # another worklist may have given one
         solved = {x.module for x in self._survey.layers if id(x) in self.task_of}
         ends = {branch.norm for branch in branches if branch.layer in solved}
         norms = [x for x in self._survey.norms if id(x) in self.task_of and x.module in ends]

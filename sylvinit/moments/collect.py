@@ -16,6 +16,7 @@ from sylvinit.model.layer import Layer
 from sylvinit.moments.all_patches import pad_channels_last, window_sums
 from sylvinit.moments.patch_source import PatchSource, add_patches
 from sylvinit.moments.row_labels import NO_LABELS, LabelKind, fit_positions
+from sylvinit.moments.row_sample import RowSample
 from sylvinit.moments.rows import (
     BATCH_FIRST,
     RowRule,
@@ -44,6 +45,7 @@ class InputCollector:
     row_to_sample: RowToSample | None = None
     arithmetic: str | None = None  # of the patch_gram operator; None does without
     precision: torch.dtype | None = None  # of the products; None: by the rows
+    sample: RowSample | None = None  # takes rows with their labels, too
     moments: PatchMoments | None = field(default=None, init=False)  # features tap-major
     dtype: torch.dtype = field(default=torch.float64, init=False)  # the coarsest of all inputs
     raw: bool = field(default=True, init=False)  # whether all inputs were the data as they came
@@ -119,6 +121,8 @@ class InputCollector:
             )
             if self.sample_means:
                 self._means = PatchMoments(source.features, **sizes, precision=precision)
+        if self.sample is not None:
+            self.sample.add(source)
         add_patches(self.moments, source, self.arithmetic)
         if self._means is not None:
             add_sample_means(self._means, source)

@@ -278,7 +278,7 @@ def test_a_classifier_has_no_pairs(name: str) -> None:
     model, data = model_and_data()
     before = [parameter.detach().clone() for parameter in model.parameters()]
     with pytest.raises(OptionError, match=r"head_code must be 'auto' or a code: .*one class each"):
-        sylvinit.initialize_(model, data, head_code=name)
+        sylvinit.initialize_(model, data, preset="best", head_code=name)
     with pytest.raises(OptionError, match="head_code"):
         sylvinit.initialize_head_(model, data, head_code=name)
     with pytest.raises(OptionError, match="one class each"):

@@ -110,7 +110,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
 def weights(build: Callable[[], nn.Module], data: Any, **options: Any) -> list[Tensor]:
     torch.manual_seed(0)
     model = build()
-    sylvinit.initialize_(model, data, **options)
+    sylvinit.initialize_(model, data, **{"preset": "best", **options})
     return [p.detach().clone() for p in model.parameters()]
 
 
@@ -240,7 +240,7 @@ def test_padding_far_from_the_tokens(
 def test_fewer_patches_than_features_are_kept(calls: list[int]) -> None:
     """The dual problem needs the patches themselves."""
     model = nn.Conv2d(8, 4, 3)
-    report = sylvinit.initialize_(model, images(4, 8, 6, 6), patches=2)
+    report = sylvinit.initialize_(model, images(4, 8, 6, 6), preset="best", patches=2)
     assert not calls
     assert report.layers[0].rows == 8
 
@@ -273,7 +273,7 @@ def test_defects_are_found_without_waiting(
     before = [p.detach().clone() for p in model.parameters()]
     expected = "input of 3" if place == "input" else "output of the model"
     with pytest.raises(NonFiniteError, match=expected):
-        sylvinit.initialize_(model, images(30, 2, 6, 6), microbatch=8)
+        sylvinit.initialize_(model, images(30, 2, 6, 6), preset="best", microbatch=8)
     for now, was in zip(model.parameters(), before, strict=True):
         assert torch.equal(now, was)
 
@@ -294,7 +294,7 @@ class NotANumber(nn.Module):
 
 def test_report_names_the_same_patches(calls: list[int]) -> None:
     report = sylvinit.initialize_(
-        convolutional(), (images(60, 3, 9, 9), torch.arange(60) % 4), patches=3
+        convolutional(), (images(60, 3, 9, 9), torch.arange(60) % 4), preset="best", patches=3
     )
     assert [layer.rows for layer in report.layers if layer.status == "solved"] == [180] * 3 + [60]
 
@@ -339,6 +339,8 @@ def test_correlations_by_lags(data: st.DataObject, dims: int) -> None:
 
 def test_labels_of_any_stride(calls: list[int]) -> None:
     targets = torch.stack((torch.arange(60) % 4, torch.zeros(60).long()), dim=1)
-    sylvinit.initialize_(convolutional(), (images(60, 3, 9, 9), targets[:, 0]), patches=3)
+    sylvinit.initialize_(
+        convolutional(), (images(60, 3, 9, 9), targets[:, 0]), preset="best", patches=3
+    )
     sylvinit.patch_moments(images(9, 2, 6, 6), 3, labels=torch.tensor([1]).expand(9))
     assert calls

@@ -107,7 +107,7 @@ def test_a_generator_is_read_once_and_no_further_than_needed() -> None:
     result = initialized(model, batches(), max_samples=17)
     assert read == [0, 10]
     assert_identical(initialized(model, (X[:17], Y[:17]), microbatch=10), result)
-    assert sylvinit.initialize_(model, batches(), max_samples=17).samples == 17
+    assert sylvinit.initialize_(model, batches(), preset="best", max_samples=17).samples == 17
 
 
 def test_nested_arguments() -> None:
@@ -161,17 +161,19 @@ def test_arrays_and_inference_tensors() -> None:
 
 def test_one_sample() -> None:
     model = small_net()
-    report = sylvinit.initialize_(model, (X[:1], Y[:1]))
+    report = sylvinit.initialize_(model, (X[:1], Y[:1]), preset="best")
     assert report.samples == 1
     assert all(bool(p.isfinite().all()) for p in model.parameters())
-    report = sylvinit.initialize_(mlp(), (ROWS[:1], Y[:1]))  # one row: nothing varies
+    report = sylvinit.initialize_(
+        mlp(), (ROWS[:1], Y[:1]), preset="best"
+    )  # one row: nothing varies
     assert report["0"].reason.startswith("dead inputs")
 
 
 def test_constant_data() -> None:
     model = small_net()
     before = weights_of(model)
-    report = sylvinit.initialize_(model, (torch.zeros_like(X), Y))
+    report = sylvinit.initialize_(model, (torch.zeros_like(X), Y), preset="best")
     assert report["conv1"].status == "skipped"
     assert "dead inputs" in report["conv1"].reason
     assert torch.equal(before["conv1.weight"], model.conv1.weight)
@@ -210,7 +212,7 @@ def test_padding_tokens_are_dropped(patches: Any, storage: Any) -> None:
     data = {"ids": ids, "attention_mask": mask, "labels": Y}
     first = initialized(model, data, **options)
     assert_identical(first, initialized(model, data | {"ids": other}, **options))
-    report = sylvinit.initialize_(model, data, **options)
+    report = sylvinit.initialize_(model, data, **{"preset": "best", **options})
     most = 7 if patches == "all" else patches
     assert report["body"].rows == int(lengths.clamp(max=most).sum())
     # With the tokens of the padding the result is another one.
@@ -279,4 +281,6 @@ def test_a_bad_row_to_sample(owner: Tensor, message: str) -> None:
     model = TimeFirst(time_first=True)
     x = ROWS.reshape(30, 3, 4)
     with unchanged(model), pytest.raises(RowLayoutError, match=message):
-        sylvinit.initialize_(model, (x, Y), microbatch=10, row_to_sample=lambda *args: owner)
+        sylvinit.initialize_(
+            model, (x, Y), preset="best", microbatch=10, row_to_sample=lambda *args: owner
+        )

@@ -58,7 +58,7 @@ class Experts(nn.Module):
 def warned(model: nn.Module, data: Any, **options: Any) -> tuple[sylvinit.Report, list[str]]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        report = sylvinit.initialize_(model, data, **options)
+        report = sylvinit.initialize_(model, data, **{"preset": "best", **options})
     return report, [
         str(item.message) for item in caught if "layers of experts" in str(item.message)
     ]
@@ -214,4 +214,4 @@ def test_a_head_of_other_rows_behind_experts(fixed: bool) -> None:
 
     model = Reversed(count=3).float()
     with unchanged(model), pytest.raises(RowLayoutError, match=r"layer head: .*no labels"):
-        sylvinit.initialize_(model, (TOKENS.float(), Y), microbatch=20)
+        sylvinit.initialize_(model, (TOKENS.float(), Y), preset="best", microbatch=20)

@@ -49,7 +49,7 @@ def test_grad_and_inference_mode(mode: Callable[[], AbstractContextManager[Any]]
     plain = initialized(model, (X, Y), microbatch=8)
     with mode():
         before = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
-        sylvinit.initialize_(model, (X.clone(), Y), microbatch=8)
+        sylvinit.initialize_(model, (X.clone(), Y), preset="best", microbatch=8)
         assert (torch.is_inference_mode_enabled(), torch.is_grad_enabled()) == before
     assert_identical(plain, weights_of(model))
     model(X).sum().backward()  # no parameter has become an inference tensor
@@ -65,7 +65,7 @@ def test_autocast(microbatch: int) -> None:
         with torch.no_grad():
             dirty = model(X)  # fills autocast's cache of casts
         with unchanged(nn.Module()):
-            sylvinit.initialize_(model, (X, Y), microbatch=microbatch)
+            sylvinit.initialize_(model, (X, Y), preset="best", microbatch=microbatch)
         new = model(X)
     assert torch.equal(old, dirty)
     assert set(seen) == {torch.bfloat16}  # the forward ran under the caller's autocast
@@ -134,13 +134,13 @@ def test_modes_of_a_module_itself(mode: str, storage: Any) -> None:
     """Microbatches wait inside the module's modes, and all go on in the right ones."""
     model = Whole(MODES[mode])
     with unchanged(model, written=WHOLE):
-        sylvinit.initialize_(model, (ROWS, Y), microbatch=7, storage=storage)
+        sylvinit.initialize_(model, (ROWS, Y), preset="best", microbatch=7, storage=storage)
     low = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(mode, torch.float32)
     assert model.seen["in"] == {(low, mode == "enable_grad", mode == "inference_mode")}
     assert model.seen["out"] == {(torch.float32, False, False)}
     if low == torch.float32:
         plain = Whole(nullcontext)
-        sylvinit.initialize_(plain, (ROWS, Y), microbatch=7, storage=storage)
+        sylvinit.initialize_(plain, (ROWS, Y), preset="best", microbatch=7, storage=storage)
         assert_identical(weights_of(plain), weights_of(model))
 
 
@@ -148,7 +148,7 @@ def test_modes_of_a_module_itself(mode: str, storage: Any) -> None:
 def test_autocast_of_a_module_itself_within_the_callers(storage: Any) -> None:
     model = Whole(MODES["no autocast"])
     with torch.autocast("cpu", torch.bfloat16), unchanged(model, written=WHOLE):
-        sylvinit.initialize_(model, (ROWS, Y), microbatch=7, storage=storage)
+        sylvinit.initialize_(model, (ROWS, Y), preset="best", microbatch=7, storage=storage)
     assert model.seen["in"] == {(torch.float32, False, False)}
     assert model.seen["out"] == {(torch.bfloat16, False, False)}
 
@@ -164,11 +164,11 @@ def test_no_cast_of_an_old_weight_is_used(storage: Any) -> None:
     keeps, forgets = Whole(cached), Whole(MODES["bfloat16"])
     forgets.load_state_dict(keeps.state_dict())
     with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
-        sylvinit.initialize_(forgets, (ROWS, Y), microbatch=7, storage=storage)
+        sylvinit.initialize_(forgets, (ROWS, Y), preset="best", microbatch=7, storage=storage)
         expected = forgets(ROWS)
     with torch.autocast("cpu", torch.bfloat16):
         keeps(ROWS)
-        sylvinit.initialize_(keeps, (ROWS, Y), microbatch=7, storage=storage)
+        sylvinit.initialize_(keeps, (ROWS, Y), preset="best", microbatch=7, storage=storage)
         assert_identical(weights_of(forgets), weights_of(keeps))
         assert torch.equal(keeps(ROWS), expected)
 
@@ -185,7 +185,7 @@ def test_no_cast_of_a_new_weight_is_used_after_a_failure() -> None:
         expected = model(ROWS)
         handle = model.part.inner[1].register_forward_hook(fail)
         with unchanged(model), pytest.raises(ZeroDivisionError):
-            sylvinit.initialize_(model, (ROWS, Y), microbatch=7)
+            sylvinit.initialize_(model, (ROWS, Y), preset="best", microbatch=7)
         handle.remove()
         assert calls[BEFORE - 1] != calls[BEFORE]
         assert torch.equal(model(ROWS), expected)
@@ -198,7 +198,7 @@ def test_no_cast_of_a_new_weight_is_used_after_a_failure() -> None:
 def test_half_precision(dtype: torch.dtype) -> None:
     model = small_net(dtype=dtype)
     with unchanged(nn.Module()):
-        report = sylvinit.initialize_(model, (X.to(dtype), Y))
+        report = sylvinit.initialize_(model, (X.to(dtype), Y), preset="best")
     assert {p.dtype for p in model.parameters()} == {dtype}
     assert all(bool(p.isfinite().all()) for p in model.parameters())
     assert len(report.solved) == 3
@@ -215,7 +215,7 @@ def test_statistics_beyond_half_precision() -> None:
     x = (1000 * X).half()  # finite, and with a variance of about a million
     message = r"the variance of the input of 0 .* is too large for torch.float16.*bfloat16"
     with unchanged(model), pytest.raises(NonFiniteError, match=message):
-        sylvinit.initialize_(model, (x, Y))
+        sylvinit.initialize_(model, (x, Y), preset="best")
 
 
 def test_double_precision() -> None:
@@ -246,11 +246,11 @@ def test_compiled_models() -> None:
     wrapped = torch.compile(whole, backend=backend)
     outer = nn.Sequential(torch.compile(part, backend=backend))
     in_place.compile(backend=backend)
-    report = sylvinit.initialize_(wrapped, (ROWS, Y), microbatch=8)
+    report = sylvinit.initialize_(wrapped, (ROWS, Y), preset="best", microbatch=8)
     assert [layer.name for layer in report.layers] == ["0", "2", "4"]
     report = sylvinit.initialize_(outer, (ROWS, Y), microbatch=8, include=["0.*"])
     assert [layer.name for layer in report.layers] == ["0.0", "0.2", "0.4"]
-    sylvinit.initialize_(in_place, (ROWS, Y), microbatch=8)
+    sylvinit.initialize_(in_place, (ROWS, Y), preset="best", microbatch=8)
     for done in (whole, part, in_place):
         assert_identical(plain, weights_of(done))
     assert not compiled  # ran eagerly, for hooks must be called
@@ -263,7 +263,7 @@ def test_compiled_models() -> None:
 def test_data_parallel() -> None:
     model = mlp()
     plain = initialized(model, (ROWS, Y))
-    report = sylvinit.initialize_(nn.DataParallel(model), (ROWS, Y), head="4")
+    report = sylvinit.initialize_(nn.DataParallel(model), (ROWS, Y), preset="best", head="4")
     assert_identical(plain, weights_of(model))
     assert report.head == "4"
 
@@ -288,8 +288,8 @@ def test_users_hooks_are_obeyed() -> None:
     by_hooks[2].register_forward_pre_hook(changed_by_name, with_kwargs=True)
     calls: list[int] = []
     by_hooks[4].register_forward_hook(lambda module, args, output: calls.append(len(output)))
-    sylvinit.initialize_(spelled, (ROWS, Y), microbatch=10)
-    sylvinit.initialize_(by_hooks, (ROWS, Y), microbatch=10)
+    sylvinit.initialize_(spelled, (ROWS, Y), preset="best", microbatch=10)
+    sylvinit.initialize_(by_hooks, (ROWS, Y), preset="best", microbatch=10)
     # Positions depend on names, but every row is taken here: the sums are the same.
     assert_identical(weights_of(by_modules), weights_of(by_hooks))
     assert sum(calls) == sum(SURVEY + LOOKS) + len(ROWS)  # then every sample once

@@ -50,7 +50,7 @@ def notes(error: BaseException) -> list[str]:
 def test_the_layer_that_was_being_solved(storage: Any) -> None:
     model = Fails(raising(KeyError("mine"), 6))
     with unchanged(model), pytest.raises(KeyError) as caught:
-        sylvinit.initialize_(model, (ROWS, Y), microbatch=8, storage=storage)
+        sylvinit.initialize_(model, (ROWS, Y), preset="best", microbatch=8, storage=storage)
     assert notes(caught.value) == [
         "sylvinit called the model to solve head (Linear), with samples 24 to 29: float32 (6, 12)"
     ]
@@ -61,7 +61,7 @@ def test_a_normalization_that_was_being_calibrated() -> None:
     model[1].first = nn.Identity()
     model[1].head.requires_grad_(False)
     with pytest.raises(KeyError) as caught:
-        sylvinit.initialize_(model, ROWS, microbatch=8)
+        sylvinit.initialize_(model, ROWS, preset="best", microbatch=8)
     assert "to calibrate 2 (BatchNorm1d), with samples 24 to 29: " in notes(caught.value)[0]
 
 
@@ -70,7 +70,7 @@ def test_after_the_last_layer() -> None:
     model[1].first = nn.Identity()
     model[1].head.requires_grad_(False)
     with pytest.raises(KeyError) as caught:
-        sylvinit.initialize_(model, ROWS, microbatch=8)
+        sylvinit.initialize_(model, ROWS, preset="best", microbatch=8)
     assert "to its end, after the last layer had been solved, with" in notes(caught.value)[0]
 
 
@@ -84,7 +84,7 @@ def test_the_survey_on_two_samples_and_on_the_first_batch() -> None:
             return self.head(x)
 
     with pytest.raises(RuntimeError, match="8x12 and 11x4") as caught:
-        sylvinit.initialize_(Wrong(), (ROWS, Y), microbatch=8)
+        sylvinit.initialize_(Wrong(), (ROWS, Y), preset="best", microbatch=8)
     begin = "sylvinit called the model to see which layers run, with samples 0 to"
     assert notes(caught.value) == [f"{begin} 7: float32 (8, 12)"]
     two = caught.value.__context__
@@ -101,7 +101,7 @@ def test_the_look_at_whose_the_rows_are() -> None:
             raise KeyError
 
     with pytest.raises(KeyError) as caught:
-        sylvinit.initialize_(Fails(fault), (ROWS, Y), microbatch=8)
+        sylvinit.initialize_(Fails(fault), (ROWS, Y), preset="best", microbatch=8)
     assert (
         "to see whose the rows of layers' inputs are, with samples 0 to 1:"
         in (notes(caught.value)[0])
@@ -111,7 +111,7 @@ def test_the_look_at_whose_the_rows_are() -> None:
 def test_lazy_modules() -> None:
     model = nn.Sequential(nn.LazyLinear(12), Fails(raising(KeyError())))
     with pytest.raises(KeyError) as caught:
-        sylvinit.initialize_(model, ROWS[:1])
+        sylvinit.initialize_(model, ROWS[:1], preset="best")
     assert notes(caught.value) == [
         "sylvinit called the model to materialize lazy modules, with sample 0: float32 (1, 12)"
     ]
@@ -129,7 +129,7 @@ def test_inputs_by_their_names() -> None:
         "labels": Y,
     }
     with pytest.raises(RuntimeError, match="same dtype") as caught:
-        sylvinit.initialize_(Named(lambda x: None), [batch])
+        sylvinit.initialize_(Named(lambda x: None), [batch], preset="best")
     assert notes(caught.value)[0].endswith(
         "samples 0 to 29: x float16 (30, 12), ids int64 (30,), pair int64 (30,), "
         "pair float32 (30, 12)"
@@ -163,14 +163,14 @@ class ClosedError(Exception):
 def test_errors_stay_the_objects_that_they_are(error: Exception) -> None:
     model = Fails(raising(error, 6))
     with unchanged(model), pytest.raises(type(error)) as caught:
-        sylvinit.initialize_(model, (ROWS, Y), microbatch=8)
+        sylvinit.initialize_(model, (ROWS, Y), preset="best", microbatch=8)
     assert caught.value is error
     assert caught.value.args == error.args
 
 
 def test_leaving_is_no_error() -> None:
     with pytest.raises(KeyboardInterrupt) as caught:
-        sylvinit.initialize_(Fails(raising(KeyboardInterrupt())), ROWS)
+        sylvinit.initialize_(Fails(raising(KeyboardInterrupt())), ROWS, preset="best")
     assert notes(caught.value) == []
 
 
@@ -179,7 +179,7 @@ def test_what_is_wrong_with_a_layers_input_is_no_fault_of_the_forward() -> None:
     model[0].weight.data.fill_(torch.nan)
     model[0].requires_grad_(False)
     with pytest.raises(SylvinitError) as caught:
-        sylvinit.initialize_(model, ROWS)
+        sylvinit.initialize_(model, ROWS, preset="best")
     assert notes(caught.value) == []
 
 
@@ -189,6 +189,6 @@ def test_python_without_notes(monkeypatch: pytest.MonkeyPatch) -> None:
     error = KeyError("mine")
     error.__notes__ = ["the user's"]
     with pytest.raises(KeyError):
-        sylvinit.initialize_(Fails(raising(error, 6)), (ROWS, Y), microbatch=8)
+        sylvinit.initialize_(Fails(raising(error, 6)), (ROWS, Y), preset="best", microbatch=8)
     assert notes(error)[0] == "the user's"
     assert "to solve head (Linear)" in notes(error)[1]

@@ -31,7 +31,7 @@ def network(head: nn.Module) -> nn.Sequential:
 
 def solved_head(head: nn.Module) -> tuple[Tensor, Tensor]:
     model = network(head)
-    report = sylvinit.initialize_(model, (ROWS, Y))
+    report = sylvinit.initialize_(model, (ROWS, Y), preset="best")
     assert report.head == "2"
     return model[2].weight, model[2].bias
 
@@ -107,7 +107,7 @@ def test_zeros_tell_nothing_and_hide_nothing(zero: str) -> None:
             parameters = [getattr(model[2], zero)]
         for parameter in parameters:
             nn.init.zeros_(parameter)
-        report = sylvinit.initialize_(model, (ROWS, Y), dry_run=True)
+        report = sylvinit.initialize_(model, (ROWS, Y), preset="best", dry_run=True)
         assert (report["2"].status == "planned") == found, (kind, report["2"].reason)
 
 
@@ -143,7 +143,7 @@ def test_convolutions(name: str) -> None:
 
     models = [build(base), build(type("Own", (base,), {"forward": forward}))]
     for model in models:
-        assert len(sylvinit.initialize_(model, (X, Y)).solved) == 3
+        assert len(sylvinit.initialize_(model, (X, Y), preset="best").solved) == 3
     assert_close(*map(weights_of, models), SUMS)
 
 
@@ -176,7 +176,7 @@ def test_padding_by_the_size_of_the_input(size: int, settings: dict[str, Any]) -
     explicit = build(nn.ZeroPad2d(sides), nn.Conv2d(4, 6, 3, **settings))
     # Random patches are drawn by the layers' names, which differ: all of them are taken.
     for model in (own, explicit):
-        assert len(sylvinit.initialize_(model, (x, y), patches="all").solved) == 3
+        assert len(sylvinit.initialize_(model, (x, y), preset="best", patches="all").solved) == 3
     for mine, others in zip(own.parameters(), explicit.parameters(), strict=True):
         torch.testing.assert_close(mine, others, rtol=SUMS, atol=SUMS)
 
@@ -203,7 +203,7 @@ def test_attention() -> None:
             return self.head(self.attention(x, x, x, need_weights=False)[0].mean(dim=1))
 
     models = [Net(kind).double() for kind in (nn.MultiheadAttention, Own, Sharp)]
-    solved = [len(sylvinit.initialize_(model, (X, Y)).solved) for model in models]
+    solved = [len(sylvinit.initialize_(model, (X, Y), preset="best").solved) for model in models]
     assert solved == [5, 5, 1]
     assert_close(weights_of(models[0]), weights_of(models[1]), SUMS)
 
@@ -220,7 +220,7 @@ def test_precisions(dtype: torch.dtype, autocast: bool) -> None:
     for kind, status in ((Matmul, "planned"), (Unbiased, "skipped")):
         model = network(kind(10, CLASSES)).to(dtype)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-            report = sylvinit.initialize_(model, (ROWS.to(dtype), Y), dry_run=True)
+            report = sylvinit.initialize_(model, (ROWS.to(dtype), Y), preset="best", dry_run=True)
         assert report["2"].status == status
         assert not report["2"].notes
 
@@ -287,14 +287,14 @@ OTHERS: dict[type[nn.Linear], str] = {
 def test_what_computes_something_else_is_left_alone(kind: type[nn.Linear]) -> None:
     model = network(kind(10, CLASSES))
     with unchanged(model, written=("0.weight", "0.bias")):
-        report = sylvinit.initialize_(model, (ROWS, Y))
+        report = sylvinit.initialize_(model, (ROWS, Y), preset="best")
     assert report["2"].status == "skipped"
     assert re.search(OTHERS[kind], report["2"].reason)
     with unchanged(model), pytest.raises(ModelError, match=OTHERS[kind]):
         sylvinit.initialize_head_(model, (ROWS, Y), head="2")
     alone = nn.Sequential(nn.ReLU(), kind(12, CLASSES)).double()
     with unchanged(alone), pytest.raises(ModelError, match=OTHERS[kind]):
-        sylvinit.initialize_(alone, (ROWS, Y))
+        sylvinit.initialize_(alone, (ROWS, Y), preset="best")
 
 
 def test_a_registered_subclass_is_not_asked() -> None:
@@ -313,13 +313,19 @@ def test_a_registered_subclass_is_not_asked() -> None:
         def tensors(self) -> dict[str, str]:
             return {"weight": "weight"}
 
-    assert sylvinit.initialize_(network(Sign(10, CLASSES)), (ROWS, Y))["2"].status == "solved"
+    assert (
+        sylvinit.initialize_(network(Sign(10, CLASSES)), (ROWS, Y), preset="best")["2"].status
+        == "solved"
+    )
 
 
 def test_one_that_does_not_run() -> None:
     model = network(Matmul(10, CLASSES))
     model[2].unused = Matmul(3, 3).double()
-    assert sylvinit.initialize_(model, (ROWS, Y))["2.unused"].reason == "its forward was not called"
+    assert (
+        sylvinit.initialize_(model, (ROWS, Y), preset="best")["2.unused"].reason
+        == "its forward was not called"
+    )
 
 
 # ------------------------------------------------------------------------------- what is kept
@@ -350,9 +356,9 @@ def test_everything_is_put_back(fails: bool) -> None:
     with unchanged(model, written=written):
         if fails:
             with pytest.raises(RuntimeError, match="on purpose"):
-                sylvinit.initialize_(model, (ROWS, Y))
+                sylvinit.initialize_(model, (ROWS, Y), preset="best")
         else:
-            sylvinit.initialize_(model, (ROWS, Y))
+            sylvinit.initialize_(model, (ROWS, Y), preset="best")
     assert all(entry == (1.0, True) for entry in (seen if fails else seen[:-1]))
 
 
@@ -376,7 +382,7 @@ def test_what_a_forward_is_given_is_not_written_to() -> None:
             assert (float(count), len(cache)) == (1, 1)
             return self.head(y)
 
-    assert len(sylvinit.initialize_(Net().double(), (ROWS, Y)).solved) == 2
+    assert len(sylvinit.initialize_(Net().double(), (ROWS, Y), preset="best").solved) == 2
 
 
 # -------------------------------------------------------------------------------- timm's models
@@ -390,7 +396,7 @@ def test_timm(name: str, skipped: int) -> None:
     timm = pytest.importorskip("timm")
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=CLASSES)
-    report = sylvinit.initialize_(model, images(12, size=32))
+    report = sylvinit.initialize_(model, images(12, size=32), preset="best")
     assert report.head == "classifier"
     assert report["classifier"].status == "solved"
     assert sum(layer.status == "skipped" for layer in report.layers) == skipped

@@ -46,12 +46,12 @@ class Int4(nn.Linear):
 def test_arithmetic_of_eight_bits_is_that_of_the_layer() -> None:
     model = network(Float8(10, CLASSES))
     with unchanged(model, written=("0.weight", "0.bias", "2.weight", "2.bias")):
-        report = sylvinit.initialize_(model, (ROWS, Y))
+        report = sylvinit.initialize_(model, (ROWS, Y), preset="best")
     assert any("computes the formula of Linear to" in note for note in report["2"].notes)
     plain = network(nn.Linear(10, CLASSES))
-    sylvinit.initialize_(plain, (ROWS, Y))
+    sylvinit.initialize_(plain, (ROWS, Y), preset="best")
     torch.testing.assert_close(model[2].weight, plain[2].weight, rtol=SUMS, atol=SUMS)
-    report = sylvinit.initialize_(network(Int4(10, CLASSES)), (ROWS, Y))
+    report = sylvinit.initialize_(network(Int4(10, CLASSES)), (ROWS, Y), preset="best")
     assert "something else" in report["2"].reason
 
 
@@ -65,10 +65,10 @@ def test_quantization_aware_training() -> None:
     model[2] = qat.Linear(10, CLASSES, qconfig=get_default_qat_qconfig())
     rows = ROWS.float()
     before = [buffer.clone() for buffer in model.buffers()]
-    report = sylvinit.initialize_(model, (rows, Y))
+    report = sylvinit.initialize_(model, (rows, Y), preset="best")
     assert any("computes the formula of Linear to" in note for note in report["2"].notes)
     # (Not a snapshot, whose view by NumPy keeps torch from resizing the buffers of observers.)
     assert all(torch.equal(*pair) for pair in zip(before, model.buffers(), strict=True))
     accuracy = (model(rows).argmax(dim=1) == Y).float().mean()  # the observers see the weights
     assert accuracy > 0.5  # chance is 0.25
-    assert "in few bits" in sylvinit.initialize_(model, (rows, Y))["2"].reason
+    assert "in few bits" in sylvinit.initialize_(model, (rows, Y), preset="best")["2"].reason

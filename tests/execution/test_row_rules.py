@@ -91,11 +91,17 @@ def test_every_order_gives_the_weights_of_batch_first(order: str, options: dict[
     ],
 )
 def test_the_report_says_so(order: str, note: str | None) -> None:
-    report = sylvinit.initialize_(Folded(*ORDERS[order][:2]), (TOKENS, Y), microbatch=10)
+    report = sylvinit.initialize_(
+        Folded(*ORDERS[order][:2]), (TOKENS, Y), preset="best", microbatch=10
+    )
     notes = " ".join(report["first"].notes)
     assert (note in notes) if note else ("row j" not in notes)
     given = sylvinit.initialize_(  # whose the rows are is the caller's word then
-        Folded(*ORDERS[order][:2]), (TOKENS, Y), microbatch=10, row_to_sample=lambda *_: None
+        Folded(*ORDERS[order][:2]),
+        (TOKENS, Y),
+        preset="best",
+        microbatch=10,
+        row_to_sample=lambda *_: None,
     )
     assert "row j" not in " ".join(given["first"].notes)
 
@@ -133,7 +139,7 @@ def test_two_views_give_the_head_its_own_labels() -> None:
 
     torch.manual_seed(0)
     model = Views().double()
-    report = sylvinit.initialize_(model, (X, Y), microbatch=10)
+    report = sylvinit.initialize_(model, (X, Y), preset="best", microbatch=10)
     assert report["head"].rows == 60
     right = model(X)[: len(X)].argmax(1) == Y
     assert float(right.double().mean()) == 1.0  # 0.25 by chance
@@ -214,7 +220,7 @@ def test_rows_of_nobody_are_all_taken_by_codes_without_labels() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.head(self.hidden(x).relu().mean(dim=1))
 
-    report = sylvinit.initialize_(Shuffled(), (TOKENS, Y), patches=4, microbatch=10)
+    report = sylvinit.initialize_(Shuffled(), (TOKENS, Y), preset="best", patches=4, microbatch=10)
     assert report["hidden"].rows == 30 * 36
     shuffled = initialized(Shuffled(), (TOKENS, Y), patches="all", microbatch=10)
     assert_close(initialized(Plain(), (TOKENS, Y), patches="all", microbatch=10), shuffled, SUMS)
@@ -247,7 +253,7 @@ def test_samples_that_are_sorted_have_no_labels(first: tuple[float, ...]) -> Non
     x[:3, 0, 0] = torch.tensor(first)
     model = Sorted()
     with unchanged(model), pytest.raises(RowLayoutError, match=r"layer head: .*no labels"):
-        sylvinit.initialize_(model, (x, Y))
+        sylvinit.initialize_(model, (x, Y), preset="best")
 
 
 def test_a_head_of_rows_of_nobody() -> None:
@@ -261,7 +267,7 @@ def test_a_head_of_rows_of_nobody() -> None:
 
     model = Reversed()
     with unchanged(model), pytest.raises(RowLayoutError, match=r"layer head: .*no labels"):
-        sylvinit.initialize_(model, (TOKENS, Y))
+        sylvinit.initialize_(model, (TOKENS, Y), preset="best")
 
 
 def test_an_input_that_does_not_depend_on_the_data_is_left_alone() -> None:
@@ -278,7 +284,7 @@ def test_an_input_that_does_not_depend_on_the_data_is_left_alone() -> None:
 
     model = Positions()
     with unchanged(model, written=("head.weight", "head.bias")):
-        report = sylvinit.initialize_(model, (TOKENS, Y), microbatch=10)
+        report = sylvinit.initialize_(model, (TOKENS, Y), preset="best", microbatch=10)
     assert report["bias"].reason == "its input does not depend on the data"
 
 
@@ -294,7 +300,7 @@ def test_a_layer_that_sees_some_samples_only_is_not_constant() -> None:
             half = len(x) // 2
             return self.head(torch.cat((self.expert(x[:half]), x[half:])).mean(dim=1))
 
-    report = sylvinit.initialize_(Expert(), (TOKENS, Y), microbatch=10)
+    report = sylvinit.initialize_(Expert(), (TOKENS, Y), preset="best", microbatch=10)
     assert report["expert"].status == "solved"
     assert report["expert"].rows == 15 * 36
 
@@ -303,7 +309,9 @@ def test_a_layer_that_sees_some_samples_only_is_not_constant() -> None:
 def test_samples_that_are_all_alike(same: bool) -> None:
     """Nothing can be seen then, and it does not matter."""
     x = TOKENS[:1].expand(30, -1, -1) if same else TOKENS
-    report = sylvinit.initialize_(Folded(*ORDERS["windows"][:2]), (x, Y), microbatch=10)
+    report = sylvinit.initialize_(
+        Folded(*ORDERS["windows"][:2]), (x, Y), preset="best", microbatch=10
+    )
     assert report["first"].status == "solved"
 
 
@@ -373,7 +381,7 @@ def test_rows_of_nobody_in_batches_of_a_fixed_size() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x.view(10, 36, 3))
 
-    report = sylvinit.initialize_(Fixed(), (TOKENS, Y), patches=4, microbatch=10)
+    report = sylvinit.initialize_(Fixed(), (TOKENS, Y), preset="best", patches=4, microbatch=10)
     assert report["hidden"].rows == 30 * 36
     model = Fixed()
     with unchanged(model), pytest.raises(RowLayoutError, match=r"layer hidden: .* do not follow"):
@@ -390,6 +398,6 @@ def test_a_constant_input_in_batches_of_a_fixed_size() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.head((x.view(10, 36, 3) + self.bias(self.places)).relu().mean(dim=1))
 
-    report = sylvinit.initialize_(Positions(), (TOKENS, Y), microbatch=10)
+    report = sylvinit.initialize_(Positions(), (TOKENS, Y), preset="best", microbatch=10)
     assert report["bias"].reason == "its input does not depend on the data"
     assert report["head"].code == "onehot"

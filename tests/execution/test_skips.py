@@ -29,7 +29,7 @@ ROWS = X.flatten(1)[:, :12]
 def _warned(model: nn.Module, x: Tensor = ROWS, **options: Any) -> tuple[sylvinit.Report, list]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        report = sylvinit.initialize_(model, (x, Y), microbatch=8, **options)
+        report = sylvinit.initialize_(model, (x, Y), microbatch=8, **{"preset": "best", **options})
     return report, [str(w.message) for w in caught if w.category is SylvinitWarning]
 
 
@@ -185,9 +185,9 @@ def test_recurrent_layers() -> None:
 def test_nothing_that_can_be_solved() -> None:
     model = nn.LSTM(12, CLASSES)
     with unchanged(model), pytest.raises(ModelError, match=r"no layer .* recurrent: \(model\)"):
-        sylvinit.initialize_(model, ROWS, forward_fn=lambda model, x: model(x)[0])
+        sylvinit.initialize_(model, ROWS, preset="best", forward_fn=lambda model, x: model(x)[0])
     with pytest.raises(ModelError, match=r"TorchScript: 0 \(Linear\), 2 \(Linear\), 4 .*then$"):
-        sylvinit.initialize_(torch.jit.script(mlp()), (ROWS, Y))
+        sylvinit.initialize_(torch.jit.script(mlp()), (ROWS, Y), preset="best")
 
 
 def test_a_head_that_cannot_be_solved_names_the_way_out() -> None:
@@ -303,7 +303,7 @@ SOUND = torch.randn(20, 8, 16, dtype=torch.float64, generator=torch.Generator().
 def test_old_weight_norm_is_solved_as_plain_weights_are(options: dict[str, Any]) -> None:
     model, plain = Generator(nn.utils.weight_norm), Generator(lambda module: module)
     for network in (model, plain):
-        sylvinit.initialize_(network, SOUND, microbatch=5, **options)
+        sylvinit.initialize_(network, SOUND, microbatch=5, **{"preset": "best", **options})
     # Both in float64; PCA amplifies rounding by about 3 per layer.
     for name in ("pre", "up", "near", "far", "post"):
         found, expected = getattr(model, name).weight, getattr(plain, name).weight
@@ -337,7 +337,7 @@ def test_old_weight_norm_called_twice() -> None:
     model, plain = Twice(nn.utils.weight_norm), Twice(lambda module: module)
     rows = SOUND.flatten(0, 1)[:30, :12]  # noise: no eigenvalue near 0
     for network in (model, plain):
-        sylvinit.initialize_(network, (rows, Y), microbatch=8)
+        sylvinit.initialize_(network, (rows, Y), preset="best", microbatch=8)
     torch.testing.assert_close(model.body.weight, plain.body.weight, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(model.head.weight, plain.head.weight, rtol=1e-9, atol=1e-12)
 
@@ -355,8 +355,8 @@ def test_a_failed_call_leaves_old_weight_norm_as_it_was() -> None:
         return output
 
     with unchanged(model), pytest.raises(RuntimeError, match="the forward fails"):
-        sylvinit.initialize_(model, SOUND, microbatch=5, forward_fn=fails_late)
+        sylvinit.initialize_(model, SOUND, preset="best", microbatch=5, forward_fn=fails_late)
     frozen = Generator(nn.utils.weight_norm)
     frozen.pre.weight_g.requires_grad_(False)
-    report = sylvinit.initialize_(frozen, SOUND)
+    report = sylvinit.initialize_(frozen, SOUND, preset="best")
     assert report["pre"].reason.startswith("frozen")

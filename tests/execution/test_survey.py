@@ -60,7 +60,7 @@ def test_models_of_a_fixed_batch_size(kind: type[nn.Sequential], options: dict[s
     model = kind(*mlp())
     right = initialized(mlp(), (ROWS, Y), microbatch=10, **options)
     with unchanged(model, written=WRITTEN):
-        sylvinit.initialize_(model, (ROWS, Y), microbatch=10, **options)
+        sylvinit.initialize_(model, (ROWS, Y), microbatch=10, **{"preset": "best", **options})
     assert_identical(right, weights_of(model))
 
 
@@ -68,14 +68,14 @@ def test_models_of_a_fixed_batch_size(kind: type[nn.Sequential], options: dict[s
 def test_the_last_batch_is_too_small_for_them(kind: type[nn.Sequential]) -> None:
     model = kind(*mlp())
     with unchanged(model), pytest.raises((RuntimeError, NotImplementedError)) as caught:
-        sylvinit.initialize_(model, (ROWS[:24], Y[:24]), microbatch=10)
+        sylvinit.initialize_(model, (ROWS[:24], Y[:24]), preset="best", microbatch=10)
     assert "samples 20 to 23: float32 (4, 12)" in caught.value.__notes__[0]
 
 
 def test_a_dry_run_and_the_head_alone() -> None:
     model = FixedSize(*mlp())
     with unchanged(model):
-        report = sylvinit.initialize_(model, (ROWS, Y), microbatch=10, dry_run=True)
+        report = sylvinit.initialize_(model, (ROWS, Y), preset="best", microbatch=10, dry_run=True)
     assert [layer.status for layer in report.layers] == ["planned"] * 3
     with unchanged(model, written=("4.weight", "4.bias")):
         sylvinit.initialize_head_(model, (ROWS, Y), microbatch=10)
@@ -93,13 +93,13 @@ def test_what_the_failed_forward_left_behind_does_not_stay() -> None:
     model = Cached(*mlp())
     right = initialized(mlp(), (ROWS, Y), microbatch=10)
     with unchanged(model, written=WRITTEN):
-        sylvinit.initialize_(model, (ROWS, Y), microbatch=10)
+        sylvinit.initialize_(model, (ROWS, Y), preset="best", microbatch=10)
     assert_identical(right, weights_of(model))
 
 
 def test_lazy_modules_of_a_fixed_batch_size() -> None:
     model = FixedSize(nn.LazyLinear(8), nn.ReLU(), nn.LazyLinear(CLASSES))
-    report = sylvinit.initialize_(model, (ROWS, Y), microbatch=10)
+    report = sylvinit.initialize_(model, (ROWS, Y), preset="best", microbatch=10)
     assert [layer.status for layer in report.layers] == ["solved"] * 2
 
 
@@ -161,7 +161,7 @@ def test_nodes_of_a_graph_have_their_own_labels(dense: bool) -> None:
     """The head is the one that is solved from the features of the nodes, given as a table."""
     model = DenseGraph() if dense else EdgeList()
     batch = (NODES, Y) if dense else {"x": NODES, "edges": EDGES, "labels": Y}
-    report = sylvinit.initialize_(model, [batch], patches="all")
+    report = sylvinit.initialize_(model, [batch], preset="best", patches="all")
     assert [layer.rows for layer in report.solved] == [30, 30, 30]
     with torch.no_grad():
         if not dense:
@@ -183,7 +183,7 @@ def test_what_edges_carry_is_data() -> None:
     """It is shared by the samples, so that it is not replaced with one of them."""
     numbers = torch.randn(EDGES.shape[1], 5, generator=GENERATOR, dtype=torch.float64)
     batch = {"x": NODES, "edges": EDGES, "numbers": numbers, "labels": Y}
-    report = sylvinit.initialize_(EdgeList(numbers=True), [batch])
+    report = sylvinit.initialize_(EdgeList(numbers=True), [batch], preset="best")
     assert report["edge"].status == "solved"
     assert report["edge"].rows == len(numbers)
 
@@ -198,7 +198,7 @@ def test_nodes_in_another_order_have_no_labels() -> None:
 
     model = Sorted()
     with unchanged(model), pytest.raises(RowLayoutError, match=r"layer head: .*no labels"):
-        sylvinit.initialize_(model, [(NODES, Y)])
+        sylvinit.initialize_(model, [(NODES, Y)], preset="best")
 
 
 # ----------------------------------------------------------------------------------------- experts
@@ -228,7 +228,7 @@ def test_layers_that_the_two_samples_miss_and_the_first_batch_reaches(size: int)
     x[:, 0] = (torch.arange(30) % 10 >= 4).float()  # the first four go to branch 0
     x[20:, 0] = 2.0
     model = Late()
-    report = sylvinit.initialize_(model, (x, Y), microbatch=size)
+    report = sylvinit.initialize_(model, (x, Y), preset="best", microbatch=size)
     assert report["branches.0"].rows == 8
     assert report["branches.1"].rows == 12
     if size == 30:
@@ -253,6 +253,6 @@ def test_a_first_batch_that_fails_is_seen_when_it_is_propagated() -> None:
     model = Failing()
     before = bits(model.head.weight)
     with unchanged(model), pytest.raises(ValueError, match="no more than three") as caught:
-        sylvinit.initialize_(model, (x, Y), microbatch=10)
+        sylvinit.initialize_(model, (x, Y), preset="best", microbatch=10)
     assert "after the last layer had been solved" in caught.value.__notes__[0]
     assert bits(model.head.weight) == before

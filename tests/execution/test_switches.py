@@ -70,7 +70,7 @@ def test_switches_of_interleaved_forwards(change: str, storage: Any) -> None:
     with CHANGES[change]():
         expected = model.state()
     before = read_switches()
-    sylvinit.initialize_(model, (ROWS, Y), microbatch=10, storage=storage)
+    sylvinit.initialize_(model, (ROWS, Y), preset="best", microbatch=10, storage=storage)
     assert read_switches() == before
     assert set(seen) == {expected}
     assert expected != model.state()
@@ -81,7 +81,7 @@ def test_switches_after_a_forward_that_fails() -> None:
     model.last.register_forward_pre_hook(lambda module, args: _raise_on(len(args[0]) == 5))
     before = read_switches()
     with pytest.raises(RuntimeError, match="a ragged batch"):
-        sylvinit.initialize_(model, (ROWS[:25], Y[:25]), microbatch=10)
+        sylvinit.initialize_(model, (ROWS[:25], Y[:25]), preset="best", microbatch=10)
     assert read_switches() == before
 
 

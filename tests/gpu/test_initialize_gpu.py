@@ -90,7 +90,7 @@ def run(
     # Bounds are those of rows as they solve the equation: scaled ones magnify what differs in
     # components of small variance.
     options = {"preset": "paper", "patches": 5, "microbatch": 50, **options}
-    report = sylvinit.initialize_(model, on(device, data), **options)
+    report = sylvinit.initialize_(model, on(device, data), **{"preset": "best", **options})
     assert all(p.device.type == torch.device(device).type for p in model.parameters())
     return {name: value.cpu() for name, value in weights_of(model).items()}, report
 
@@ -258,7 +258,7 @@ def test_more_microbatches_wait_no_more_often() -> None:
             warnings.simplefilter("always")
             torch.cuda.set_sync_debug_mode("warn")
             try:
-                sylvinit.initialize_(copied, data, patches=5, microbatch=microbatch)
+                sylvinit.initialize_(copied, data, preset="best", patches=5, microbatch=microbatch)
             finally:
                 torch.cuda.set_sync_debug_mode("default")
         texts = [str(warning.message) for warning in caught]
@@ -300,7 +300,7 @@ def test_not_a_number_in_the_data(microbatch: int) -> None:
     generator = torch.cuda.get_rng_state()
     before = Snapshot.of(model)
     with pytest.raises((NonFiniteError, sylvinit.errors.DataError)):
-        sylvinit.initialize_(model, data, microbatch=microbatch)
+        sylvinit.initialize_(model, data, preset="best", microbatch=microbatch)
     assert before.differences(Snapshot.of(model)) == []
     assert torch.equal(torch.cuda.get_rng_state(), generator)
 
@@ -311,14 +311,14 @@ def test_not_a_number_behind_the_first_layer() -> None:
     model.trap.at, model.trap.action = 2, lambda x: x * float("nan")
     before = Snapshot.of(model)
     with pytest.raises(NonFiniteError):
-        sylvinit.initialize_(model, data, microbatch=20)
+        sylvinit.initialize_(model, data, preset="best", microbatch=20)
     assert before.differences(Snapshot.of(model)) == []
 
 
 def test_random_states_and_memory_are_left_alone() -> None:
     model, data = small_net().to(DEVICE), on(DEVICE, images(60))
-    sylvinit.initialize_(model, data)
+    sylvinit.initialize_(model, data, preset="best")
     generator, allocated = torch.cuda.get_rng_state(), torch.cuda.memory_allocated()
-    sylvinit.initialize_(model, data)
+    sylvinit.initialize_(model, data, preset="best")
     assert torch.equal(torch.cuda.get_rng_state(), generator)
     assert torch.cuda.memory_allocated() <= allocated + 2**20  # tables that are cached

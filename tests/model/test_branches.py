@@ -253,7 +253,7 @@ def test_long_loops_take_little_memory() -> None:
 def test_sums_count_and_not_modules() -> None:
     block = Block(lambda y, x: F.relu(y + x))
     model = nn.Sequential(*[block] * 4, nn.Linear(6, 3))
-    sylvinit.initialize_(model, torch.randn(50, 6), branch_gain="depth")
+    sylvinit.initialize_(model, torch.randn(50, 6), preset="best", branch_gain="depth")
     assert block.bn2.weight.tolist() == [0.5] * 6
 
 
@@ -268,7 +268,7 @@ def test_sums_of_nested_tensors_are_passed_over() -> None:
             return torch.nested.to_padded_tensor(rows + rows, 0.0)
 
     model = nn.Sequential(Nested(), nn.Linear(6, 3))
-    report = sylvinit.initialize_(model, torch.randn(50, 6), branch_gain="depth")
+    report = sylvinit.initialize_(model, torch.randn(50, 6), preset="best", branch_gain="depth")
     assert len(report.solved) == 2
 
 
@@ -287,14 +287,14 @@ def test_depth_is_one_over_the_root_of_the_number_of_branches() -> None:
     model, x = resnet20(widths=(4, 8, 16)), torch.randn(8, 3, 16, 16)
     names = {f"blocks.{i}.bn2" for i in range(9)}
     expected = dict.fromkeys(names, pytest.approx(1 / 3))
-    report = sylvinit.initialize_(model, x, branch_gain="depth", max_samples=8)
+    report = sylvinit.initialize_(model, x, preset="best", branch_gain="depth", max_samples=8)
     assert {k: v for k, v in scales(model).items() if v != 1} == expected
     noted = {layer.name for layer in report.layers if "ends a residual branch" in str(layer.notes)}
     assert noted == names
     assert report["blocks.0.bn2"].notes == ["ends a residual branch: scale 0.333"]
     assert report.settings["branch_gain"] == "depth"
     # As often as one likes.
-    sylvinit.initialize_(model, x, branch_gain="depth")
+    sylvinit.initialize_(model, x, preset="best", branch_gain="depth")
     assert {k: v for k, v in scales(model).items() if v != 1} == expected
     assert changed(model, x, branch_gain="none") == {}
 
@@ -312,8 +312,8 @@ def test_weights_are_those_for_scales_that_were_there_before(shared: bool, stora
     for block in second:
         if isinstance(block, Block):
             nn.init.constant_(block.bn2.weight, 0.25)
-    sylvinit.initialize_(first, x, branch_gain=0.25, storage=storage)
-    sylvinit.initialize_(second, x, branch_gain="none", storage=storage)
+    sylvinit.initialize_(first, x, preset="best", branch_gain=0.25, storage=storage)
+    sylvinit.initialize_(second, x, preset="best", branch_gain="none", storage=storage)
     assert set(scales(first).values()) == {0.25, 1.0}
     for name, value in first.state_dict().items():
         torch.testing.assert_close(value, second.state_dict()[name], rtol=0, atol=0, msg=name)
@@ -367,7 +367,9 @@ def test_which_preset_has_a_gain_and_that_none_warns() -> None:
         assert [scales(model)[f"{i}.bn2"] for i in (0, 1)] == [gain, gain]
         assert report.settings["branch_gain"] == ("depth" if preset == "frozen" else "none")
     plain = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Linear(6, 3))
-    assert not any("branch_gain" in text for text in sylvinit.initialize_(plain, x).warnings)
+    assert not any(
+        "branch_gain" in text for text in sylvinit.initialize_(plain, x, preset="best").warnings
+    )
 
 
 def test_a_new_head_leaves_them_alone() -> None:

@@ -194,7 +194,7 @@ def test_the_default_scales_and_centres_every_kind(kind: str, code: Any, option:
     (plain, x), (scaled, _) = network(kind), network(kind)
     options: dict[str, Any] = {"code": {"0": code}, "patches": option, "progress": False}
     sylvinit.initialize_(plain, batches(x), preset="paper", **options)
-    report = sylvinit.initialize_(scaled, batches(x), **options)
+    report = sylvinit.initialize_(scaled, batches(x), **{"preset": "best", **options})
     assert not any("not scaled" in note for note in report["0"].notes)
     columns, _ = chosen_rows(layer_patches(plain[0], x), "0", option)
     before, after = weight_matrix(plain[0]), weight_matrix(scaled[0])
@@ -222,7 +222,7 @@ def test_equation_for_other_weights_of_the_encoding_loss(lam: float) -> None:
 def test_head_without_bias() -> None:
     model, x = network("linear")
     model[3] = nn.Linear(4, CLASSES, bias=False).double()
-    sylvinit.initialize_(model, batches(x), progress=False)
+    sylvinit.initialize_(model, batches(x), preset="best", progress=False)
     check_head(model[3], inputs_of(model, model[3], x)[0].T.numpy(), labels().numpy(), 10.0)
 
 

@@ -63,7 +63,7 @@ def test_scaled_layers_have_outputs_of_unit_variance(
     model, x = network(**settings), X[:samples]
     written = [f"0.{name}" for name, _ in model[0].named_parameters()]
     with unchanged(model, written=(*written, "3.weight", "3.bias")):
-        report = sylvinit.initialize_(model, (x, Y[:samples]), patches="all")
+        report = sylvinit.initialize_(model, (x, Y[:samples]), preset="best", patches="all")
     assert report["0"].status == "solved"
     assert any("standardizes its weight" in note for note in report["0"].notes)
     rows = model[0].effective().detach().flatten(1)
@@ -92,7 +92,7 @@ def test_the_weight_is_that_of_centered_patches() -> None:
 def test_without_a_gain_rows_keep_the_norm_of_the_layer() -> None:
     model = network(scaled=False)
     size = float(model[0].weight.detach().std())
-    report = sylvinit.initialize_(model, (X, Y), patches="all")
+    report = sylvinit.initialize_(model, (X, Y), preset="best", patches="all")
     assert report["0"].status == "solved"
     rms = model[0].effective().square().mean(dim=(1, 2, 3)).sqrt()
     torch.testing.assert_close(rms, torch.full((6,), 0.6).double(), rtol=1e-3, atol=0)
@@ -100,7 +100,7 @@ def test_without_a_gain_rows_keep_the_norm_of_the_layer() -> None:
     assert float(model[0](X).detach().mean(dim=(0, 2, 3)).abs().max()) <= 1e-3
     assert float(model[0].weight.detach().std()) == pytest.approx(size, rel=0.05)
     scaled = network()
-    sylvinit.initialize_(scaled, (X, Y), patches="all")
+    sylvinit.initialize_(scaled, (X, Y), preset="best", patches="all")
     directions = (F.normalize(m[0].effective().flatten(1)) for m in (model, scaled))
     torch.testing.assert_close(*directions, rtol=0, atol=1e-9)
 
@@ -109,7 +109,7 @@ def test_a_frozen_gain_is_a_frozen_layer() -> None:
     model = network()
     model[0].strength.requires_grad_(False)
     with unchanged(model, written=("3.weight", "3.bias")):
-        report = sylvinit.initialize_(model, (X, Y))
+        report = sylvinit.initialize_(model, (X, Y), preset="best")
     assert "frozen" in report["0"].reason
 
 
@@ -137,7 +137,7 @@ def test_layers_of_timm(name: str, same: bool) -> None:
         torch.manual_seed(2)
         conv = getattr(layers, f"{name}Same" if same else name)(3, 8, 3, stride=2, bias=True)
         model = nn.Sequential(conv, nn.ReLU(), nn.Flatten(), nn.Linear(72, CLASSES)).double()
-    report = sylvinit.initialize_(model, (X, Y), patches="all")
+    report = sylvinit.initialize_(model, (X, Y), preset="best", patches="all")
     assert [layer.name for layer in report.solved] == ["0", "3"]
     y = conv(X).detach().movedim(1, 0).flatten(1)
     assert float(y.mean(dim=1).abs().max()) <= 1e-2 * float(y.std())

@@ -105,7 +105,9 @@ def test_many_samples_of_few_features(widths: tuple[int, ...]) -> None:
         layers: list[nn.Module] = []
         for a, b in pairwise(widths):
             layers += [nn.Linear(a, b), nn.ReLU()]
-        report = sylvinit.initialize_(nn.Sequential(*layers[:-1]), (x, y), progress=False)
+        report = sylvinit.initialize_(
+            nn.Sequential(*layers[:-1]), (x, y), preset="best", progress=False
+        )
         assert len(report.solved) == len(widths) - 1
 
 

@@ -73,7 +73,7 @@ def _network() -> nn.Sequential:
 def _warned(model: nn.Module, **options: Any) -> tuple[sylvinit.Report, list[str]]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        report = sylvinit.initialize_(model, (X, Y), microbatch=10, **options)
+        report = sylvinit.initialize_(model, (X, Y), microbatch=10, **{"preset": "best", **options})
     texts = [str(w.message) for w in caught if w.category is SylvinitWarning]
     return report, [text for text in texts if text.startswith(ADDED_ZEROS.kind)]
 
@@ -178,7 +178,7 @@ def test_the_recipe_takes_principal_components_of_the_input() -> None:
     model = _network()
     written = ("0.lora_A.weight", "3.lora_A.weight")
     with unchanged(model, written=written):
-        sylvinit.initialize_(model, (X, Y), **EVA)
+        sylvinit.initialize_(model, (X, Y), **{"preset": "best", **EVA})
     for module, given in ((model[0].lora_A, X), (model[3].lora_A, model[:3](X).detach())):
         x = layer_patches(module, given.double())
         expected = principal_axes(x.reshape(-1, x.shape[-1]).T, RANK)
@@ -248,7 +248,7 @@ def test_peft_models_start_as_their_base(
     with pytest.warns(
         SylvinitWarning, match=re.escape(f"base_model.model.{names[0]}.lora_B.default")
     ):
-        report = sylvinit.initialize_(model, (x, Y))
+        report = sylvinit.initialize_(model, (x, Y), preset="best")
     downs = [layer for layer in report.solved if "lora_A" in layer.name]
     assert len(downs) == len(report.solved) == len(names)
     for name, parameter in model.named_parameters():
@@ -265,7 +265,7 @@ def test_the_recipe_gives_the_subspaces_of_eva(monkeypatch: pytest.MonkeyPatch) 
     models = [
         _peft_model(Attention(), names, init_lora_weights="eva", eva_config=eva) for _ in range(2)
     ]
-    sylvinit.initialize_(models[0], ROWS, **EVA)
+    sylvinit.initialize_(models[0], ROWS, **{"preset": "best", **EVA})
     # EVA's own decomposition is randomized; its whole set is one batch here.
     monkeypatch.setattr(incremental, "_svd_fn_lowrank", incremental._svd_fn_full)
     peft.tuners.lora.eva.initialize_lora_eva_weights(

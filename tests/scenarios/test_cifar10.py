@@ -50,7 +50,7 @@ def he_network() -> nn.Module:
 def initialized_accuracy(samples: tuple[Samples, Samples], **options: Any) -> float:
     train, test = samples
     model = he_network()
-    report = sylvinit.initialize_(model, train, **options)
+    report = sylvinit.initialize_(model, train, **{"preset": "best", **options})
     assert len(report.solved) == 20
     assert len([layer for layer in report.layers if layer.status == "calibrated"]) == 19
     return accuracy(model, test)

@@ -22,7 +22,7 @@ def _initialized(x: Tensor, labels: Tensor, dtype: torch.dtype, **options: Any) 
     model = nn.Sequential(nn.Linear(x.shape[1], 16), nn.Linear(16, 10)).to(dtype)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", sylvinit.SylvinitWarning)
-        sylvinit.initialize_(model, (x.to(dtype), labels), **options)
+        sylvinit.initialize_(model, (x.to(dtype), labels), **{"preset": "best", **options})
     return model
 
 
@@ -45,7 +45,7 @@ def test_low_rank_rows_with_a_mean_have_their_rank() -> None:
     x = torch.randn(40, 3, generator=generator) @ basis + 100
     model = nn.Linear(64, 16)
     with pytest.warns(sylvinit.SylvinitWarning, match="rank < d_out"):
-        report = sylvinit.initialize_(model, x)
+        report = sylvinit.initialize_(model, x, preset="best")
     assert report.layers[0].rank == 3
     assert report.layers[0].filled == 13
     # Every row is a unit component or an orthogonal mixture of some: none is left (nearly) zero.
@@ -71,7 +71,7 @@ def test_groups_of_different_rank_are_filled_each_on_its_own() -> None:
     before = model.b.weight.detach().clone()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", sylvinit.SylvinitWarning)
-        report = sylvinit.initialize_(model, (x, torch.arange(60) % 4))
+        report = sylvinit.initialize_(model, (x, torch.arange(60) % 4), preset="best")
     assert bool((model.b.weight != before).flatten(1).any(dim=1).all())
     assert report["a"].filled == 2
     assert report["b"].filled == 4
@@ -81,7 +81,7 @@ def test_absent_classes_of_a_grouped_head_are_zero() -> None:
     x = torch.randn(80, 8, 1, 1, dtype=torch.float64)
     model = nn.Sequential(nn.Conv2d(8, 16, 1, groups=2, dtype=torch.float64), nn.Flatten())
     with pytest.warns(sylvinit.SylvinitWarning, match="fewer classes"):
-        sylvinit.initialize_(model, (x, torch.arange(80) % 8))
+        sylvinit.initialize_(model, (x, torch.arange(80) % 8), preset="best")
     weight = model[0].weight.detach()  # type: ignore[union-attr]
     assert float(weight[:8].abs().amin(dim=0).max()) > 0
     assert float(weight[8:].abs().max()) == 0
@@ -94,8 +94,8 @@ def test_head_with_a_frozen_bias_is_solved_without_it() -> None:
     frozen.bias.requires_grad_(False)
     bias = frozen.bias.clone()
     without = nn.Linear(6, 3, bias=False, dtype=torch.float64)
-    report = sylvinit.initialize_(frozen, (x, labels))
-    sylvinit.initialize_(without, (x, labels))
+    report = sylvinit.initialize_(frozen, (x, labels), preset="best")
+    sylvinit.initialize_(without, (x, labels), preset="best")
     assert torch.equal(frozen.bias, bias)
     assert torch.equal(frozen.weight, without.weight)
     assert any("frozen" in note for note in report.layers[0].notes)
@@ -108,7 +108,7 @@ def test_subclass_that_computes_something_else_is_left_alone() -> None:
 
     model = nn.Sequential(Standardized(6, 5), nn.Linear(5, 3))
     before = model[0].weight.detach().clone()  # type: ignore[union-attr]
-    report = sylvinit.initialize_(model, (torch.randn(50, 6), torch.arange(50) % 3))
+    report = sylvinit.initialize_(model, (torch.randn(50, 6), torch.arange(50) % 3), preset="best")
     assert report["0"].status == "skipped"
     assert torch.equal(model[0].weight, before)  # type: ignore[arg-type]
 
@@ -130,7 +130,7 @@ def test_hooks_of_attention_run_once_for_a_microbatch() -> None:
     x = torch.randn(20, 5, 8, dtype=torch.float64)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", sylvinit.SylvinitWarning)
-        sylvinit.initialize_(Model(), (x, torch.arange(20) % 2), microbatch=10)
+        sylvinit.initialize_(Model(), (x, torch.arange(20) % 2), preset="best", microbatch=10)
     assert len(calls) == BEFORE + 2
 
 

@@ -109,10 +109,17 @@ def test_the_forward_raises(storage: Any, at: int, error: BaseException) -> None
     if at == SURVEY:  # every call, or all of the first batch would do in place of two samples
         model.trap.counter = itertools.repeat(at)
     with unchanged(model), pytest.raises(type(error)) as caught:
-        sylvinit.initialize_(model, (X, Y), microbatch=10, storage=storage)
+        sylvinit.initialize_(model, (X, Y), preset="best", microbatch=10, storage=storage)
     assert caught.value is error
     model.trap.at = -1  # and nothing stops a second try
-    assert len(sylvinit.initialize_(model, (X, Y), microbatch=10, storage=storage).solved) == 3
+    assert (
+        len(
+            sylvinit.initialize_(
+                model, (X, Y), preset="best", microbatch=10, storage=storage
+            ).solved
+        )
+        == 3
+    )
 
 
 def test_weights_had_been_written_when_the_forward_raised() -> None:
@@ -128,7 +135,7 @@ def test_weights_had_been_written_when_the_forward_raised() -> None:
 
     model.trap.at, model.trap.action = FIRST, action
     with unchanged(model), pytest.raises(UsersError):
-        sylvinit.initialize_(model, (X, Y), microbatch=10)
+        sylvinit.initialize_(model, (X, Y), preset="best", microbatch=10)
     assert seen["conv2"] != before
     assert seen["mean"] > 0
     assert not seen["training"]
@@ -148,7 +155,7 @@ def test_forwards_that_are_waiting_are_ended() -> None:
 
     model = Resource(_trapped(FIRST, _raise(UsersError())))
     with unchanged(model), pytest.raises(UsersError) as caught:
-        sylvinit.initialize_(model, (X, Y), microbatch=10)
+        sylvinit.initialize_(model, (X, Y), preset="best", microbatch=10)
     assert caught.tb is not None  # which keeps everything alive that is not ended
     assert begun == ended == [2, *LOOKS, 10, 10, 10]
 
@@ -163,7 +170,7 @@ def test_ctrl_c() -> None:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with unchanged(model), pytest.raises(KeyboardInterrupt):
-            sylvinit.initialize_(model, (X, Y), microbatch=10)
+            sylvinit.initialize_(model, (X, Y), preset="best", microbatch=10)
     finally:
         signal.signal(signal.SIGINT, before)
 
@@ -187,7 +194,7 @@ def test_the_loader_raises(error: BaseException) -> None:
 
     model = small_net()
     with unchanged(model), pytest.raises(type(error)) as caught:
-        sylvinit.initialize_(model, loader())
+        sylvinit.initialize_(model, loader(), preset="best")
     assert caught.value is error
 
 
@@ -201,7 +208,7 @@ def test_modes_after_a_failure_under_modes(autocast: bool) -> None:
         unchanged(model),
         pytest.raises(UsersError),
     ):
-        sylvinit.initialize_(model, (X, Y), microbatch=10)
+        sylvinit.initialize_(model, (X, Y), preset="best", microbatch=10)
     assert torch.is_grad_enabled()
     assert not torch.is_inference_mode_enabled()
     assert not torch.is_autocast_enabled("cpu")
@@ -217,7 +224,7 @@ def test_an_activation_that_is_not_finite_names_the_layer(storage: Any, value: f
     model = small_net()
     model.relu2 = Poison()
     with unchanged(model), pytest.raises(NonFiniteError, match=r"NaN or Inf in the input of fc"):
-        sylvinit.initialize_(model, (X, Y), storage=storage, microbatch=10)
+        sylvinit.initialize_(model, (X, Y), preset="best", storage=storage, microbatch=10)
 
 
 def test_nan_in_the_input_of_a_normalization_names_it() -> None:
@@ -225,7 +232,7 @@ def test_nan_in_the_input_of_a_normalization_names_it() -> None:
     model[1].at, model[1].action = BEFORE, lambda x: x * math.nan
     x = torch.randn(9, 4)
     with unchanged(model), pytest.raises(NonFiniteError, match=r"input of 2 \(BatchNorm1d\)"):
-        sylvinit.initialize_(model, x)
+        sylvinit.initialize_(model, x, preset="best")
 
 
 @pytest.mark.parametrize("storage", ["memory", "recompute"])
@@ -234,7 +241,7 @@ def test_nan_after_the_last_layer(storage: Any) -> None:
     model[1].at, model[1].action = BEFORE, lambda x: x * math.nan
     x = torch.randn(9, 4)
     with unchanged(model), pytest.raises(NonFiniteError, match="NaN in the output of the model"):
-        sylvinit.initialize_(model, x, storage=storage)
+        sylvinit.initialize_(model, x, preset="best", storage=storage)
 
 
 def test_no_memory_for_the_copies() -> None:
@@ -245,7 +252,7 @@ def test_no_memory_for_the_copies() -> None:
     model = small_net()
     model.register_buffer("large", torch.zeros(2).as_subclass(Greedy))
     with unchanged(model), pytest.raises(MemoryError):
-        sylvinit.initialize_(model, (X, Y))
+        sylvinit.initialize_(model, (X, Y), preset="best")
 
 
 def test_a_lazy_model_keeps_its_first_weights() -> None:
@@ -253,7 +260,7 @@ def test_a_lazy_model_keeps_its_first_weights() -> None:
     model.append(nn.LazyLinear(CLASSES))
     model[2].at, model[2].action = 3, _raise(UsersError())
     with pytest.raises(UsersError):
-        sylvinit.initialize_(model, (X, Y), microbatch=10)
+        sylvinit.initialize_(model, (X, Y), preset="best", microbatch=10)
     # Materializing can't be undone, but nothing else has happened to the statistics.
     assert torch.equal(model[1].running_mean, torch.zeros(8))
     assert torch.equal(model[1].running_var, torch.ones(8))

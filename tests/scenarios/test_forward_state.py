@@ -34,7 +34,7 @@ SETTINGS = [{"storage": storage, "microbatch": 8} for storage in ("memory", "rec
 
 
 def _weights(model: nn.Module, **settings: Any) -> dict[str, Tensor]:
-    sylvinit.initialize_(model, (ROWS, Y), **settings)
+    sylvinit.initialize_(model, (ROWS, Y), **{"preset": "best", **settings})
     return weights_of(model)
 
 
@@ -121,7 +121,7 @@ def test_nothing_is_left_on_modules(kind: Callable[[], SkipNet], head: str | Non
     model = kind()
     error = nullcontext() if head is None else pytest.raises(ModelError, match="none such")
     with unchanged(model), error:
-        sylvinit.initialize_(model, (ROWS, Y), dry_run=True, head=head)
+        sylvinit.initialize_(model, (ROWS, Y), preset="best", dry_run=True, head=head)
 
 
 def test_the_contents_of_lists_are_put_back_after_a_failure() -> None:
@@ -139,7 +139,7 @@ def test_the_contents_of_lists_are_put_back_after_a_failure() -> None:
 
     model = Logs()
     with unchanged(model), pytest.raises(KeyboardInterrupt):
-        sylvinit.initialize_(model, (ROWS, Y), microbatch=8)
+        sylvinit.initialize_(model, (ROWS, Y), preset="best", microbatch=8)
     assert model.log == ["before"]
 
 
@@ -190,7 +190,7 @@ def test_a_failure_within_functional_call() -> None:
 
     model = Fails()
     with unchanged(model), pytest.raises(RuntimeError, match="the forward fails"):
-        sylvinit.initialize_(model, (ROWS, Y), microbatch=8)
+        sylvinit.initialize_(model, (ROWS, Y), preset="best", microbatch=8)
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=["memory", "recompute"])
@@ -241,8 +241,8 @@ def test_what_only_later_microbatches_store() -> None:
     mask = (torch.arange(300).reshape(30, 10) % 3 > 0).float()
     mask[:8] = 1
     expected, model = Local(), SometimesPads()
-    sylvinit.initialize_(expected, ((ROWS, mask), Y), microbatch=8)
-    sylvinit.initialize_(model, ((ROWS, mask), Y), microbatch=8)
+    sylvinit.initialize_(expected, ((ROWS, mask), Y), preset="best", microbatch=8)
+    sylvinit.initialize_(model, ((ROWS, mask), Y), preset="best", microbatch=8)
     assert all(torch.equal(p, expected.get_parameter(n)) for n, p in model.named_parameters())
     assert model.pad is None
 
@@ -321,7 +321,9 @@ class CachedMask(nn.Module):
 
 def test_buffers_registered_by_the_forward_are_removed() -> None:
     model = head_last(CachedMask())
-    sylvinit.initialize_(model, (ROWS, Y), microbatch=30)  # and the survey's do not get in the way
+    sylvinit.initialize_(
+        model, (ROWS, Y), preset="best", microbatch=30
+    )  # and the survey's do not get in the way
     assert list(model.named_buffers()) == []
     assert not model[0]._non_persistent_buffers_set
 
@@ -330,13 +332,13 @@ def test_buffers_registered_by_the_forward_are_removed() -> None:
 def test_buffers_registered_by_a_forward_that_fails_are_removed(at: int) -> None:
     model = head_last(CachedMask(fails_at=at))
     with unchanged(model), pytest.raises(RuntimeError, match="the forward fails"):
-        sylvinit.initialize_(model, (ROWS, Y), microbatch=30)
+        sylvinit.initialize_(model, (ROWS, Y), preset="best", microbatch=30)
     assert list(model.named_buffers()) == []
 
 
 def test_lazy_modules_keep_their_buffers_and_lose_those_of_others() -> None:
     model = nn.Sequential(CachedMask(), nn.LazyLinear(8), nn.LazyBatchNorm1d(), nn.LazyLinear(4))
-    sylvinit.initialize_(model, (ROWS, Y), microbatch=30)
+    sylvinit.initialize_(model, (ROWS, Y), preset="best", microbatch=30)
     names = {"2.running_mean", "2.running_var", "2.num_batches_tracked"}
     assert {name for name, _ in model.named_buffers()} == names
 
@@ -356,5 +358,5 @@ def test_the_input_of_the_last_layer_is_freed_while_the_forward_goes_on() -> Non
             return x
 
     model = nn.Sequential(nn.ReLU(), Note(), nn.Linear(12, 8), Look(), nn.Linear(8, CLASSES))
-    sylvinit.initialize_(model, (ROWS, Y), microbatch=10)
+    sylvinit.initialize_(model, (ROWS, Y), preset="best", microbatch=10)
     assert alive[1:] == [False] * (len(LOOKS) + 3)  # the survey keeps its inputs

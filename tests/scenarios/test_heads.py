@@ -28,7 +28,7 @@ def test_a_head_that_cannot_be_solved() -> None:
     with unchanged(model), pytest.raises(ModelError, match=r"head 4 is not solved: frozen .*head="):
         sylvinit.initialize_head_(model, (ROWS, Y))
     with pytest.warns(sylvinit.SylvinitWarning, match="the head 4 is not solved: frozen"):
-        report = sylvinit.initialize_(model, (ROWS, Y))
+        report = sylvinit.initialize_(model, (ROWS, Y), preset="best")
     assert report.head is None
 
 
@@ -55,12 +55,12 @@ def test_a_classifier_that_is_no_layer(kind: str) -> None:
     with unchanged(model), pytest.raises(ModelError, match=r"parameter 1\.weight follows .* 0\.2;"):
         sylvinit.initialize_head_(model, (ROWS, Y))
     with pytest.warns(sylvinit.SylvinitWarning, match=r"no head is solved; head= names one"):
-        report = sylvinit.initialize_(model, (ROWS, Y))
+        report = sylvinit.initialize_(model, (ROWS, Y), preset="best")
     assert report.head is None
     assert [layer.code for layer in report.solved] == ["pca", "pca"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", sylvinit.SylvinitWarning)
-        report = sylvinit.initialize_(model, (ROWS, Y), head="0.2")
+        report = sylvinit.initialize_(model, (ROWS, Y), preset="best", head="0.2")
     assert (report.head, report["0.2"].code) == ("0.2", "onehot")
 
 
@@ -74,7 +74,7 @@ def test_products_without_parameters_leave_the_head_alone() -> None:
             logits = self.body(x) * self.temperature.exp()
             return logits @ torch.eye(CLASSES)
 
-    assert sylvinit.initialize_(Scaled(), (ROWS, Y)).head == "body.4"
+    assert sylvinit.initialize_(Scaled(), (ROWS, Y), preset="best").head == "body.4"
 
 
 def test_the_head_is_the_layer_that_is_called_last() -> None:
@@ -86,4 +86,4 @@ def test_the_head_is_the_layer_that_is_called_last() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.shared(self.between(self.shared(x).relu()).relu())
 
-    assert sylvinit.initialize_(Again(), (ROWS, Y)).head == "shared"
+    assert sylvinit.initialize_(Again(), (ROWS, Y), preset="best").head == "shared"

@@ -35,7 +35,7 @@ def test_dropout_is_off() -> None:
     plain = mlp()
     dropping = nn.Sequential(plain[0], nn.Dropout(0.9), *plain[1:])
     expected = initialized(plain, (ROWS, Y))
-    sylvinit.initialize_(dropping, (ROWS, Y))  # of the modules of plain
+    sylvinit.initialize_(dropping, (ROWS, Y), preset="best")  # of the modules of plain
     assert_identical(expected, weights_of(plain))
 
 
@@ -45,8 +45,8 @@ def test_lazy_modules() -> None:
     known = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten())
     known.append(nn.Linear(128, CLASSES))
     random = bits(torch.get_rng_state())
-    report = sylvinit.initialize_(lazy, (X, Y))
-    sylvinit.initialize_(known, (X, Y))
+    report = sylvinit.initialize_(lazy, (X, Y), preset="best")
+    sylvinit.initialize_(known, (X, Y), preset="best")
     assert bits(torch.get_rng_state()) == random
     assert_identical(weights_of(known), weights_of(lazy))
     assert torch.equal(lazy[1].running_var, known[1].running_var)
@@ -58,7 +58,7 @@ def test_frozen_parameters() -> None:
     model[0].weight.requires_grad_(False)
     model[2].bias.requires_grad_(False)
     with unchanged(model, written=("2.weight", "4.weight", "4.bias")):
-        report = sylvinit.initialize_(model, (ROWS, Y))
+        report = sylvinit.initialize_(model, (ROWS, Y), preset="best")
     assert report["0"].status == "skipped"
     assert "frozen" in report["0"].reason
     assert report["2"].status == "solved"
@@ -68,7 +68,7 @@ def test_a_frozen_normalization_keeps_its_statistics() -> None:
     model = nn.Sequential(nn.Linear(12, 8), nn.BatchNorm1d(8), nn.Linear(8, CLASSES))
     model[1].requires_grad_(False)
     with unchanged(model, written=("0.weight", "0.bias", "2.weight", "2.bias")):
-        report = sylvinit.initialize_(model, (ROWS, Y))
+        report = sylvinit.initialize_(model, (ROWS, Y), preset="best")
     assert "frozen" in report["1"].reason
 
 
@@ -86,7 +86,7 @@ def test_a_weight_tied_to_an_embedding_is_left_alone() -> None:
 
     model, ids = Language(), torch.arange(60).reshape(12, 5) % 11
     with unchanged(model, written=("body.weight", "body.bias")):
-        report = sylvinit.initialize_(model, ids)
+        report = sylvinit.initialize_(model, ids, preset="best")
     assert report["head"].reason == "its weight is tied to embed (Embedding), which is not solved"
     assert report["embed"].status == "skipped"
     assert "Embedding" in report["embed"].reason
@@ -109,7 +109,7 @@ def test_shared_weights_are_solved_once_from_all_inputs(storage: Any) -> None:
         torch.manual_seed(2)
         model = Shared().double()
     data = (ROWS.double(), Y)
-    report = sylvinit.initialize_(model, data, microbatch=7, storage=storage)
+    report = sylvinit.initialize_(model, data, preset="best", microbatch=7, storage=storage)
     assert report["first"].rows == 3 * len(ROWS)
     assert report["between"].rows == len(ROWS)
     assert report["second"].reason == "shares its weight with first"
@@ -130,7 +130,7 @@ def test_modules_that_never_run() -> None:
 
     model = Idle()
     with unchanged(model, written=("used.weight", "used.bias")):
-        report = sylvinit.initialize_(model, (ROWS, Y))
+        report = sylvinit.initialize_(model, (ROWS, Y), preset="best")
     idle = {layer.name for layer in report.layers if layer.reason == "its forward was not called"}
     letters = {f"attention.{part}_proj" for part in ("q", "k", "v", "out")}
     assert idle == {"idle", "norm"} | letters
@@ -160,7 +160,9 @@ def test_a_transformer_layer_in_evaluation_mode(batch_first: bool) -> None:
         torch.manual_seed(3)
         model = Classifier().double().eval()
     x = X.double().reshape(30, 9, 12)
-    report = sylvinit.initialize_(model, (x, Y), patches=4, microbatch=8, row_to_sample=owner)
+    report = sylvinit.initialize_(
+        model, (x, Y), preset="best", patches=4, microbatch=8, row_to_sample=owner
+    )
     attention = [f"block.self_attn.{part}_proj" for part in ("q", "k", "v", "out")]
     names = [*attention, "block.linear1", "block.linear2", "head"]
     assert [layer.name for layer in report.solved] == names
@@ -185,7 +187,7 @@ def test_token_ids() -> None:
 
     ids = torch.randint(20, (30, 7), generator=torch.Generator().manual_seed(0))
     for dtype in (torch.int64, torch.int32):
-        report = sylvinit.initialize_(Tokens(), (ids.to(dtype), Y), patches=3)
+        report = sylvinit.initialize_(Tokens(), (ids.to(dtype), Y), preset="best", patches=3)
         assert [layer.name for layer in report.solved] == ["body", "head"]
         assert report["body"].rows == 3 * 30
 
@@ -216,7 +218,7 @@ def branch_data(*signs: float) -> list[tuple[Tensor, Tensor]]:
 @STORAGES
 def test_a_branch_of_some_microbatches(storage: Any) -> None:
     model = Branching().double()
-    report = sylvinit.initialize_(model, branch_data(5, -5, 5), storage=storage)
+    report = sylvinit.initialize_(model, branch_data(5, -5, 5), preset="best", storage=storage)
     assert report["first"].rows == report["head"].rows == 90
     assert report["branch"].rows == report["norm"].rows == 60
     assert {layer.status for layer in report.layers} == {"solved", "calibrated"}
@@ -236,7 +238,7 @@ def test_a_branch_that_the_first_samples_do_not_take_is_left_alone(storage: Any)
             sylvinit.SylvinitWarning, match="not run on the two survey samples.*branch, norm"
         ),
     ):
-        report = sylvinit.initialize_(model, branch_data(-5, 5), storage=storage)
+        report = sylvinit.initialize_(model, branch_data(-5, 5), preset="best", storage=storage)
     assert "did not run on the two survey samples" in report["branch"].reason
     assert "did not run on the two survey samples" in report["norm"].reason
 
@@ -246,11 +248,11 @@ def test_a_branch_of_the_first_samples_alone(storage: Any) -> None:
     """The order is found on two samples, which may go another way than their whole microbatch."""
     (x, y), model = branch_data(-5)[0], Branching().double()
     x[:2] += 10
-    report = sylvinit.initialize_(model, (x, y), storage=storage)
+    report = sylvinit.initialize_(model, (x, y), preset="best", storage=storage)
     assert report["branch"].status == report["norm"].status == "skipped"
     assert "no whole microbatch" in report["branch"].reason
     x, y = torch.cat((x, *(x for x, _ in branch_data(5)))), torch.cat((y, y))
-    report = sylvinit.initialize_(model, (x, y), microbatch=30, storage=storage)
+    report = sylvinit.initialize_(model, (x, y), preset="best", microbatch=30, storage=storage)
     assert report["branch"].rows == 30
 
 
@@ -259,9 +261,9 @@ def test_a_branch_of_the_first_samples_alone(storage: Any) -> None:
 
 def test_a_second_call_gives_the_identical_weights() -> None:
     model = small_net()
-    first = sylvinit.initialize_(model, (X, Y), microbatch=8)
+    first = sylvinit.initialize_(model, (X, Y), preset="best", microbatch=8)
     weights, buffers = weights_of(model), copy.deepcopy(dict(model.named_buffers()))
-    second = sylvinit.initialize_(model, (X, Y), microbatch=8)
+    second = sylvinit.initialize_(model, (X, Y), preset="best", microbatch=8)
     assert_identical(weights, weights_of(model))
     for name, buffer in model.named_buffers():
         assert name.endswith("num_batches_tracked") or bits(buffer) == bits(buffers[name])

@@ -41,14 +41,14 @@ def data() -> tuple[torch.Tensor, torch.Tensor]:
 def codes(**settings: object) -> list[str]:
     x, y = data()
     inputs = x if settings.pop("unlabeled", False) else (x, y)
-    report = sylvinit.initialize_(net(), inputs, dry_run=True, **settings)  # type: ignore[arg-type]
+    report = sylvinit.initialize_(net(), inputs, dry_run=True, **{"preset": "best", **settings})  # type: ignore[arg-type]
     return [layer.code for layer in report.layers if layer.kind != "BatchNorm2d"]
 
 
 def test_best_is_the_default() -> None:
     assert codes() == codes(preset="best") == ["pca", "pca", "pca", "onehot"]
     models = [net() for _ in range(3)]
-    sylvinit.initialize_(models[0], data())
+    sylvinit.initialize_(models[0], data(), preset="best")
     sylvinit.initialize_(models[1], data(), preset="best")
     sylvinit.initialize_(
         models[2],
@@ -91,7 +91,7 @@ def test_presets_are_what_they_say(preset: Any, same: dict[str, Any]) -> None:
     assert report.settings["preset"] == preset
     assert report.settings["patches"] == same["patches"]
     assert report.settings["rescale"] == same["rescale"]
-    sylvinit.initialize_(second, data(), **same)
+    sylvinit.initialize_(second, data(), **{"preset": "best", **same})
     for a, b in zip(first.parameters(), second.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 
@@ -125,7 +125,7 @@ def test_many_classes(count: int, recwarn: pytest.WarningsRecorder) -> None:
 
     def warnings(**settings: object) -> tuple[list[str], list[str]]:
         recwarn.clear()
-        report = sylvinit.initialize_(model, (x, y), dry_run=True, **settings)  # type: ignore[arg-type]
+        report = sylvinit.initialize_(model, (x, y), dry_run=True, **{"preset": "best", **settings})  # type: ignore[arg-type]
         raised = [str(item.message) for item in recwarn if MANY in str(item.message)]
         assert raised == [text for text in report.warnings if MANY in text]
         return raised, [layer.code for layer in report.layers if layer.kind != "BatchNorm2d"]

@@ -101,7 +101,7 @@ def test_rounding_of_activations_is_no_rank(
     torch.manual_seed(1)
     model = nn.Sequential(nn.Linear(rank, width), nn.Linear(width, 16), nn.Linear(16, 3)).to(dtype)
     x = (torch.randn(3000, rank) + offset).to(dtype)
-    report = sylvinit.initialize_(model, x, progress=False)
+    report = sylvinit.initialize_(model, x, preset="best", progress=False)
     ranks = [layer.rank for layer in report.layers]
     assert max(ranks) <= rank
     # Up to 0.5 here; 1e3 to 3e4 where rounding is taken for a component.
@@ -120,7 +120,7 @@ def test_tiny_curvature_gets_no_huge_weights(activation: type[nn.Module], offset
     y = ((x - offset).norm(dim=1) > 1.5).long()
     layers = (nn.Linear(3, 32), activation(), nn.Linear(32, 32), activation(), nn.Linear(32, 2))
     model = nn.Sequential(*layers)
-    sylvinit.initialize_(model, (x, y), progress=False)
+    sylvinit.initialize_(model, (x, y), preset="best", progress=False)
     # Up to 144 here; thousands where components of 1e-9 of the largest variance are scaled up.
     assert max(float(p.abs().max()) for p in model.parameters()) < 300
 

@@ -94,7 +94,7 @@ def _id(value: Any) -> str | None:
 def test_bad_options(options: dict[str, Any], error: type[Exception], message: str) -> None:
     model = small_net()
     with unchanged(model), pytest.raises(error, match=message):
-        sylvinit.initialize_(model, (X, Y), **options)
+        sylvinit.initialize_(model, (X, Y), **{"preset": "best", **options})
 
 
 BAD_DATA: list[tuple[str, Any, dict[str, Any], type[Exception], str]] = [
@@ -154,7 +154,7 @@ BAD_DATA: list[tuple[str, Any, dict[str, Any], type[Exception], str]] = [
 def test_bad_data(data: Any, options: dict[str, Any], error: type[Exception], message: str) -> None:
     model = small_net()
     with unchanged(model), pytest.raises(error, match=message):
-        sylvinit.initialize_(model, data, **options)
+        sylvinit.initialize_(model, data, **{"preset": "best", **options})
 
 
 HEAD_CASES: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
@@ -199,14 +199,14 @@ def test_errors_are_also_the_builtin(error: type[Exception], builtin: type[Excep
 
 def test_not_a_model() -> None:
     with pytest.raises(OptionTypeError, match=r"model must be a torch\.nn\.Module, got function"):
-        sylvinit.initialize_(lambda x: x, X)  # type: ignore[arg-type]
+        sylvinit.initialize_(lambda x: x, X, preset="best")  # type: ignore[arg-type]
 
 
 def test_meta_device() -> None:
     model = small_net()
     model.fc = nn.Linear(16, CLASSES, device="meta")
     with unchanged(model), pytest.raises(ModelError, match=r"meta device .*to_empty"):
-        sylvinit.initialize_(model, (X, Y))
+        sylvinit.initialize_(model, (X, Y), preset="best")
 
 
 def test_mixed_devices() -> None:
@@ -215,7 +215,7 @@ def test_mixed_devices() -> None:
         model.register_buffer("elsewhere", torch.empty(3, device="cuda:0"))
     weight = bits(model.weight)
     with pytest.raises(ModelError, match=r"several devices \(cpu, cuda:0\)"):
-        sylvinit.initialize_(model, torch.randn(5, 3))
+        sylvinit.initialize_(model, torch.randn(5, 3), preset="best")
     assert bits(model.weight) == weight
 
 
@@ -226,13 +226,13 @@ def test_mixed_devices() -> None:
 )
 def test_nothing_to_solve(model: nn.Module, message: str) -> None:
     with unchanged(model), pytest.raises(ModelError, match=message):
-        sylvinit.initialize_(model, X)
+        sylvinit.initialize_(model, X, preset="best")
 
 
 def test_fewer_classes_than_outputs_is_a_warning() -> None:
     model = small_net()
     with pytest.warns(sylvinit.SylvinitWarning, match="fewer classes .* 3 of 4; .* fc are zero"):
-        report = sylvinit.initialize_(model, (X, Y % 3))
+        report = sylvinit.initialize_(model, (X, Y % 3), preset="best")
     assert any("fewer classes" in text for text in report.warnings)
     assert torch.equal(model.fc.weight[3], torch.zeros(16))
     assert model.fc.weight[:3].abs().amin(dim=1).max() > 0
@@ -242,7 +242,7 @@ def test_fewer_classes_than_outputs_is_a_warning() -> None:
 def test_more_classes_than_outputs_is_a_warning_with_the_automatic_code() -> None:
     model = small_net()
     with pytest.warns(sylvinit.SylvinitWarning, match="fc .*'pca' and without labels: 5 cl"):
-        report = sylvinit.initialize_(model, (X, Y + 1))
+        report = sylvinit.initialize_(model, (X, Y + 1), preset="best")
     assert report["fc"].code == "pca"
 
 
@@ -250,4 +250,4 @@ def test_more_classes_than_outputs_is_a_warning_with_the_automatic_code() -> Non
 def test_a_warning_turned_into_an_error_writes_nothing() -> None:
     model = small_net()
     with unchanged(model), pytest.raises(sylvinit.SylvinitWarning, match="fewer classes"):
-        sylvinit.initialize_(model, (X, Y % 3))
+        sylvinit.initialize_(model, (X, Y % 3), preset="best")

@@ -72,7 +72,7 @@ def run(
     data: Any = (x, y)
     if loader is not None:
         data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), loader)
-    report = sylvinit.initialize_(model, data, patches=5, **options)
+    report = sylvinit.initialize_(model, data, patches=5, **{"preset": "best", **options})
     return weights_of(model), copy.deepcopy(dict(model.named_buffers())), report
 
 

@@ -49,7 +49,7 @@ def _fully_shard(x: torch.Tensor, y: torch.Tensor) -> dict[str, Any]:
     untouched = _network().eval()
     fully_shard(untouched)
     with pytest.raises(ModelError):  # and before it has ever run
-        sylvinit.initialize_(untouched, (x, y))
+        sylvinit.initialize_(untouched, (x, y), preset="best")
     outputs.append(untouched(x))
     model(x).sum().backward()
     same = [torch.allclose(output, expected, atol=1e-6) for output in outputs]
@@ -66,9 +66,9 @@ def _flat(x: torch.Tensor, y: torch.Tensor, original: bool) -> dict[str, Any]:
     model[0] = FullyShardedDataParallel(model[0], device_id=cpu, use_orig_params=original)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        report = sylvinit.initialize_(model, (x, y), microbatch=8)
+        report = sylvinit.initialize_(model, (x, y), preset="best", microbatch=8)
     with pytest.raises(RuntimeError, match="the forward fails"):
-        sylvinit.initialize_(model, (x, y), microbatch=8, forward_fn=_failing)
+        sylvinit.initialize_(model, (x, y), preset="best", microbatch=8, forward_fn=_failing)
     body = model[0](x)
     body.sum().backward()
     return {

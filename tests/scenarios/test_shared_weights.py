@@ -122,7 +122,7 @@ def test_layers_tied_by_memory_are_one_weight() -> None:
     shared.second.weight = shared.first.weight
     tied.second.weight.data = tied.first.weight.data
     for model in (tied, shared):
-        report = sylvinit.initialize_(model, batches(x), progress=False)
+        report = sylvinit.initialize_(model, batches(x), preset="best", progress=False)
         assert "shares its weight with first" in report["second"].reason
     for name, value in shared.state_dict().items():
         assert torch.equal(tied.state_dict()[name], value)
@@ -135,7 +135,9 @@ def test_memory_that_is_used_in_another_way_is_left_alone(first: str) -> None:
         nn.Linear(7, 7) if transposed else nn.Embedding(7, 7), transposed=transposed
     )
     before = model.first.weight.detach().clone()
-    report = sylvinit.initialize_(model.float(), batches(samples(7).float()), progress=False)
+    report = sylvinit.initialize_(
+        model.float(), batches(samples(7).float()), preset="best", progress=False
+    )
     assert torch.equal(model.first.weight, before)
     assert "its weight is tied to" in report["second"].reason
 
@@ -152,7 +154,7 @@ def test_layers_tied_by_memory_are_restored() -> None:
         lambda module, args: None if len(args[0]) == 2 else fail(), prepend=False
     )
     with pytest.raises(RuntimeError, match="the forward fails"):
-        sylvinit.initialize_(model, batches(samples(7)), progress=False)
+        sylvinit.initialize_(model, batches(samples(7)), preset="best", progress=False)
     assert torch.equal(model.first.weight, before)
     assert torch.equal(model.second.weight, before)
 
@@ -179,7 +181,7 @@ def test_parametrization_that_cannot_hold_the_solution_is_skipped(parametrize: A
     model, x = network(lambda: nn.Linear(7, 4), 7)
     parametrize(model[0])
     before = {name: value.clone() for name, value in model[0].state_dict().items()}
-    report = sylvinit.initialize_(model, batches(x), progress=False)
+    report = sylvinit.initialize_(model, batches(x), preset="best", progress=False)
     assert report["0"].status == "skipped"
     assert "parametrization" in report["0"].reason
     after = model[0].state_dict()

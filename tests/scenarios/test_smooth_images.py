@@ -44,7 +44,7 @@ def largest_weight(model: nn.Module, x: Tensor) -> float:
     labels = torch.arange(len(x)) % 4
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", sylvinit.SylvinitWarning)
-        sylvinit.initialize_(model, (x, labels))
+        sylvinit.initialize_(model, (x, labels), preset="best")
     with torch.no_grad():
         assert bool(model.eval()(x).isfinite().all())
     hidden = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d)]

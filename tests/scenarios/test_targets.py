@@ -53,7 +53,7 @@ def test_regression_starts_below_a_zero_head(head_code: str) -> None:
     x = rows()
     y = torch.stack((x[:, 0] + x[:, 1], 1e4 * x[:, 2] - 5e5, 1e-4 * x[:, 3].abs()), dim=1)
     model = dense(3)
-    sylvinit.initialize_(model, (x, y), head_code=head_code)
+    sylvinit.initialize_(model, (x, y), preset="best", head_code=head_code)
     error = (model(x) - y).detach().square().mean(dim=0)
     assert bool((error < 0.9 * y.var(dim=0)).all())  # of the column's mean alone: 1
 
@@ -63,7 +63,7 @@ def test_multi_label_starts_below_a_zero_head() -> None:
     y = (x[:, :5] > torch.tensor([0.0, 0.5, 1.0, 1.5, 5.0])).float()
     model = dense(5)
     with pytest.warns(SylvinitWarning, match="1 of 5 targets never vary"):
-        sylvinit.initialize_(model, (x, y))
+        sylvinit.initialize_(model, (x, y), preset="best")
     loss = functional.binary_cross_entropy_with_logits(model(x), y)
     assert loss.item() < 0.5 < float(np.log(2))
 
@@ -84,7 +84,7 @@ def test_label_maps_start_below_a_zero_head(head_code: str) -> None:
     x, y = shapes()
     y[:, :2] = -100
     model = dense_prediction(3)
-    report = sylvinit.initialize_(model, (x, y), head_code=head_code)
+    report = sylvinit.initialize_(model, (x, y), preset="best", head_code=head_code)
     loss = functional.cross_entropy(model(x), y)
     assert loss.item() < float(np.log(3))
     assert report.layers[-1].rows == int((y >= 0).sum())
@@ -94,7 +94,7 @@ def test_soft_labels() -> None:
     x = rows()
     y = torch.softmax(3 * x[:, :3], dim=1)
     model = dense(3)
-    sylvinit.initialize_(model, (x, y))
+    sylvinit.initialize_(model, (x, y), preset="best")
     zero = functional.cross_entropy(torch.zeros(len(x), 3), y)
     assert float(functional.cross_entropy(model(x), y)) < float(zero)
 
@@ -146,9 +146,9 @@ def test_the_head_of_maps_solves_the_equation_of_all_labeled_pixels(balance: boo
 def test_maps_at_another_resolution() -> None:
     x, y = shapes()
     model = dense_prediction(3, stride=2)
-    report = sylvinit.initialize_(model, (x, y))
+    report = sylvinit.initialize_(model, (x, y), preset="best")
     other = dense_prediction(3, stride=2)
-    sylvinit.initialize_(other, (x, y[:, 1::2, 1::2]))
+    sylvinit.initialize_(other, (x, y[:, 1::2, 1::2]), preset="best")
     assert torch.equal(solution(model), solution(other))
     assert any("nearest neighbors" in note for note in report.layers[-1].notes)
 
@@ -189,7 +189,7 @@ def test_heads_that_hold_one_microbatch_are_the_same() -> None:
 def test_ragged_maps() -> None:
     batches = [shapes(6, size) for size in (8, 12)]
     model = dense_prediction(3)
-    report = sylvinit.initialize_(model, batches)
+    report = sylvinit.initialize_(model, batches, preset="best")
     assert report.layers[-1].rows == 6 * (64 + 144)
 
 
@@ -201,7 +201,9 @@ def test_microbatches_do_not_matter(kind: str) -> None:
     for microbatch in (24, 5):
         model = dense_prediction(3 if "maps" in kind else 1).double()
         data = (x.double(), labels.double() if kind == "numbers" else labels)
-        sylvinit.initialize_(model, data, microbatch=microbatch, balance=kind.startswith("bal"))
+        sylvinit.initialize_(
+            model, data, preset="best", microbatch=microbatch, balance=kind.startswith("bal")
+        )
         found.append(solution(model))
     # Moments are sums in float64 in another order; two layers, about a factor of 3 each.
     torch.testing.assert_close(found[1], found[0], rtol=0, atol=1e-9 * float(found[0].abs().max()))
@@ -270,13 +272,13 @@ def test_labels_that_do_not_suit(labels: Tensor, outputs: int, match: str) -> No
     model = dense(outputs)
     before = Snapshot.of(model)
     with pytest.raises(LabelError, match=match):
-        sylvinit.initialize_(model, (rows(), labels))
+        sylvinit.initialize_(model, (rows(), labels), preset="best")
     assert Snapshot.of(model) == before
 
 
 def test_more_classes_than_outputs_are_left_aside() -> None:
     with pytest.warns(SylvinitWarning, match="5 classes, 1 outputs; for numbers pass floats"):
-        report = sylvinit.initialize_(dense(1), (rows(), torch.arange(200) % 5))
+        report = sylvinit.initialize_(dense(1), (rows(), torch.arange(200) % 5), preset="best")
     assert report.layers[-1].code == "pca"
 
 
@@ -287,7 +289,9 @@ def test_named_labels_that_do_not_suit_are_left_aside() -> None:
 
     model = Named(*dense(3))
     with pytest.warns(SylvinitWarning, match="without labels"):
-        report = sylvinit.initialize_(model, {"x": rows(), "labels": torch.randn(200, 8)})
+        report = sylvinit.initialize_(
+            model, {"x": rows(), "labels": torch.randn(200, 8)}, preset="best"
+        )
     assert report.layers[-1].code == "pca"
 
 
@@ -295,8 +299,8 @@ def test_float_class_numbers_are_classes_with_a_warning() -> None:
     y = torch.arange(200) % 3
     model, other = dense(3), dense(3)
     with pytest.warns(SylvinitWarning, match="read as classes"):
-        sylvinit.initialize_(model, (rows(), y.float()))
-    sylvinit.initialize_(other, (rows(), y))
+        sylvinit.initialize_(model, (rows(), y.float()), preset="best")
+    sylvinit.initialize_(other, (rows(), y), preset="best")
     assert torch.equal(solution(model), solution(other))
 
 
@@ -308,7 +312,7 @@ def test_targets_are_for_heads(code: str) -> None:
 
 def test_balance_needs_classes() -> None:
     with pytest.raises(OptionError, match="balance=True needs class labels"):
-        sylvinit.initialize_(dense(1), (rows(), torch.randn(200)), balance=True)
+        sylvinit.initialize_(dense(1), (rows(), torch.randn(200)), preset="best", balance=True)
 
 
 def test_unshifted_labels_of_a_language_model() -> None:

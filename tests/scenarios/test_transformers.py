@@ -105,7 +105,7 @@ def test_a_model_from_its_configuration(name: str) -> None:
         model = make()
     before = {key: bits(value) for key, value in model.named_parameters()}
 
-    report = sylvinit.initialize_(model, data, microbatch=10)
+    report = sylvinit.initialize_(model, data, preset="best", microbatch=10)
 
     solved = [layer.name for layer in report.solved]
     assert len(solved) == count
@@ -134,7 +134,7 @@ def test_a_model_from_its_configuration(name: str) -> None:
 def test_the_ends_of_residual_branches() -> None:
     """In each of the two stages one, the first with a projection on its shortcut."""
     make, data, *_ = MODELS["resnet"]
-    report = sylvinit.initialize_(make(), data, branch_gain="depth", dry_run=True)
+    report = sylvinit.initialize_(make(), data, preset="best", branch_gain="depth", dry_run=True)
     ends = [layer.name for layer in report.layers if "residual branch" in str(layer.notes)]
     assert ends == [
         f"resnet.encoder.stages.{stage}.layers.0.layer.1.normalization" for stage in (0, 1)
@@ -147,7 +147,7 @@ def test_padding_is_dropped_and_labels_are_not_passed_on() -> None:
     model.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(set(kwargs)), with_kwargs=True
     )
-    report = sylvinit.initialize_(model, TEXT, patches="all")
+    report = sylvinit.initialize_(model, TEXT, preset="best", patches="all")
     assert all(keys == {"input_ids", "attention_mask"} for keys in seen)
     assert report["bert.encoder.layer.0.attention.self.query"].rows == int(MASK.sum())
     assert report["bert.pooler.dense"].rows == len(LABELS)
@@ -160,7 +160,7 @@ def test_a_tokenizers_batches() -> None:
         transformers.BatchEncoding({key: value[i : i + 8] for key, value in TEXT.items()})
         for i in range(0, 24, 8)
     ]
-    report = sylvinit.initialize_(model, batches)
+    report = sylvinit.initialize_(model, batches, preset="best")
     assert report.samples == 24
     assert report["classifier"].code == "onehot"
 
@@ -211,10 +211,10 @@ def test_the_decoder_reads_the_labels(make: Callable[[], nn.Module], batch: str)
     data = inputs | {"labels": labels}
     if batch == "BatchEncoding":
         data = transformers.BatchEncoding(data)
-    report = sylvinit.initialize_(model, data, patches="all", microbatch=10)
+    report = sylvinit.initialize_(model, data, preset="best", patches="all", microbatch=10)
     shifted = other.prepare_decoder_input_ids_from_labels(labels)
     sylvinit.initialize_(
-        other, inputs | {"decoder_input_ids": shifted}, patches="all", microbatch=10
+        other, inputs | {"decoder_input_ids": shifted}, preset="best", patches="all", microbatch=10
     )
     values = model.state_dict()
     assert all(bits(values[name]) == bits(x) for name, x in other.state_dict().items())

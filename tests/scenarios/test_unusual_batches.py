@@ -30,7 +30,7 @@ ROWS = X.flatten(1)[:, :12]
 def test_classes_are_counted_by_the_labels_that_are_there() -> None:
     model = nn.Linear(12, 10)
     with pytest.warns(sylvinit.SylvinitWarning, match="fewer classes .* 2 of 10"):
-        sylvinit.initialize_(model, (ROWS, Y % 2 * 9))
+        sylvinit.initialize_(model, (ROWS, Y % 2 * 9), preset="best")
 
 
 class Points(NamedTuple):
@@ -54,7 +54,7 @@ class Sides(nn.Module):
 
 
 def test_named_tuples_and_lists_stay_what_they_are() -> None:
-    sylvinit.initialize_(Sides(), [((Points(ROWS, ROWS), [ROWS]), Y)], microbatch=10)
+    sylvinit.initialize_(Sides(), [((Points(ROWS, ROWS), [ROWS]), Y)], preset="best", microbatch=10)
 
 
 def test_a_named_tuple_without_labels_is_inputs_only() -> None:
@@ -62,7 +62,7 @@ def test_a_named_tuple_without_labels_is_inputs_only() -> None:
         def forward(self, left: Tensor, right: Tensor) -> Tensor:
             return super().forward(left + right)
 
-    report = sylvinit.initialize_(Sum(nn.Linear(12, CLASSES)), Points(ROWS, ROWS))
+    report = sylvinit.initialize_(Sum(nn.Linear(12, CLASSES)), Points(ROWS, ROWS), preset="best")
     assert report.layers[0].code == "pca"
 
 
@@ -70,13 +70,15 @@ def test_a_named_tuple_without_labels_is_inputs_only() -> None:
 def test_targets_of_another_kind_found_by_name(labels: Tensor) -> None:
     model = mlp()
     with pytest.warns(sylvinit.SylvinitWarning, match="without labels: (labels of|targets are)"):
-        report = sylvinit.initialize_(model, {"input": ROWS, "labels": labels})
+        report = sylvinit.initialize_(model, {"input": ROWS, "labels": labels}, preset="best")
     assert report["4"].code == "pca"
     for options in ({"head_code": "onehot"}, {"code": "lda"}):
         with pytest.raises(LabelError, match=r"not integers|one (label|entry) for every"):
-            sylvinit.initialize_(model, {"input": ROWS, "labels": labels}, **options)
+            sylvinit.initialize_(
+                model, {"input": ROWS, "labels": labels}, **{"preset": "best", **options}
+            )
     with pytest.raises(LabelError, match=r"one label for every row|targets are"):
-        sylvinit.initialize_(model, (ROWS, labels))
+        sylvinit.initialize_(model, (ROWS, labels), preset="best")
 
 
 class Masked(nn.Module):
@@ -91,10 +93,10 @@ class Masked(nn.Module):
 def test_infinite_masks() -> None:
     mask = torch.zeros_like(ROWS)
     mask[:, 3] = -math.inf
-    sylvinit.initialize_(Masked(), {"x": ROWS, "attn_mask": mask, "labels": Y})
+    sylvinit.initialize_(Masked(), {"x": ROWS, "attn_mask": mask, "labels": Y}, preset="best")
     for bad in ({"x": mask, "attn_mask": mask}, {"x": ROWS, "attn_mask": mask * 0}):
         with pytest.raises(DataError, match="data holds NaN or Inf"):
-            sylvinit.initialize_(Masked(), bad | {"labels": Y})
+            sylvinit.initialize_(Masked(), bad | {"labels": Y}, preset="best")
 
 
 @pytest.mark.parametrize("norm", [False, True])
@@ -110,7 +112,7 @@ def test_inf_where_no_patch_is_drawn(norm: bool) -> None:
     model = nn.Sequential(Spoil(), nn.Conv2d(3, 4, 3), last, nn.Flatten(), nn.Linear(64, CLASSES))
     name = "2 .BatchNorm2d" if norm else "1 .Conv2d"
     with unchanged(model), pytest.raises(NonFiniteError, match=f"in the input of {name}"):
-        sylvinit.initialize_(model, (X, Y), patches=1)
+        sylvinit.initialize_(model, (X, Y), preset="best", patches=1)
 
 
 @pytest.mark.parametrize("patches", ["all", 1])
@@ -146,7 +148,9 @@ def test_a_module_that_is_called_more_often_later_on() -> None:
                 x = self[0](x)
             return self[1](x)
 
-    report = sylvinit.initialize_(Loop(nn.Linear(12, 12), nn.Linear(12, CLASSES)), (ROWS, Y))
+    report = sylvinit.initialize_(
+        Loop(nn.Linear(12, 12), nn.Linear(12, CLASSES)), (ROWS, Y), preset="best"
+    )
     assert any("up to 3 times" in note for note in report["0"].notes)
     assert report["1"].notes == []
 
@@ -156,26 +160,30 @@ def test_normalizations_that_depend_on_the_microbatch() -> None:
     instance = nn.InstanceNorm2d(3, track_running_stats=True)
     model = nn.Sequential(instance, batch, nn.Flatten(), nn.Linear(108, CLASSES))
     with pytest.warns(sylvinit.SylvinitWarning, match="depend on microbatch=: 1"):
-        report = sylvinit.initialize_(model, (X, Y))
+        report = sylvinit.initialize_(model, (X, Y), preset="best")
     assert "instance normalization" in report["0"].reason
     assert report["1"].reason == "keeps no running statistics"
 
 
 def test_a_parametrized_layer_is_reported_once() -> None:
     model = parametrizations.weight_norm(nn.Linear(12, CLASSES))
-    assert [layer.name for layer in sylvinit.initialize_(model, (ROWS, Y)).layers] == [""]
+    assert [
+        layer.name for layer in sylvinit.initialize_(model, (ROWS, Y), preset="best").layers
+    ] == [""]
 
 
 def test_normalizations_beside_the_head() -> None:
     model = nn.Sequential(nn.BatchNorm1d(12), nn.Linear(12, CLASSES))
     assert sylvinit.initialize_head_(model, (ROWS, Y))["0"].reason == "not the head"
-    report = sylvinit.initialize_(model, (ROWS, Y), calibrate_norm=False)
+    report = sylvinit.initialize_(model, (ROWS, Y), preset="best", calibrate_norm=False)
     assert "calibrate_norm" in report["0"].reason
 
 
 def test_dead_inputs_make_one_warning() -> None:
     with pytest.warns(sylvinit.SylvinitWarning) as caught:
-        report = sylvinit.initialize_(mlp(), (torch.ones(60, 12), torch.arange(60) % CLASSES))
+        report = sylvinit.initialize_(
+            mlp(), (torch.ones(60, 12), torch.arange(60) % CLASSES), preset="best"
+        )
     assert report["0"].status == "skipped"
     assert [str(item.message).split(":")[0] for item in caught] == ["dead inputs"]
 
@@ -203,6 +211,6 @@ def test_bad_arguments_are_found_before_the_data_are_read() -> None:
         yield
 
     with pytest.raises(OptionError, match=r"backend must be one of .*got 'gpu'"):
-        sylvinit.initialize_(mlp(), unread(), backend="gpu")
+        sylvinit.initialize_(mlp(), unread(), preset="best", backend="gpu")
     with pytest.raises(OptionTypeError, match="head_code must be 'auto' or a code"):
-        sylvinit.initialize_(mlp(), unread(), head_code=None)  # type: ignore[arg-type]
+        sylvinit.initialize_(mlp(), unread(), preset="best", head_code=None)  # type: ignore[arg-type]

@@ -31,7 +31,7 @@ ROWS = X.flatten(1)[:, :12]
 
 
 def _weights(model: nn.Module, **settings: Any) -> dict[str, Tensor]:
-    sylvinit.initialize_(model, (ROWS, Y), **settings)
+    sylvinit.initialize_(model, (ROWS, Y), **{"preset": "best", **settings})
     return weights_of(model)
 
 
@@ -86,10 +86,10 @@ def test_unusual_buffers(kind: str, fails: bool) -> None:
     if fails:
         settings["forward_fn"] = _failing_at(BEFORE + 2)
         with pytest.raises(RuntimeError, match="the forward fails"):
-            sylvinit.initialize_(model, (ROWS, Y), **settings)
+            sylvinit.initialize_(model, (ROWS, Y), **{"preset": "best", **settings})
         assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
     else:
-        sylvinit.initialize_(model, (ROWS, Y), **settings)
+        sylvinit.initialize_(model, (ROWS, Y), **{"preset": "best", **settings})
         assert not any(torch.equal(p, before[name]) for name, p in model.named_parameters())
     assert (model.buffer.layout, model.buffer.shape) == (original.layout, original.shape)
     dense, expected = model.buffer.to_dense(), original.to_dense()
@@ -128,7 +128,7 @@ class MakesItsHead(nn.Module):
 
 def test_a_layer_made_by_the_first_forward() -> None:
     model = MakesItsHead()
-    report = sylvinit.initialize_(model, (ROWS, Y), microbatch=8)
+    report = sylvinit.initialize_(model, (ROWS, Y), preset="best", microbatch=8)
     assert isinstance(model.head, nn.Linear)
     assert model.head.training
     assert report.head == "head"
@@ -165,7 +165,7 @@ def test_a_layer_under_vmap_is_left_alone() -> None:
             return self.head(self.second(skip))
 
     model = Mapped()
-    report = sylvinit.initialize_(model, (ROWS, Y), microbatch=8)
+    report = sylvinit.initialize_(model, (ROWS, Y), preset="best", microbatch=8)
     assert "vmap" in report["first"].reason
     assert [layer.name for layer in report.solved] == ["second", "head"]
 
@@ -179,7 +179,7 @@ def test_a_layer_in_another_thread() -> None:
 
     model = Threaded()
     with unchanged(model), pytest.raises(ModelError, match="runs first in another thread"):
-        sylvinit.initialize_(model, (ROWS, Y), microbatch=8)
+        sylvinit.initialize_(model, (ROWS, Y), preset="best", microbatch=8)
     names = ("second.weight", "second.bias", "head.weight", "head.bias")
     with unchanged(model, written=names):
         sylvinit.initialize_(model, (ROWS, Y), microbatch=8, exclude="first")
@@ -216,7 +216,7 @@ def test_what_a_layer_type_does_to_its_module_stays() -> None:
     model(ROWS)  # packs the old weight
     plain = nn.Sequential(nn.Linear(12, 10, bias=False), nn.ReLU(), nn.Linear(10, CLASSES))
     for network in (model, plain):
-        sylvinit.initialize_(network, (ROWS, Y), microbatch=8, seed=1)
+        sylvinit.initialize_(network, (ROWS, Y), preset="best", microbatch=8, seed=1)
     assert torch.equal(model[0].kernel, plain[0].weight.t())
     torch.testing.assert_close(model(ROWS), plain(ROWS), rtol=1e-4, atol=1e-4)
 
@@ -233,5 +233,5 @@ def test_a_buffer_in_conjugated_form() -> None:
     model = SkipNet()
     model.register_buffer("spectrum", torch.fft.fft(torch.arange(5.0)).conj())
     before = model.spectrum.resolve_conj().clone()
-    sylvinit.initialize_(model, (ROWS, Y), microbatch=8)
+    sylvinit.initialize_(model, (ROWS, Y), preset="best", microbatch=8)
     assert torch.equal(model.spectrum.resolve_conj(), before)

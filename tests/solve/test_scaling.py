@@ -169,7 +169,7 @@ def test_half_precision(dtype: torch.dtype) -> None:
     """40 samples of rank 20: the other components are what rounding left of them."""
     x = (normal(40, 20) @ normal(20, 100, seed=1)).to(dtype)
     model = nn.Sequential(nn.Linear(100, 40), nn.ReLU(), nn.Linear(40, 4)).to(dtype)
-    report = sylvinit.initialize_(model, (x, torch.arange(40) % 4), patches="all")
+    report = sylvinit.initialize_(model, (x, torch.arange(40) % 4), preset="best", patches="all")
     assert report["0"].notes[-1] == (
         "19 rows not scaled: their output may be rounding of the inputs"
     )

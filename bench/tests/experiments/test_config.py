@@ -54,7 +54,7 @@ def test_networks_with_residual_branches_are_known_by_their_names(network: str) 
     channels, side = (1, 8) if network == "digits_net" else (3, 32)
     model = make_network(network, settings, 10, channels)
     report = sylvinit.initialize_(
-        model, torch.rand(4, channels, side, side), dry_run=True, branch_gain="depth"
+        model, torch.rand(4, channels, side, side), preset="best", dry_run=True, branch_gain="depth"
     )
     found = any("ends a residual branch" in str(layer.notes) for layer in report.layers)
     assert found == network.startswith("resnet")

@@ -43,7 +43,7 @@ def test_what_is_no_column_of_classes() -> None:
         unchanged(model),
         pytest.raises(LabelError, match="one label for every row"),
     ):
-        sylvinit.initialize_(model, (ROWS, labels), head_code="onehot")
+        sylvinit.initialize_(model, (ROWS, labels), preset="best", head_code="onehot")
 
 
 # ------------------------------------------------------------------- labels in the model's forward
@@ -119,7 +119,7 @@ def test_what_cannot_be_cut_is_warned_of() -> None:
 
     model = SkipNet()
     with unchanged(model), pytest.warns(sylvinit.SylvinitWarning) as caught:
-        report = sylvinit.initialize_(model, data, forward_fn=call)
+        report = sylvinit.initialize_(model, data, preset="best", forward_fn=call)
     assert not report.solved
     assert any("no layer's input depends on the data" in str(w.message) for w in caught)
 
@@ -172,7 +172,7 @@ def test_rows_of_the_decoder_belong_to_the_samples_of_the_labels() -> None:
     model = Decoder()
     data = {"input_ids": IDS, "labels": TARGETS}
     with pytest.warns(sylvinit.SylvinitWarning) as caught:
-        report = sylvinit.initialize_(model, data, patches="all")
+        report = sylvinit.initialize_(model, data, preset="best", patches="all")
     assert [layer.status for layer in report.solved] == ["solved"] * 3
     assert report["decode"].rows == TARGETS.numel()
     # They were used, by the model.
@@ -190,4 +190,4 @@ def test_rows_of_the_decoder_belong_to_the_samples_of_the_labels() -> None:
 def test_inputs_that_the_forward_does_not_take(data: Any, message: str) -> None:
     model = Input()
     with unchanged(model), pytest.raises(DataError, match=message):
-        sylvinit.initialize_(model, data)
+        sylvinit.initialize_(model, data, preset="best")

@@ -105,7 +105,7 @@ def test_without_labels() -> None:
 
 def test_only_the_samples_that_are_used_are_read() -> None:
     items = Items(lambda at: (ROWS[at], Y[at]))
-    sylvinit.initialize_(mlp(), items, max_samples=5)
+    sylvinit.initialize_(mlp(), items, preset="best", max_samples=5)
     assert set(items.read) == set(range(5))
 
 
@@ -114,7 +114,7 @@ def test_the_default_microbatch_is_that_of_the_data_in_one_piece() -> None:
     model = mlp()
     model.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
     x, y = ROWS.repeat(100, 1), Y.repeat(100)
-    sylvinit.initialize_(model, Tensors(x, y))
+    sylvinit.initialize_(model, Tensors(x, y), preset="best")
     assert max(seen) == 2048
 
 
@@ -122,7 +122,7 @@ def test_random_numbers_of_a_dataset_are_put_back() -> None:
     items = Items(lambda at: (ROWS[at] + torch.rand(12), Y[at]))
     model = mlp()
     before = torch.random.get_rng_state()
-    sylvinit.initialize_(model, items)
+    sylvinit.initialize_(model, items, preset="best")
     assert torch.equal(before, torch.random.get_rng_state())
 
 
@@ -131,9 +131,9 @@ def test_extra_columns_are_named() -> None:
     message = "columns idx, text, but the forward of Sequential takes input; .*forward_fn="
     model = mlp()
     with unchanged(model), pytest.raises(DataError, match=message):
-        sylvinit.initialize_(model, named)
+        sylvinit.initialize_(model, named, preset="best")
     with unchanged(model), pytest.raises(DataError, match=r"batch of 3 members .*forward_fn="):
-        sylvinit.initialize_(model, Tensors(ROWS, Y, Y))
+        sylvinit.initialize_(model, Tensors(ROWS, Y, Y), preset="best")
 
     def call(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         assert inputs.keys() == {"input", "idx", "text", "label"}
@@ -158,8 +158,8 @@ def test_columns_that_only_further_keywords_would_take() -> None:
     """A dataset's are refused; in a batch they are meant."""
     model = Swallows()
     with unchanged(model), pytest.raises(DataError, match=r"columns idx, but .*Swallows takes"):
-        sylvinit.initialize_(model, Columns(COLUMNS | {"idx": Y.tolist()}))
-    sylvinit.initialize_(model, {"input": ROWS, "idx": Y, "labels": Y})
+        sylvinit.initialize_(model, Columns(COLUMNS | {"idx": Y.tolist()}), preset="best")
+    sylvinit.initialize_(model, {"input": ROWS, "idx": Y, "labels": Y}, preset="best")
 
 
 class Stream(IterableDataset):
@@ -186,7 +186,7 @@ BAD: list[tuple[str, Any, type[Exception], str]] = [
 def test_datasets_that_make_no_batch(data: Any, error: type[Exception], message: str) -> None:
     model = mlp()
     with unchanged(model), pytest.raises(error, match=message):
-        sylvinit.initialize_(model, data)
+        sylvinit.initialize_(model, data, preset="best")
 
 
 def test_a_dataset_without_a_length() -> None:
@@ -195,7 +195,7 @@ def test_a_dataset_without_a_length() -> None:
             return ROWS[0], Y[0]
 
     with pytest.raises(OptionTypeError, match=r"Endless has no length; .*DataLoader"):
-        sylvinit.initialize_(mlp(), Endless())
+        sylvinit.initialize_(mlp(), Endless(), preset="best")
 
 
 def test_an_error_of_a_dataset_is_its_own() -> None:
@@ -203,7 +203,7 @@ def test_an_error_of_a_dataset_is_its_own() -> None:
         raise FileNotFoundError(f"{index}.png")
 
     with pytest.raises(FileNotFoundError, match=r"0\.png"):
-        sylvinit.initialize_(mlp(), Items(missing))
+        sylvinit.initialize_(mlp(), Items(missing), preset="best")
 
 
 def test_a_loader_and_a_stream_of_batches_are_as_before() -> None:

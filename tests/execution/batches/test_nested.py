@@ -61,7 +61,7 @@ def test_a_list_with_a_tensor_for_each_label_is_a_batch(form: str, storage: Any)
 
 def test_all_rows_of_the_bags_are_used_and_labels_are_theirs() -> None:
     model = Bags()
-    report = sylvinit.initialize_(model, batches(FORMS["lists"][0]), patches="all")
+    report = sylvinit.initialize_(model, batches(FORMS["lists"][0]), preset="best", patches="all")
     assert report["embed"].rows == sum(SIZES)
     assert report["head"].code == "onehot"
     assert report.samples == 30
@@ -134,11 +134,13 @@ def test_a_detection_model(size: int) -> None:
     data = [(tuple(pictures[i : i + size]), tuple(targets[i : i + size])) for i in starts]
     model = Detector()
     with pytest.warns(sylvinit.SylvinitWarning, match="data has no labels"):
-        report = sylvinit.initialize_(model, data)
+        report = sylvinit.initialize_(model, data, preset="best")
     assert [layer.status for layer in report.layers] == ["solved", "solved"]
     assert report.samples == 30
     expected = Detector()
-    sylvinit.initialize_(expected, [(list(x), Y[:size]) for x, _ in data], head_code="pca")
+    sylvinit.initialize_(
+        expected, [(list(x), Y[:size]) for x, _ in data], preset="best", head_code="pca"
+    )
     assert torch.equal(model.body.weight, expected.body.weight)
 
 
@@ -172,7 +174,7 @@ BAD: list[tuple[str, Any, type[Exception], str]] = [
 def test_lists_that_are_no_batch(data: Any, error: type[Exception], message: str) -> None:
     model = Bags()
     with unchanged(model), pytest.raises(error, match=message):
-        sylvinit.initialize_(model, data)
+        sylvinit.initialize_(model, data, preset="best")
 
 
 def test_a_model_that_wants_a_tensor_is_given_a_list() -> None:
@@ -180,7 +182,7 @@ def test_a_model_that_wants_a_tensor_is_given_a_list() -> None:
         model = nn.Sequential(first, nn.Linear(first.weight.shape[0], CLASSES))
         message = rf"0 \({type(first).__name__}\) was called with a list, .*forward_fn="
         with unchanged(model), pytest.raises(DataError, match=message):
-            sylvinit.initialize_(model, (BAGS, Y))
+            sylvinit.initialize_(model, (BAGS, Y), preset="best")
 
 
 LENGTHS = torch.tensor([12, 7, 3])
@@ -205,7 +207,7 @@ PACKED = pack_padded_sequence(ROWS[:3, :, None], LENGTHS, batch_first=True)
 def test_packed_and_nested_inputs_are_refused(make: Any, message: str) -> None:
     model = nn.Sequential(nn.Linear(1, 2))
     with unchanged(model), pytest.raises(DataError, match=message):
-        sylvinit.initialize_(model, make())
+        sylvinit.initialize_(model, make(), preset="best")
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
@@ -216,4 +218,4 @@ def test_a_layer_that_is_given_a_nested_tensor() -> None:
 
     model = Nests(nn.Linear(12, CLASSES))
     with unchanged(model), pytest.raises(DataError, match=r"0 .Linear. was called with a nested"):
-        sylvinit.initialize_(model, ROWS)
+        sylvinit.initialize_(model, ROWS, preset="best")

@@ -150,7 +150,7 @@ def test_the_head_alone() -> None:
 def warned(model: nn.Module, data: Any, **options: Any) -> str:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        report = sylvinit.initialize_(model, data, **options)
+        report = sylvinit.initialize_(model, data, **{"preset": "best", **options})
     texts = [str(x.message) for x in caught if "padding" in str(x.message)]
     assert [x for x in report.warnings if "padding" in x] == texts
     assert len(texts) <= 1
@@ -243,4 +243,4 @@ BAD: list[tuple[str, Any, Any, type[Exception], str]] = [
 def test_bad_masks(data: Any, asked: Any, error: type[Exception], message: str) -> None:
     model = Mask()
     with unchanged(model), pytest.raises(error, match=message):
-        sylvinit.initialize_(model, data, microbatch=8, padding_mask=asked)
+        sylvinit.initialize_(model, data, preset="best", microbatch=8, padding_mask=asked)

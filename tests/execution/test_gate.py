@@ -1,0 +1,313 @@
+"""Preset "auto": the candidates, the choice, and what is written."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import sylvinit
+from sylvinit.errors import NonFiniteError
+from sylvinit.execution import units
+from sylvinit.moments.row_sample import SampledRows
+from sylvinit.report import Report
+from sylvinit.solve.held_out import HeldOut
+from tests.driver_helpers import assert_identical, initialized, mlp, unchanged, weights_of
+
+
+def auto(model: nn.Module, data: Any, **options: Any) -> Report:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", sylvinit.SylvinitWarning)
+        return sylvinit.initialize_(model, data, **options)
+
+
+def chosen(report: Report) -> str:
+    names = [candidate.name for candidate in report.candidates if candidate.chosen]
+    assert len(names) == 1
+    return names[0]
+
+
+class Fixed(nn.Module):
+    """Features that tell the classes, behind a first layer that only its own start passes on.
+
+    The inputs are (signal, loud noise); the own first layer reads the signal, and the principal
+    components of the data are the noise.
+    """
+
+    def __init__(self, *, reads_signal: bool) -> None:
+        super().__init__()
+        self.body = nn.Linear(12, 4)
+        self.head = nn.Linear(4, 4)
+        with torch.no_grad():
+            self.body.weight.zero_()
+            self.body.bias.zero_()
+            first = 0 if reads_signal else 4
+            self.body.weight[:, first : first + 4] = torch.eye(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x))
+
+
+def noisy_classes(*, loud: str, n: int = 200) -> tuple[Tensor, Tensor]:
+    """Four columns of signal and eight of noise; the one that is loud is what components find."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(n) % 4
+    signal = torch.eye(4)[labels] + 0.05 * torch.randn(n, 4, generator=generator)
+    noise = torch.randn(n, 8, generator=generator)
+    gains = {"noise": (0.1, 10.0), "signal": (10.0, 0.1)}[loud]
+    return torch.cat((gains[0] * signal, gains[1] * noise), dim=1), labels
+
+
+def test_its_own_start_is_kept_where_it_does_better() -> None:
+    data, model = noisy_classes(loud="noise"), Fixed(reads_signal=True)
+    body = copy.deepcopy(model.body.state_dict())
+    report = auto(model, data)
+    assert chosen(report) == "own"
+    own, best = report.candidates
+    assert own.name == "own"
+    assert best.name == "best"
+    assert own.accuracy > 0.95 > 0.5 > best.accuracy
+    assert own.error < best.error
+    assert_identical(dict(model.body.state_dict()), dict(body))
+    assert report["body"].status == "skipped"
+    assert "own start" in report["body"].reason
+    assert report["head"].status == "solved"
+    assert report.head == "head"
+    predicted = model(data[0]).argmax(dim=1)
+    assert float((predicted == data[1]).double().mean()) > 0.95
+
+
+def test_best_is_written_where_it_does_better() -> None:
+    data, model = noisy_classes(loud="signal"), Fixed(reads_signal=False)
+    expected = initialized(copy.deepcopy(model), data, preset="best")
+    report = auto(model, data)
+    assert chosen(report) == "best"
+    own, best = report.candidates
+    assert best.error + best.standard_error < own.error
+    assert math.isnan(own.standard_error)
+    assert report.settings["preset"] == "auto"
+    assert_identical(weights_of(model), expected)
+
+
+def test_a_tie_keeps_its_own_start() -> None:
+    """Features that tell nothing either way."""
+    generator = torch.Generator().manual_seed(0)
+    model = mlp()
+    x = torch.randn(60, model[0].in_features, generator=generator)
+    labels = torch.randint(0, 3, (60,), generator=generator)
+    before = model[0].weight.clone()
+    assert chosen(auto(model, (x, labels))).startswith("own")
+    assert torch.equal(before, model[0].weight)
+
+
+class Normalized(nn.Module):
+    """Batch norm behind features of very different size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(12, 8)
+        self.norm = nn.BatchNorm1d(8)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.body(x)).relu())
+
+
+@pytest.mark.parametrize("winner", ["own", "own, calibrated", "best"])
+def test_everything_is_as_the_chosen_candidate_has_it(
+    winner: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    model, data = Normalized(), noisy_classes(loud="signal")
+    names = ["own", "own, calibrated", "best"]
+    errors = iter([*(0.1 if name == winner else 0.9 for name in names), 0.5])
+
+    def scripted(rows: SampledRows) -> HeldOut:
+        owners = rows.samples.unique()
+        return HeldOut(owners, torch.full((len(owners),), next(errors)).double(), 0.5)
+
+    monkeypatch.setattr(units, "held_out", scripted)
+    found = copy.deepcopy(model)
+    report = auto(found, data)
+    assert [candidate.name for candidate in report.candidates] == names
+    assert chosen(report) == winner
+    expected = copy.deepcopy(model)
+    if winner == "own":
+        sylvinit.initialize_head_(expected, data)
+    else:
+        include = ["norm", "head"] if winner == "own, calibrated" else None
+        sylvinit.initialize_(expected, data, preset="best", include=include)
+    assert_identical(dict(found.state_dict()), dict(expected.state_dict()))
+
+
+def test_norms_that_are_not_to_be_calibrated_are_not() -> None:
+    torch.manual_seed(0)
+    model = Normalized()
+    report = auto(model, noisy_classes(loud="signal"), calibrate_norm=False)
+    assert [candidate.name for candidate in report.candidates] == ["own", "best"]
+    assert not bool(model.norm.running_mean.any())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"code": "pca"}, {"include": "*"}, {"exclude": "nothing*"}, {"rescale": "none"}],
+    ids=lambda options: next(iter(options)),
+)
+def test_what_is_asked_for_is_not_questioned(options: dict[str, Any]) -> None:
+    data, model = noisy_classes(loud="noise"), Fixed(reads_signal=True)
+    if "exclude" in options:
+        options = {"exclude": "head"}
+    expected = initialized(copy.deepcopy(model), data, preset="best", **options)
+    report = auto(model, data, **options)
+    assert report.candidates == []
+    assert_identical(weights_of(model), expected)
+
+
+def test_the_choice_is_the_same_twice_and_for_any_microbatch() -> None:
+    torch.manual_seed(0)
+    model, data = Normalized().double(), noisy_classes(loud="signal")
+    data = (data[0].double(), data[1])
+    runs = []
+    for microbatch in (200, 64, 64):
+        same = copy.deepcopy(model)
+        report = auto(same, data, microbatch=microbatch)
+        runs.append((same.state_dict(), [vars(x) for x in report.candidates]))
+    assert runs[1][1] == runs[2][1]
+    assert_identical(dict(runs[1][0]), dict(runs[2][0]))
+    for one, other in zip(runs[0][1], runs[1][1], strict=True):
+        assert one["chosen"] == other["chosen"]
+        assert one["error"] == pytest.approx(other["error"], rel=1e-9)
+
+
+def test_data_that_can_be_read_once() -> None:
+    data, model = noisy_classes(loud="signal"), Fixed(reads_signal=False)
+    once = zip(data[0].split(50), data[1].split(50), strict=True)
+    assert chosen(auto(model, iter(once))) == "best"
+
+
+def test_a_dry_run_lists_the_candidates_and_changes_nothing() -> None:
+    torch.manual_seed(0)
+    model = Normalized()
+    with unchanged(model):
+        report = auto(model, noisy_classes(loud="signal"), dry_run=True)
+    assert [x.name for x in report.candidates] == ["own", "own, calibrated", "best"]
+    assert not any(x.chosen for x in report.candidates)
+    assert {layer.status for layer in report.layers} == {"planned"}
+
+
+class Overflows(nn.Module):
+    """Its own start is too large for any activation to be finite."""
+
+    def __init__(self, scale: float, squares: int = 0) -> None:
+        super().__init__()
+        self.body = nn.Linear(12, 8)
+        self.head = nn.Linear(8, 4)
+        self.squares = squares
+        with torch.no_grad():
+            self.body.weight.mul_(scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.body(x)
+        for _ in range(self.squares):
+            y = y * y
+        return self.head(y)
+
+
+def test_a_candidate_that_is_not_finite_is_out() -> None:
+    torch.manual_seed(0)
+    model = Overflows(1e30, squares=1)
+    report = auto(model, noisy_classes(loud="signal"))
+    assert chosen(report) == "best"
+    own = report.candidates[0]
+    assert math.isnan(own.error)
+    assert "head" in own.reason
+    assert report.to_dict()["candidates"][0]["error"] is None
+
+
+def test_where_all_fail_the_model_is_as_it_was() -> None:
+    torch.manual_seed(0)
+    model, data = Overflows(1.0, squares=9), noisy_classes(loud="noise")
+    with unchanged(model), pytest.raises(NonFiniteError, match="head"):
+        auto(model, (data[0] * 100, data[1]))
+
+
+def test_numbers_and_several_labels_at_once() -> None:
+    data, model = noisy_classes(loud="noise"), Fixed(reads_signal=True)
+    several = torch.eye(4)[data[1]]
+    report = auto(model, (data[0], several))
+    assert chosen(report) == "own"
+    assert math.isnan(report.candidates[0].accuracy)
+    data, model = noisy_classes(loud="signal"), Fixed(reads_signal=False)
+    numbers = torch.randn(4, 4)[data[1]] * 100
+    assert chosen(auto(model, (data[0], numbers))) == "best"
+
+
+class Maps(nn.Module):
+    """A class for every pixel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Conv2d(3, 6, 3, padding=1)
+        self.head = nn.Conv2d(6, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x).relu())
+
+
+def test_label_maps_are_scored_by_samples() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(40, 3, 6, 6)
+    labels = (x[:, 0] > 0).long()
+    labels[:, 0] = -100
+    report = auto(Maps(), (x, labels))
+    assert chosen(report) in ("own", "best")
+    assert all(0 < candidate.error < 1 for candidate in report.candidates)
+
+
+# --------------------------------------------------------------------------------- without labels
+
+
+def blocks(norm: type[nn.Module] | None, *, window: int = 3) -> nn.Module:
+    middle = [] if norm is None else [norm(6) if norm is nn.BatchNorm2d else norm(2, 6)]
+    first = nn.Conv2d(3, 6, window, padding=window // 2)
+    return nn.Sequential(
+        first, *middle, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4)
+    )
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d, None])
+def test_without_labels_networks_of_convolutions_are_initialized(norm: Any) -> None:
+    torch.manual_seed(0)
+    model, x = blocks(norm), torch.randn(20, 3, 8, 8)
+    expected = initialized(copy.deepcopy(model), x, preset="best")
+    report = auto(model, x)
+    assert report.candidates == []
+    assert_identical(weights_of(model), expected)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [blocks(nn.GroupNorm), blocks(nn.BatchNorm2d, window=1), mlp()],
+    ids=["group norm", "no windows", "dense"],
+)
+def test_without_labels_others_keep_their_own_start(model: nn.Module) -> None:
+    x = torch.randn(20, 3, 8, 8) if isinstance(model[0], nn.Conv2d) else None
+    x = torch.randn(20, model[0].in_features) if x is None else x
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    with pytest.warns(sylvinit.SylvinitWarning, match="preset='best'"):
+        report = sylvinit.initialize_(model, x)
+    assert not report.solved
+    assert report.head is None
+    assert_identical(dict(model.named_parameters()), before)
+
+
+def test_a_network_that_is_a_head_alone_has_nothing_to_choose() -> None:
+    model, data = nn.Sequential(nn.Linear(12, 4)), noisy_classes(loud="signal")
+    report = auto(model, data)
+    assert report.candidates == []
+    assert report["0"].status == "solved"
