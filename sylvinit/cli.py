@@ -140,9 +140,10 @@ def _add_init(parser: argparse.ArgumentParser) -> None:
     add("--head-only", action="store_true", help="solve the classifier, leave the rest alone")
     add(
         "--preset",
-        choices=["best", "paper", "frozen"],
-        help="best (default), for networks that will be trained; paper, the same without scaled "
-        "rows; or frozen for hidden layers that will not be trained",
+        choices=["auto", "best", "paper", "frozen"],
+        help="auto (default), the network's own start or best, whichever a head does better on; "
+        "best, for networks that will be trained; paper, the same without scaled rows; or frozen "
+        "for hidden layers that will not be trained",
     )
     add(
         "--code",

@@ -85,6 +85,15 @@ def initialize_(
             own: give an iterable with its nodes as samples.
         preset: the values of code, head_code, lam, patches, rescale and branch_gain where they are
             not given.
+            "auto": the network's own start or "best": both are run on the data, and the features
+            before the head are compared. The own start is kept where a head does better on it with
+            samples that it has not seen (the held-out error of a ridge regression of the labels,
+            ten folds of the samples, at most 2,000 rows, is lower by two standard errors of the
+            difference), and where the features of "best" spread over more than 2.5 times as many
+            directions: noise made loud. The head is solved in either case. ``report.candidates``
+            has the scores. Without labels that suit the head, "best" for networks of convolutions
+            with batch norm or without any normalization, and nothing for others. With a code,
+            include, exclude or rescale of yours it is "best", without a comparison.
             "best": PCA codes, one-hot for the head, lam 10, 10 patches, rows scaled to unit output
             variance. "paper": the same with rows as they solve the equation; without normalization
             their outputs grow from layer to layer. "frozen": for deep networks whose hidden layers

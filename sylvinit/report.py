@@ -83,6 +83,8 @@ class Candidate:
         error: held-out error of a ridge regression of the labels on the head's inputs, as a share
             of what their mean misses; nan without a score.
         accuracy: held-out accuracy of the same; nan for numbers.
+        spread: over how many directions the variance of these features is spread, (sum v)^2 /
+            sum v^2 of the eigenvalues v of their covariance.
         standard_error: of the difference between its error and that of the start it is compared
             with, over samples; nan for that start.
         chosen: whether it was written.
@@ -92,6 +94,7 @@ class Candidate:
     name: str
     error: float = math.nan
     accuracy: float = math.nan
+    spread: float = math.nan
     standard_error: float = math.nan
     chosen: bool = False
     reason: str = ""
@@ -154,6 +157,8 @@ class Report:
         lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
         lines.insert(1, "-" * len(lines[0]))
         lines.append(self._summary())
+        if self.candidates:
+            lines.append(self._choice())
         for layer in self.layers:
             lines.extend(f"  {layer.title}: {note}" for note in layer.notes)
         lines.extend(f"warning: {text}" for text in self.warnings)
@@ -172,6 +177,18 @@ class Report:
             f"{len(self.solved)} layers solved, {self._count('calibrated')} normalizations "
             f"calibrated, {skipped}; {self.samples} samples, {self.seconds:.2f} s"
         )
+
+    def _choice(self) -> str:
+        chosen = next((x.name for x in self.candidates if x.chosen), None)
+        if chosen is None:
+            return f"the start would be chosen of: {'; '.join(x.name for x in self.candidates)}"
+        scores = [
+            " ".join(
+                filter(None, (x.name, "" if math.isnan(x.error) else f"{x.error:.3f}", x.reason))
+            )
+            for x in self.candidates
+        ]
+        return f"start: {chosen}, by the held-out error of a head ({'; '.join(scores)})"
 
     def _count(self, status: str) -> int:
         return sum(layer.status == status for layer in self.layers)

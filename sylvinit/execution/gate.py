@@ -1,9 +1,10 @@
 """Preset "auto": which start a network gets, by how well a head does on unseen samples.
 
 The candidates are the network as it came, the same with batch norm statistics of the data, and its
-body initialized as "best". Each is run on the data, and its score is the held-out error of a linear
-head on the features that it gives (solve/held_out.py). Where labels say nothing of the features
-(none, or none that suit the head), a rule decides from what is known of kinds of networks.
+body initialized as "best". Each is run on the data, and its scores are the held-out error of a
+linear head on the features that it gives (solve/held_out.py), and over how many directions these
+spread. Where labels say nothing of the features (none, or none that suit the head), a rule decides
+from what is known of kinds of networks.
 """
 
 from __future__ import annotations
@@ -23,8 +24,13 @@ from sylvinit.options import Options
 from sylvinit.report import Candidate
 from sylvinit.solve.held_out import HeldOut
 
-# Standard errors by which "best" has to be ahead of the network's own start.
-LEAD = 1.0
+# Standard errors by which the network's own start has to be ahead of "best" to be kept: with a
+# hundred samples the error says little, and on it alone half of what "best" gains would be lost.
+LEAD = 2.0
+# How many times as many directions the features of "best" may spread over. Where they spread over
+# more, rows that were scaled to one output variance have made noise as loud as what tells the
+# samples apart, layer by layer, and training ends lower whatever the error says before it.
+SPREAD = 2.5
 
 _BETTER = "its own start is kept: a head does as well on the features of the network as it came"
 _UNKNOWN = "its own start is kept: nothing tells that another would be better"
@@ -33,9 +39,10 @@ _UNKNOWN = "its own start is kept: nothing tells that another would be better"
 def choose(run: Run, best: Worklist) -> Attempt:
     """Write the candidate of least held-out error; ``best`` is the worklist of preset "best".
 
-    The network's own start is kept unless "best" is ahead of it by more than the standard error of
-    their difference. A candidate whose activations are not finite, or whose equations cannot be
-    solved, is out.
+    The network's own start is kept where it is ahead of "best" by more than LEAD standard errors of
+    their difference, and where the features of "best" spread over more than SPREAD times as many
+    directions. A candidate whose activations are not finite, or whose equations cannot be solved,
+    is out.
 
     Raises:
         NonFiniteError, SolverError: of "best", where no candidate is left.
@@ -78,19 +85,38 @@ def choose(run: Run, best: Worklist) -> Attempt:
         attempt = _by_rule(run, best)
         attempt.candidates = list(candidates.values())
         return attempt
-    kept = min(own.keys() & scores.keys(), key=lambda name: scores[name].error, default="best")
-    chosen = kept
-    if kept != "best" and "best" in scores:
-        gain = scores[kept].errors - scores["best"].errors
-        error = float(gain.std()) / math.sqrt(len(gain))
-        candidates["best"].standard_error = error
-        chosen = "best" if float(gain.mean()) > LEAD * error else kept
+    chosen = _chosen(scores, candidates)
     if chosen != "best" or attempt is None:
         run.guard.undo()
         attempt = run.attempt(run.worklist(own[chosen]), f"sylvinit, {chosen}")
     candidates[chosen].chosen = True
     attempt.candidates = list(candidates.values())
     return attempt
+
+
+def _chosen(scores: dict[str, HeldOut], candidates: dict[str, Candidate]) -> str:
+    """The name of the start to be written; standard errors and reasons go to the candidates."""
+    own = {name: score for name, score in scores.items() if name != "best"}
+    if not own or "best" not in scores:
+        return next(iter(scores)) if not own else _least(own)
+    best, kept = scores["best"], _least(own)
+    behind = best.errors - own[kept].errors
+    candidates["best"].standard_error = error = float(behind.std()) / math.sqrt(len(behind))
+    widest = max(score.spread for score in own.values())
+    if best.spread > SPREAD * widest:
+        candidates["best"].reason = (
+            f"its features spread over {best.spread:.0f} directions, {best.spread / widest:.1f} "
+            "times as many as those of its own start: mostly noise"
+        )
+        return kept
+    if best.error >= 1:
+        candidates["best"].reason = "its features tell no more of the labels than their mean"
+        return kept
+    return kept if float(behind.mean()) > LEAD * error else "best"
+
+
+def _least(scores: dict[str, HeldOut]) -> str:
+    return min(scores, key=lambda name: scores[name].error)
 
 
 def _units(worklist: Worklist) -> list[LayerUnit]:

@@ -73,7 +73,7 @@ class Worklist:
     def _unwanted(self, point: Layer | Norm) -> str | Obstacle | None:
         """Why a layer or normalization is not asked for, or cannot be looked at."""
         options = self.options
-        kept = options.kept and isinstance(point, Layer)
+        kept = options.kept and (options.head_only or isinstance(point, Layer))
         if kept and (options.keeps_head or point is not self._head):
             return options.kept
         if isinstance(point, Norm) and not options.calibrate_norm:

@@ -43,11 +43,14 @@ class HeldOut:
         errors: float64 (m,), |y - prediction|^2, the mean over the rows of a sample, as a share of
             what the mean of all rows misses: 0 is perfect, 1 no better than that mean.
         accuracy: share of the rows whose own class scores highest; nan for targets.
+        spread: participation ratio (sum v)^2 / sum v^2 of the eigenvalues v of the features'
+            covariance: over how many directions their variance is spread.
     """
 
     samples: Tensor
     errors: Tensor
     accuracy: float
+    spread: float
 
     @property
     def error(self) -> float:
@@ -90,7 +93,8 @@ def held_out(rows: SampledRows) -> HeldOut | None:
     accuracy = math.nan
     if classes is not None:
         accuracy = float(((y - missed + center).argmax(dim=1) == classes).double().mean())
-    return HeldOut(samples, of_samples, accuracy)
+    spread = float(values.sum() ** 2 / values.square().sum())
+    return HeldOut(samples, of_samples, accuracy, spread)
 
 
 def _principal_coordinates(x: Tensor) -> tuple[Tensor, Tensor]:
