@@ -314,7 +314,7 @@ def test_the_report_in_json() -> None:
 
 def test_the_report_as_a_table() -> None:
     report = sylvinit.initialize_(small_net(), (X, Y), preset="best")
-    table = str(report)
+    table = report.table(all=True)
     rows = {line.split("  ")[0]: line for line in table.splitlines()}
     assert all(layer.kind in rows[layer.name] for layer in report.layers)
     assert "skipped: frozen" in rows["frozen"]

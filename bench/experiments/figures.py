@@ -10,7 +10,7 @@ from analysis import estimate
 from config import Arm, cell_label
 from measures import Measured
 
-from sylvinit.diagnostics.drawing import require_matplotlib
+from sylvinit.report.drawing import require_matplotlib
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sylvinit.demo.experiment import HE, HE_HEAD, METHODS, SYLVINIT, Result, View
-from sylvinit.diagnostics.drawing import add_grid, require_matplotlib
+from sylvinit.report.drawing import add_grid, require_matplotlib
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from sylvinit.demo.experiment import Result, cifar10_task, digits_task, run_experiment
 from sylvinit.demo.picture import draw
-from sylvinit.diagnostics.drawing import require_matplotlib
+from sylvinit.report.drawing import require_matplotlib
 from sylvinit.errors import OptionError
 
 if TYPE_CHECKING:

@@ -7,10 +7,10 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from sylvinit.correlated.estimate import filter_correlation
-from sylvinit.diagnostics.drawing import add_grid, require_matplotlib, save
 from sylvinit.errors import OptionError, OptionTypeError
 from sylvinit.priors.distance import DistanceProfile, correlation_by_distance
 from sylvinit.priors.matrix import Kernel
+from sylvinit.report.drawing import add_grid, require_matplotlib, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from sylvinit.diagnostics.drawing import add_grid, require_matplotlib, save
 from sylvinit.diagnostics.record import LAYER_COLUMNS, OTHER_COLUMNS, Record
 from sylvinit.errors import DataError, OptionError, OptionTypeError
+from sylvinit.report.drawing import add_grid, log_ticks, require_matplotlib, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -223,7 +223,7 @@ def _draw_ends(axes: Axes, layers: list[list[float]], updates: list[int], log: b
     ends = [(values[0], values[-1]) if values else (math.nan, math.nan) for values in known]
     if log:
         axes.set_xscale("log")
-        _log_ticks(axes, [value for end in ends for value in end if value > 0])
+        log_ticks(axes, [value for end in ends for value in end if value > 0])
     for row, (first, last) in enumerate(ends):
         if not log or (first > 0 and last > 0):
             axes.plot([first, last], [row, row], color="#bbbbbb", lw=1.2, zorder=1)
@@ -240,13 +240,3 @@ def _draw_ends(axes: Axes, layers: list[list[float]], updates: list[int], log: b
                 x, transform = 0.02 + 0.05 * which, axes.get_yaxis_transform()
                 axes.annotate("0", (x, row), xycoords=transform, color=color, va="center")
     add_grid(axes)
-
-
-def _log_ticks(axes: Axes, values: list[float]) -> None:
-    """Labels that neither overlap nor are too few, whatever the range."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    if values and max(values) < 50 * min(values):
-        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

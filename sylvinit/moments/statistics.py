@@ -216,6 +216,14 @@ class LayerStatistics:
         """Eigenvalues (groups, d), ascending, and eigenvectors (groups, d, d) of the covariance."""
         return self._spectrum
 
+    def known_shares(self) -> Tensor | None:
+        """Shares of the variance, descending, (groups, d), if the spectrum has been computed."""
+        if "_spectrum" not in self.__dict__:
+            return None
+        values = self._spectrum[0].flip(1).clamp(min=0)
+        total = values.sum(dim=1, keepdim=True)
+        return values / torch.where(total > 0, total, 1.0)
+
     def second_moment(self) -> Tensor:
         """E[x x^T] = Sigma + mu mu^T, float64 (groups, d, d)."""
         return self.covariance + self.mean[:, :, None] * self.mean[:, None, :]

@@ -42,6 +42,7 @@ class LayerSolution:
     mixed: Tensor  # bool (groups, k), rows that are orthogonal mixtures of solved rows
     empty: Tensor  # bool (groups,), input that never varies: nothing was computed
     deviation: Tensor | None = None  # standard deviations of the outputs, if they are at hand
+    shares: Tensor | None = None  # of the input's variance, descending, (groups, components)
     notes: list[str] = field(default_factory=list)  # for a reader of the report
 
 
@@ -70,7 +71,7 @@ def solve_layer(
     """
     outputs, copies = k, 2 if is_mirrored(code) else 1
     k, skip = -(-k // copies), -(-skip // copies)
-    deviation, components, taken_up = None, 0, False
+    deviation, shares, components, taken_up = None, None, 0, False
     if fill:
         rows = _principal_rows(stats, code, k, lam, skip, copies) if not constant else None
         if rows is None:
@@ -79,7 +80,7 @@ def solve_layer(
             rows.weight, rows.bias, rows.solved, rows.fresh, k, seed
         )
         deviation = _deviations(stats, weight, rows, mixed)
-        empty, components = rows.empty, rows.components
+        empty, components, shares = rows.empty, rows.components, rows.shares
         residual, dropped, rank = rows.residual, rows.dropped, rows.rank
         taken_up = bool(skip) and not bool(rows.fresh.any())
     else:
@@ -110,7 +111,7 @@ def solve_layer(
     if dropped:
         notes.append(f"{dropped} near-singular pairs set to their minimum-norm solution")
     of_equation = rank, residual, dropped, components
-    return LayerSolution(weight, bias, *of_equation, mixed, empty, deviation, notes)
+    return LayerSolution(weight, bias, *of_equation, mixed, empty, deviation, shares, notes)
 
 
 class _Rows(NamedTuple):
@@ -126,6 +127,7 @@ class _Rows(NamedTuple):
     dropped: int = 0
     components: int = 0  # rows for principal components of what the code leaves
     deviation: Tensor | None = None  # of the outputs, (groups, rows)
+    shares: Tensor | None = None  # of the variance, descending, (groups, components)
 
 
 def _principal_rows(
@@ -144,6 +146,7 @@ def _principal_rows(
         rank=found.rank,
         residual=found.residual,
         deviation=found.deviation,
+        shares=found.shares,
     )
 
 

@@ -42,6 +42,7 @@ class PrincipalRows(NamedTuple):
     solved: Tensor  # bool (groups, rows)
     rank: int  # the largest over groups
     residual: float  # relative, the largest over groups
+    shares: Tensor | None  # of the variance, descending, (groups, rows); None but for the first
 
 
 def is_principal(code: Code) -> bool:
@@ -133,7 +134,11 @@ def _solve(
         return None
     deviation = scale * (found.variances.clamp(min=0) * unit[:, None]).sqrt()
     component = first[:, None] + place
-    return PrincipalRows(whole(weight), deviation, component, solved, int(ranks.max()), residual)
+    total = matrix.diagonal(dim1=1, dim2=2).sum(dim=1, keepdim=True)
+    shares = None if bool(first.any()) else torch.where(solved, found.values / total, 0.0)
+    return PrincipalRows(
+        whole(weight), deviation, component, solved, int(ranks.max()), residual, shares
+    )
 
 
 def _signs(shape: torch.Size) -> Tensor:

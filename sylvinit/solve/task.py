@@ -24,6 +24,8 @@ from sylvinit.solve.feature_scales import too_small, unlike_scales
 from sylvinit.solve.ridge import solve_ridge
 from sylvinit.solve.scaling import GROWTH, output_std, scale_rows
 
+_SHARES = 64  # of the input's variance, in the report
+
 
 class _Backup(Protocol):
     """Remembers parameters before they are written, and puts them back."""
@@ -144,6 +146,7 @@ def solve_and_write(
     before, after = output_std(old_weight.to(rows), stats), solution.deviation
     if after is None:
         after = output_std(solution.weight, stats)
+    shares = stats.known_shares() if solution.shares is None else solution.shares
     report = LayerReport(
         name=first.name,
         kind=first.kind,
@@ -155,6 +158,7 @@ def solve_and_write(
         groups=groups,
         rows=stats.n,
         rank=solution.rank,
+        spectrum=[] if shares is None else shares.mean(dim=0)[:_SHARES].tolist(),
         filled=solution.filled_components + int(solution.mixed.sum(dim=1).max()),
         residual=solution.residual,
         std_before=float(before.square().mean().sqrt()),

@@ -25,7 +25,7 @@ from sylvinit.demo.experiment import (
 )
 from sylvinit.demo.picture import _mosaic, draw
 from sylvinit.demo.training import Recipe, accuracy, calibrate_norm, train
-from sylvinit.diagnostics.drawing import MissingMatplotlibError
+from sylvinit.report.drawing import MissingMatplotlibError
 from sylvinit.errors import OptionError
 from sylvinit.io.datasets import Samples
 

@@ -10,9 +10,9 @@ import torch
 from diagnostics_helpers import batches, loss, make_model
 
 from sylvinit.diagnostics import Record, draw_layers, draw_record, monitor
-from sylvinit.diagnostics.drawing import MissingMatplotlibError
 from sylvinit.diagnostics.pictures import _curve
 from sylvinit.errors import DataError, OptionError, OptionTypeError
+from sylvinit.report.drawing import MissingMatplotlibError
 
 
 def trained(seed: int = 0, epochs: int = 2, **options: Any) -> Record:

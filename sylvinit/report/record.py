@@ -5,7 +5,15 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, field, fields
-from typing import Any
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+from sylvinit.report import table
+from sylvinit.report.drawing import require_matplotlib, save
+from sylvinit.report.html import html
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass
@@ -25,6 +33,9 @@ class LayerReport:
         groups: number of groups, each with an equation of its own.
         rows: samples, tokens or patches behind the moments; ``patches`` is its older name.
         rank: numerical rank of the input covariance (largest over groups).
+        spectrum: shares of the input's variance along its principal components, largest first: at
+            most 64, no more than were computed, means over groups. Empty where earlier siblings
+            took the first components.
         filled: outputs per group that the code did not provide; see the notes.
         residual: |AW + WB - Q| / ((|A| + |B|)|W| + |Q|) of the solution, before any rescaling of
             its rows and without what the zero rule leaves out; of principal components on eight
@@ -49,6 +60,7 @@ class LayerReport:
     groups: int = 1
     rows: int = 0
     rank: int = 0
+    spectrum: list[float] = field(default_factory=list)
     filled: int = 0
     residual: float = math.nan
     std_before: float = math.nan
@@ -100,9 +112,9 @@ class Candidate:
     reason: str = ""
 
 
-@dataclass
+@dataclass(repr=False)
 class Report:
-    """What :func:`sylvinit.initialize_` did; ``str(report)`` is a table.
+    """What :func:`sylvinit.initialize_` did; ``str(report)`` is a table, in notebooks HTML.
 
     Attributes:
         layers: in execution order, modules that never ran last.
@@ -149,49 +161,45 @@ class Report:
         """The same as JSON."""
         return json.dumps(self.to_dict(), indent=indent)
 
+    def table(self, *, all: bool = False) -> str:
+        """The report as text of at most 100 columns, with long names cut from the left.
+
+        Layers that were left alone are counted for each reason, and notes that differ in numbers
+        alone are shown once. With ``all`` each has its row, and each note its layers.
+        """
+        return table.text(self, everything=all)
+
     def __str__(self) -> str:
-        cells = [_cells(layer) for layer in self.layers]
-        shown = [name for name in _COLUMNS if any(name in row for row in cells)]
-        rows = [shown, *([row.get(name, "") for name in shown] for row in cells)]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-        lines.insert(1, "-" * len(lines[0]))
-        lines.append(self._summary())
-        if self.candidates:
-            lines.append(self._choice())
-        for layer in self.layers:
-            lines.extend(f"  {layer.title}: {note}" for note in layer.notes)
-        lines.extend(f"warning: {text}" for text in self.warnings)
-        return "\n".join(lines)
+        return self.table()
 
-    def _summary(self) -> str:
-        skipped = f"{self._count('skipped')} left alone"
-        if self._count("planned"):
-            return f"dry run: {self._count('planned')} layers would be initialized, {skipped}"
-        if self._count("drawn"):
-            drawn = f"{self._count('drawn')} layers drawn"
-            correlated = sum(layer.code == "correlated" for layer in self.layers)
-            given = f"R: {self.settings.get('corr')}, strength {self.settings.get('strength'):g}"
-            return f"{drawn}, {correlated} with correlated filters, {skipped}; {given}"
-        return (
-            f"{len(self.solved)} layers solved, {self._count('calibrated')} normalizations "
-            f"calibrated, {skipped}; {self.samples} samples, {self.seconds:.2f} s"
-        )
+    def __repr__(self) -> str:
+        return f"<Report: {table.summary(self)}>"
 
-    def _choice(self) -> str:
-        chosen = next((x.name for x in self.candidates if x.chosen), None)
-        if chosen is None:
-            return f"the start would be chosen of: {'; '.join(x.name for x in self.candidates)}"
-        scores = [
-            " ".join(
-                filter(None, (x.name, "" if math.isnan(x.error) else f"{x.error:.3f}", x.reason))
-            )
-            for x in self.candidates
-        ]
-        return f"start: {chosen}, by the held-out error of a head ({'; '.join(scores)})"
+    def _repr_html_(self) -> str:
+        return html(self)
 
-    def _count(self, status: str) -> int:
-        return sum(layer.status == status for layer in self.layers)
+    def plot(self, path: str | PathLike[str] | None = None) -> Figure:
+        """Draw spectra, ranks and deviations of the outputs, layer by layer.
+
+        Args:
+            path: where to write it, too, in the format of the suffix (PNG without one).
+
+        Returns:
+            A matplotlib figure of its own, without pyplot; notebooks show it.
+
+        Raises:
+            DataError: no layer was solved, drawn or calibrated.
+            OptionError: matplotlib does not know the format.
+            MissingMatplotlibError: matplotlib cannot be imported.
+            OSError: the file cannot be written.
+        """
+        require_matplotlib("the report's figure")
+        from sylvinit.report.picture import draw_report
+
+        figure = draw_report(self)
+        if path is not None:
+            save(figure, path)
+        return figure
 
 
 def _finite(values: dict[str, Any]) -> dict[str, Any]:
@@ -200,25 +208,3 @@ def _finite(values: dict[str, Any]) -> dict[str, Any]:
         key: None if isinstance(value, float) and not math.isfinite(value) else value
         for key, value in values.items()
     }
-
-
-_COLUMNS = ("layer", "kind", "status", "code", "size", "rows", "rank", "residual", "std", "ms")
-
-
-def _cells(layer: LayerReport) -> dict[str, str]:
-    """The texts of a row, without those that are empty."""
-    cells = {"layer": layer.title, "kind": layer.kind, "status": layer.status}
-    if layer.status == "skipped":
-        return cells | {"status": f"skipped: {layer.reason}"}
-    groups = f"{layer.groups} x " if layer.groups > 1 else ""
-    std = "" if math.isnan(layer.std_after) else f"{layer.std_before:.3g} -> {layer.std_after:.3g}"
-    cells |= {
-        "code": layer.code,
-        "size": f"{groups}{layer.d_in} -> {layer.d_out}" if layer.d_in else "",
-        "rows": str(layer.rows or ""),
-        "rank": str(layer.rank or ""),
-        "residual": "" if math.isnan(layer.residual) else f"{layer.residual:.0e}",
-        "std": std,
-        "ms": f"{layer.seconds * 1e3:.1f}" if layer.seconds else "",
-    }
-    return {name: text for name, text in cells.items() if text}
