@@ -1,4 +1,4 @@
-"""He's random weights, the same with a solved head, and sylvinit: before and during training."""
+"""A network's own start, the same with a solved head, and sylvinit: before and during training."""
 
 from __future__ import annotations
 
@@ -13,60 +13,24 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 import sylvinit
-from sylvinit.demo.networks import digits_net, resnet20
-from sylvinit.demo.training import Recipe, accuracy, calibrate_norm, train
-from sylvinit.errors import OptionError, SylvinitWarning
-from sylvinit.io.datasets import (
-    CIFAR10_CLASSES,
-    Samples,
-    few_per_class,
-    load_cifar10,
-    load_digits,
-    normalize_cifar10,
-)
+from sylvinit.checks import check_count
+from sylvinit.demo.training import accuracy, calibrate_norm, train
+from sylvinit.errors import ModelError, OptionError, SylvinitWarning
+from sylvinit.io.datasets import Samples, few_per_class
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from os import PathLike
+    from sylvinit.demo.tasks import Task
 
 logger = logging.getLogger(__name__)
 
-HE = "He"
-HE_HEAD = "He + solved head"
-SYLVINIT = "sylvinit"
-METHODS = (HE, HE_HEAD, SYLVINIT)
+PRESET = "auto"
+OWN, HEAD, SYLVINIT = "own start", "solved head", f'preset "{PRESET}"'
+METHODS = (OWN, HEAD, SYLVINIT)
 
 _VIEWED_SAMPLES = 400  # enough to see clusters, few enough to tell dots apart
-
-
-@dataclass(frozen=True)
-class Task:
-    """What to train on, with which network, and how.
-
-    Attributes:
-        name, network: as a person calls them.
-        make: builds the network; its first convolution is ``conv1``, its last layer ``fc``.
-        pool: where ``per_class`` training samples of each class are drawn from for every seed.
-        test: what every accuracy is measured on.
-        class_names: in the order of the labels.
-        probe: test samples behind the accuracies *between* the first and the last point of a
-            curve, which always use all of them.
-        microbatch: samples in a forward pass of the initialization.
-    """
-
-    name: str
-    network: str
-    make: Callable[[], nn.Module]
-    pool: Samples
-    test: Samples
-    class_names: tuple[str, ...]
-    per_class: int
-    recipe: Recipe
-    epochs: int
-    probe: int
-    microbatch: int | None = None
 
 
 @dataclass(frozen=True)
@@ -75,7 +39,7 @@ class Run:
 
     Attributes:
         method: one of ``METHODS``.
-        seed: of the choice of samples, of He's weights and of the order of training.
+        seed: of the choice of samples, of the own start and of the order of training.
         accuracy: from 0 to 1: before training and after each epoch.
         init_seconds: for weights and batch norm statistics.
         train_seconds: for all epochs, without evaluation.
@@ -152,92 +116,52 @@ class Result:
         }
 
 
-def digits_task() -> Task:
-    """scikit-learn's digits, 10 training images of each class, and eight convolutions.
-
-    How much the filters add to a solved head depends on the depth. Before training, over 8 seeds,
-    the head alone reached 54 % here and sylvinit 77 %; with four convolutions 77 and 80 %.
-    """
-    train_samples, test = load_digits()
-    return Task(
-        name="Handwritten digits (8x8)",
-        network="eight 3x3 convolutions with batch norm",
-        make=digits_net,
-        pool=train_samples,
-        test=test,
-        class_names=tuple("0123456789"),
-        per_class=10,
-        recipe=Recipe(learning_rate=0.02, batch_size=20),
-        epochs=15,
-        probe=len(test.labels),
-    )
-
-
-def cifar10_task(folder: str | PathLike[str]) -> Task:
-    """CIFAR-10, 100 training images of each class, and ResNet-20.
-
-    Raises:
-        DataError: files in ``folder`` are missing or damaged.
-    """
-
-    def samples(train: bool) -> Samples:
-        images, labels = load_cifar10(folder, train)
-        images = images.contiguous(memory_format=torch.channels_last)
-        return Samples(normalize_cifar10(images), labels)
-
-    return Task(
-        name="CIFAR-10",
-        network="ResNet-20",
-        make=lambda: resnet20().to(memory_format=torch.channels_last),  # pyright: ignore[reportCallIssue]
-        pool=samples(train=True),
-        test=samples(train=False),
-        class_names=CIFAR10_CLASSES,
-        per_class=100,
-        recipe=Recipe(learning_rate=0.01, batch_size=50),
-        epochs=5,
-        probe=1000,
-        microbatch=100,
-    )
-
-
 def run_experiment(task: Task, seeds: int = 3, epochs: int | None = None) -> Result:
     """Compare the three methods on ``task``, with the seeds 0, 1, ...
 
     For each seed the three networks share the training samples, the order of the batches and, as
-    far as they keep them, He's weights. Batch norm has the statistics of all training samples at
+    far as they keep it, the own start. Batch norm has the statistics of all training samples at
     every evaluation, whatever the method, so that no curve suffers from running averages that lag.
+    A bar is shown on terminals. The global random state is left as it was.
 
     ``epochs`` replaces those of the task; 0 measures the untrained networks only.
 
     Raises:
         OptionError: ``seeds`` below 1 or ``epochs`` below 0.
+        ModelError: the network has no convolution or no layer that classifies.
     """
+    seeds = check_count("seeds", seeds)
     epochs = task.epochs if epochs is None else epochs
-    for name, value, least in (("seeds", seeds, 1), ("epochs", epochs, 0)):
-        if value < least:
-            raise OptionError(f"{name}: expected at least {least}, got {value}.")
+    if epochs < 0:
+        raise OptionError(f"epochs: expected at least 0, got {epochs}.")
     start = time.perf_counter()
     runs: list[Run] = []
     views: dict[str, View] = {}
-    for seed in range(seeds):
-        indices = few_per_class(task.pool.labels, task.per_class, seed)
-        samples = Samples(task.pool.inputs[indices], task.pool.labels[indices])
-        with torch.random.fork_rng(devices=[]):  # building a network draws default weights
-            he = he_init_(task.make(), seed)
-        for method in METHODS:
-            model = copy.deepcopy(he)
-            init_seconds = _initialize(method, model, samples, task, seed)
-            if seed == 0:
-                views[method] = _view(model, task.test)
-            curve, train_seconds = _curve(model, samples, task, epochs, seed)
-            logger.info(
-                "seed %d, %-16s  before training %5.1f %%, after %d epochs %5.1f %%",
-                *(seed, method, 100 * curve[0], epochs, 100 * curve[-1]),
-            )
-            runs.append(Run(method, seed, curve, init_seconds, train_seconds))
+    steps = seeds * len(METHODS) * (epochs + 1)
+    with (
+        tqdm(total=steps, desc="demo", unit="epoch", disable=None) as bar,
+        torch.random.fork_rng(devices=[]),  # networks are built, and may have dropout
+    ):
+        for seed in range(seeds):
+            indices = few_per_class(task.pool.labels, task.per_class, seed)
+            samples = Samples(task.pool.inputs[indices], task.pool.labels[indices])
+            own = task.make(seed)
+            for method in METHODS:
+                model = copy.deepcopy(own)
+                init_seconds = _initialize(method, model, samples, task, seed)
+                if seed == 0:
+                    views[method] = _view(model, samples, task.test)
+                curve, train_seconds = _curve(model, samples, task, epochs, seed, bar)
+                bar.clear()
+                logger.info(
+                    "seed %d, %-14s  before training %5.1f %%, after %d epochs %5.1f %%",
+                    *(seed, method, 100 * curve[0], epochs, 100 * curve[-1]),
+                )
+                runs.append(Run(method, seed, curve, init_seconds, train_seconds))
     description = {
         "name": task.name,
         "network": task.network,
+        "start": task.start,
         "classes": list(task.class_names),
         "train_samples_per_class": task.per_class,
         "test_samples": len(task.test.labels),
@@ -249,22 +173,8 @@ def run_experiment(task: Task, seeds: int = 3, epochs: int | None = None) -> Res
     return Result(description, runs, time.perf_counter() - start, views)
 
 
-def he_init_(model: nn.Module, seed: int) -> nn.Module:
-    """He's weights (normal, fan_in, gain of a ReLU) and zero biases, in place; returns ``model``.
-
-    Convolutions and linear layers are overwritten; the global random state is not touched.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-    return model
-
-
 def _initialize(method: str, model: nn.Module, samples: Samples, task: Task, seed: int) -> float:
-    """Initialize ``model``, which has He's weights, and return the seconds it took."""
+    """Initialize ``model``, which has its own start, and return the seconds it took."""
     start = time.perf_counter()
     if method != SYLVINIT:
         calibrate_norm(model, samples.inputs)
@@ -273,38 +183,53 @@ def _initialize(method: str, model: nn.Module, samples: Samples, task: Task, see
         warnings.simplefilter("ignore", SylvinitWarning)
         if method == SYLVINIT:
             sylvinit.initialize_(
+                *(model, samples),
+                preset=PRESET,
+                seed=seed,
+                microbatch=task.microbatch,
+                progress=False,
+            )
+        elif method == HEAD:
+            sylvinit.initialize_head_(
                 model, samples, seed=seed, microbatch=task.microbatch, progress=False
             )
-        elif method == HE_HEAD:
-            sylvinit.initialize_head_(model, samples, head="fc", seed=seed, progress=False)
     return time.perf_counter() - start
 
 
 def _curve(
-    model: nn.Module, samples: Samples, task: Task, epochs: int, seed: int
+    model: nn.Module, samples: Samples, task: Task, epochs: int, seed: int, bar: tqdm
 ) -> tuple[list[float], float]:
     """Accuracies before training and after each epoch, and the seconds of the training."""
     probe = Samples(task.test.inputs[: task.probe], task.test.labels[: task.probe])
     curve = [accuracy(model, task.test)]
+    bar.update()
     train_seconds = 0.0
+    torch.manual_seed(seed)  # of dropout
     tick = time.perf_counter()
     for epoch in train(model, samples, task.recipe, epochs, seed):
         train_seconds += time.perf_counter() - tick
         calibrate_norm(model, samples.inputs)
         curve.append(accuracy(model, task.test if epoch == epochs else probe))
+        bar.update()
         tick = time.perf_counter()
     return curve, train_seconds
 
 
 @torch.no_grad()
-def _view(model: nn.Module, test: Samples) -> View:
+def _view(model: nn.Module, samples: Samples, test: Samples) -> View:
+    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    few = Samples(samples.inputs[:2], samples.labels[:2])
+    head = sylvinit.initialize_head_(model, few, dry_run=True).head
+    if not convolutions or head is None:
+        raise ModelError("model: the demo shows networks with a convolution and a last layer")
     features: list[Tensor] = []
-    fc = model.get_submodule("fc")
-    with fc.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0].clone())):
+    shown = torch.randperm(len(test.labels), generator=torch.Generator().manual_seed(0))
+    shown = shown[:_VIEWED_SAMPLES]
+    layer = model.get_submodule(head)
+    with layer.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0].clone())):
         model.eval()
-        model(test.inputs[:_VIEWED_SAMPLES])
-    filters = model.get_parameter("conv1.weight").detach().clone()
-    return View(filters, features[0], test.labels[:_VIEWED_SAMPLES])
+        model(test.inputs[shown])
+    return View(convolutions[0].weight.detach().clone(), features[0], test.labels[shown])
 
 
 def _mean_std(values: list[float]) -> tuple[float, float]:

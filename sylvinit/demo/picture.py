@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from sylvinit.demo.experiment import HE, HE_HEAD, METHODS, SYLVINIT, Result, View
+from sylvinit.demo.experiment import HEAD, METHODS, OWN, SYLVINIT, Result, View
 from sylvinit.report.drawing import add_grid, require_matplotlib
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Array = npt.NDArray[np.float64]
 
 # Told apart by lightness too, and with any color vision.
-_COLORS = {HE: "#8a8a8a", HE_HEAD: "#2f7fb8", SYLVINIT: "#d1495b"}
+_COLORS = {OWN: "#8a8a8a", HEAD: "#2f7fb8", SYLVINIT: "#d1495b"}
 _MAX_FILTERS = 32
 _FILTERS_A_ROW = 8
 _GAP_COLOR = (0.86, 0.90, 0.95)  # no tile of gray or strong colors merges with it
@@ -90,7 +90,7 @@ def _draw_curves(axes: Axes, result: Result) -> None:
 
 def _draw_filters(figure: SubFigure, views: dict[str, View]) -> None:
     figure.suptitle("First layer's filters before training", fontsize="large")
-    for axes, method in zip(figure.subplots(1, 2), (HE, SYLVINIT), strict=True):
+    for axes, method in zip(figure.subplots(1, 2), (OWN, SYLVINIT), strict=True):
         axes.imshow(_mosaic(views[method].filters.double().numpy()), interpolation="nearest")
         axes.set_title(method, color=_COLORS[method], fontsize="medium")
         axes.set_axis_off()
@@ -129,7 +129,7 @@ def _draw_features(figure: SubFigure, result: Result) -> None:
     )
     colors = colormaps["tab10"]
     names = result.task["classes"]
-    for axes, method in zip(figure.subplots(1, 2), (HE, SYLVINIT), strict=True):
+    for axes, method in zip(figure.subplots(1, 2), (OWN, SYLVINIT), strict=True):
         view = result.views[method]
         plane = _plane(view.features.double().flatten(1).numpy())
         labels = view.labels.numpy()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,15 +21,16 @@ _EVALUATION_BATCH = 250  # fast on a CPU: the activations stay near its caches
 
 @dataclass(frozen=True)
 class Recipe:
-    """Stochastic gradient descent at a constant rate, with Nesterov's momentum.
+    """Stochastic gradient descent with Nesterov's momentum, or AdamW, at a constant rate.
 
-    ``weight_decay`` applies to every parameter.
+    ``weight_decay`` applies to every parameter; AdamW has no part for ``momentum``.
     """
 
     learning_rate: float
     batch_size: int
     momentum: float = 0.9
     weight_decay: float = 5e-4
+    optimizer: Literal["sgd", "adamw"] = "sgd"
 
 
 def train(
@@ -38,19 +39,19 @@ def train(
     """Train ``model`` in place, one epoch each time the iterator is advanced.
 
     The order of the samples depends on ``seed`` alone, so networks trained with one seed see the
-    same batches; the global random state is not touched.
+    same batches; the global random state serves dropout alone.
 
     Yields:
         The number of epochs done, from 1, with the model in training mode.
     """
     generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        lr=recipe.learning_rate,
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
-        nesterov=True,
-    )
+    parameters, rate, decay = model.parameters(), recipe.learning_rate, recipe.weight_decay
+    if recipe.optimizer == "adamw":
+        optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
+    else:
+        optimizer = torch.optim.SGD(
+            parameters, lr=rate, momentum=recipe.momentum, weight_decay=decay, nesterov=True
+        )
     for epoch in range(1, epochs + 1):
         model.train()
         order = torch.randperm(len(samples.inputs), generator=generator)
