@@ -7,6 +7,9 @@ SYLVINIT_LAPACK  sylvinit._lapack, the CPU solver (csrc/solver): needs a C++17 c
 SYLVINIT_CUDA    sylvinit._cuda, the CUDA kernels (csrc/cuda): needs nvcc and the headers of cuBLAS
                  and cuSOLVER, but no GPU; see buildtools/. Read with it: SYLVINIT_CUDA_HOME,
                  CUDA_HOME, TORCH_CUDA_ARCH_LIST, CXX, MAX_JOBS.
+
+SYLVINIT_URLS    the project's links in the metadata, "Source=https://... Documentation=https://...":
+                 who publishes a build knows where it lives. None by default.
 """
 
 import os
@@ -116,7 +119,17 @@ class BuildExt(build_ext):
         shutil.copy2(module, path)
 
 
+def project_urls() -> dict[str, str]:
+    entries = [entry.partition("=") for entry in os.environ.get("SYLVINIT_URLS", "").split()]
+    for name, _, url in entries:
+        if not name or not url.startswith("https://"):
+            text = "SYLVINIT_URLS: expected entries NAME=https://..., separated by spaces, got "
+            raise SystemExit(f"{text}{os.environ['SYLVINIT_URLS']!r}")
+    return {name: url for name, _, url in entries}
+
+
 setup(
+    project_urls=project_urls(),
     ext_modules=cuda_extensions() + lapack_extensions(),
     cmdclass={"build_ext": BuildExt},
 )

@@ -26,7 +26,7 @@ from sylvinit.sylvester.lowrank import solve_sylvester_lowrank
 from sylvinit.sylvester.lyapunov import solve_lyapunov
 from sylvinit.sylvester.solve import solve_sylvester, sylvester_residual
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Code",

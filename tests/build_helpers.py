@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,6 +36,7 @@ __all__ = [
     "headers",
     "nvcc",
     "ptxas",
+    "run_setup",
     "toolkit",
     "write",
 ]
@@ -85,3 +88,18 @@ def headers(folder: Path, *names: str) -> Path:
     for name in names or toolkit.HEADERS:
         write(folder / name)
     return folder
+
+
+def run_setup(*arguments: str, **environment: str) -> tuple[int, str, str]:
+    pytest.importorskip("setuptools", minversion="77")
+    inherited = {name: value for name, value in os.environ.items() if "CUDA" not in name}
+    done = subprocess.run(
+        [sys.executable, "setup.py", "-q", *arguments],
+        cwd=ROOT,
+        env={**inherited, "SYLVINIT_LAPACK": "0", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stdout, done.stderr

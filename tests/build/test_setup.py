@@ -20,6 +20,7 @@ from build_helpers import (
     empty_machine,
     headers,
     nvcc,
+    run_setup,
     toolkit,
     write,
 )
@@ -173,24 +174,9 @@ def test_no_pybind11(project: Path, bare: pytest.MonkeyPatch) -> None:
 # --------------------------------------------------------------------------------- setup.py itself
 
 
-def run_setup(tmp_path: Path, *arguments: str, **environment: str) -> tuple[int, str, str]:
-    pytest.importorskip("setuptools", minversion="77")
-    inherited = {name: value for name, value in os.environ.items() if "CUDA" not in name}
-    done = subprocess.run(
-        [sys.executable, "setup.py", "-q", *arguments],
-        cwd=ROOT,
-        env={**inherited, "SYLVINIT_LAPACK": "0", **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert "Traceback" not in done.stderr
-    return done.returncode, done.stdout, done.stderr
-
-
 def build_ext(tmp_path: Path, **environment: str) -> tuple[int, str]:
     folders = [f"--build-lib={tmp_path / 'lib'}", f"--build-temp={tmp_path / 'temp'}"]
-    code, _, err = run_setup(tmp_path, "build_ext", *folders, **environment)
+    code, _, err = run_setup("build_ext", *folders, **environment)
     return code, err
 
 
@@ -230,7 +216,7 @@ def test_unknown_choice(tmp_path: Path, variable: str) -> None:
 
 def test_sdist_builds_with_the_same_hash(tmp_path: Path) -> None:
     code, _, err = run_setup(
-        tmp_path, "egg_info", f"--egg-base={tmp_path}", "sdist", f"--dist-dir={tmp_path}"
+        "egg_info", f"--egg-base={tmp_path}", "sdist", f"--dist-dir={tmp_path}"
     )
     assert code == 0, err
     (archive,) = tmp_path.glob("sylvinit-*.tar.gz")
