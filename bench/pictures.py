@@ -111,7 +111,10 @@ def cost() -> Figure:
     best: dict[str, dict[int, float]] = {}
     labels = {}
     for row in json.loads((RESULTS / "solver_speed.json").read_text())["rows"]:
-        k, d = map(int, re.findall(r"\d+", row["problem"]))
+        found = re.fullmatch(r"positive \((\d+), (\d+)\)", row["problem"])
+        if found is None:
+            continue
+        k, d = int(found[1]), int(found[2])
         times = best.setdefault(row["contender"], {})
         times[d] = min(times.get(d, float("inf")), row["median_s"])
         labels[d] = f"{d}\n({k} x {d})"
@@ -120,7 +123,7 @@ def cost() -> Figure:
     for contender, color, label, style in (
         ("scipy", GRAY, "scipy.linalg.solve_sylvester", "^-"),
         ("eigh twice", BLUE, "two torch.linalg.eigh, which a solution needs", "s-"),
-        ("pos", RED, 'solve_sylvester(..., assume_a="pos")', "o-"),
+        ("auto", RED, "solve_sylvester", "o-"),
         ("dsytrd", GREEN, "floor: LAPACK's tridiagonal form of B", ":"),
     ):
         times = best[contender]
