@@ -11,7 +11,7 @@ from torch import Tensor
 from sylvinit.moments.statistics import LayerStatistics
 
 # Least variance that a row is scaled by, as a share of its variance on uncorrelated features. On
-# CIFAR-10 this damps nothing, and larger shares train no better (docs/when.md, what was tried).
+# CIFAR-10 this damps nothing, and larger shares train no better (docs/evidence.md, what was tried).
 DAMPING = 0.01
 # Longest scaled row, in lengths of the longest row of the network's own start.
 GROWTH = 30.0
