@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sylvinit.distributed.messages import Message
-from sylvinit.errors import RankError
+from sylvinit.errors import RankError, SylvinitError
 
 
 class _Step(IntEnum):
@@ -58,6 +58,8 @@ class Ranks:
         self.size = 1 if group is None else dist.get_world_size(group)
         self.members: Sequence[int] = range(self.size)
         self._over = self.alone  # nobody waits for this rank any more
+        self._shared: tuple[type[Exception], ...] = ()  # kinds of errors that all raise
+        self._heard: Exception | None = None  # the last of these, if it was another rank's
         self._interrupted = False  # by Ctrl-C in the middle of a step
 
     @property
@@ -95,21 +97,48 @@ class Ranks:
                 self._meet(_Step.COMMIT, "the end")
                 self._over = True
 
+    @contextmanager
+    def sharing(self, *kinds: type[Exception]) -> Iterator[None]:
+        """Errors of these kinds on one rank are raised on all, where they may be caught.
+
+        All ranks have to meet once more before they leave the block.
+        """
+        self._shared = kinds
+        try:
+            yield
+        except kinds as error:
+            if not self._over and error is not self._heard:
+                kind = next(kind for kind in kinds if isinstance(error, kind))
+                self._tell(f"{kind.__name__}: {error}", shared=True)
+            raise
+        finally:
+            self._shared = ()
+
     def _fail(self, error: BaseException) -> None:
         """Tell the others, at what they meet for next."""
-        text = f"{type(error).__name__}: {error}".encode()
-        with suppress(RankError), self._step("a failure"):
-            self._over = True
-            self._meet(_Step.FAIL, "", text)
+        with suppress(RankError):
+            self._tell(f"{type(error).__name__}: {error}", shared=False)
+
+    def _tell(self, text: str, *, shared: bool) -> None:
+        self._over = not shared
+        with self._step("a failure"):
+            self._meet(_Step.FAIL, "", text.encode(), number=int(shared))
 
     def _raise_failures(self, heads: list[list[int]], own: bytes) -> None:
         failed = [rank for rank, head in enumerate(heads) if head[0] == _Step.FAIL]
         if not failed:
             return
-        self._over = True
         texts = self._all_gather(own if self.rank in failed else b"", [head[2] for head in heads])
-        said = "; ".join(f"rank {rank} raised {texts[rank].decode()}" for rank in failed)
-        raise RankError(f"{said}. No rank's model has been changed")
+        said = {rank: texts[rank].decode() for rank in failed}
+        text = "; ".join(f"rank {rank} raised {what}" for rank, what in said.items())
+        if not all(heads[rank][3] for rank in failed):
+            self._over = True
+            raise RankError(f"{text}. No rank's model has been changed")
+        if self.rank not in failed:
+            kind = said[failed[0]].partition(":")[0]
+            kinds = (known for known in self._shared if known.__name__ == kind)
+            self._heard = next(kinds, _OthersFailedError)(text)
+            raise self._heard
 
     @contextmanager
     def _step(self, what: str) -> Iterator[None]:
@@ -117,7 +146,7 @@ class Ranks:
         with _interrupts_deferred() as caught:
             try:
                 yield
-            except RankError:
+            except SylvinitError:
                 raise
             except (RuntimeError, ValueError) as error:
                 self._over = True
@@ -139,6 +168,8 @@ class Ranks:
         dist.all_gather(heads, own, group=self._group)
         found: list[list[int]] = torch.stack(heads).tolist()
         self._raise_failures(found, data if isinstance(data, bytes) else b"")
+        if step is _Step.FAIL:
+            return found
         first = self.members[0] if step is _Step.FOLLOW else self.rank
         for rank in self.members:
             if found[rank][:2] != found[first][:2]:
@@ -217,15 +248,17 @@ class Ranks:
 
     def reduce(
         self, what: str, pack: Callable[[], Message], merge: Callable[[Message], None]
-    ) -> None:
+    ) -> bool:
         """Merge what the members have into what the leading one has, in rank order.
 
         In pairs of neighbors, so that each sends once and none receives more than log2(members)
-        messages. The order of the merges depends on nothing but the number of members.
+        messages. The order of the merges depends on nothing but the number of members. Returns
+        whether nothing is missing; else a rank has failed, and says so at the next meeting.
         """
         if self.alone:
-            return
+            return True
         error: BaseException | None = None
+        whole = True
         with self._step(what):
             self._meet(_Step.REDUCE, what)
             place, reach = self.members.index(self.rank), 1
@@ -233,7 +266,7 @@ class Ranks:
                 # A rank that fails sends nothing, for the others not to wait, and says so then.
                 if place % (2 * reach):
                     data = torch.empty(0, dtype=torch.uint8)
-                    if error is None:
+                    if whole:
                         try:
                             data = pack().to_bytes(self.device)
                         except Exception as failure:
@@ -242,14 +275,16 @@ class Ranks:
                     break
                 if place + reach < len(self.members):
                     data = self._receive(self.members[place + reach])
-                    if len(data) and error is None:
+                    whole = whole and len(data) > 0
+                    if whole:
                         try:
                             merge(Message.from_bytes(data))
                         except Exception as failure:
-                            error = failure
+                            error, whole = failure, False
                 reach *= 2
         if error is not None:
             raise error
+        return whole
 
     def _send(self, data: Tensor, rank: int) -> None:
         to = dist.get_global_rank(self._group, rank)
@@ -289,7 +324,7 @@ class Ranks:
         """Take part without samples: every broadcast message, until the caller has enough."""
         while True:
             message = None
-            with self._step("what the others do"):
+            with suppress(_OthersFailedError), self._step("what the others do"):
                 heads = self._meet(_Step.FOLLOW, "")
                 step = heads[self.members[0]][0]
                 if step == _Step.GATHER:
@@ -298,6 +333,10 @@ class Ranks:
                     message = Message.from_bytes(self._broadcast(None, heads))
             if message is not None:
                 yield message
+
+
+class _OthersFailedError(SylvinitError):
+    """What the others share, and a rank without samples need not know."""
 
 
 ALONE = Ranks()

@@ -146,6 +146,8 @@ class InputCollector:
         held = [m for m in (self.moments, self._means) if m is not None]
         few = self.moments is not None and total < self.moments.d_in
         parts = [pack_moments(m, rows=few) for m in held]
+        if self.sample is not None:
+            parts.append(self.sample.packed())
         meta = {
             "moments": [(part.meta, len(part.tensors)) for part in parts],
             "plain": (self.dtype, self.raw, self.note, self._kernel),
@@ -153,9 +155,11 @@ class InputCollector:
         return Message(meta, [x for part in parts for x in part.tensors])
 
     def merge(self, message: Message, device: torch.device) -> None:
-        """Add what another process has collected, of the samples that follow."""
+        """Add what another process has collected, of the samples that follow, on a device."""
         tensors = iter(message.tensors)
         parts = [Message(meta, list(islice(tensors, n))) for meta, n in message.meta["moments"]]
+        if self.sample is not None:
+            self.sample.merge(parts.pop(), device)
         if not parts:
             return
         theirs = [unpack_moments(part, device) for part in parts]
