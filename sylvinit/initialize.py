@@ -253,7 +253,7 @@ def _initialize(
     model: nn.Module, data: Any, given: Mapping[str, Any], *, head_only: bool = False
 ) -> Report:
     begin = time.perf_counter()
-    with join(given["process_group"], model).together() as ranks:
+    with join(given["process_group"], model, stacklevel=4).together() as ranks:
         options = Options.checked(given, head_only=head_only)
         ranks.agree("options", list(options.lines()), "pass the same arguments on every rank")
         model = check_module(model)

@@ -70,7 +70,9 @@ def network(name: str) -> tuple[nn.Module, Any]:
     if name == "tied":
         twice = nn.Linear(40, 40)
         return nn.Sequential(twice, nn.Tanh(), twice, nn.Linear(40, 4)).double(), (rows, ARANGE % 4)
-    return resnet20(4).double(), images(41, dtype=torch.float64, size=12)
+    # Narrow, so that gaps between eigenvalues are not much smaller than 1: at full width another
+    # microbatch of one process changes the last weights by 1e-5.
+    return resnet20(4, (8, 16, 32)).double(), images(41, dtype=torch.float64, size=12)
 
 
 def part_of(data: Any, sizes: tuple[int, ...], rank: int) -> Any:
@@ -236,3 +238,30 @@ def backwards(model: nn.Module, x: Tensor) -> Tensor:
 
 
 forwards.__qualname__ = backwards.__qualname__ = "forward"
+
+
+def draw(group: Any, rank: int, generated: bool) -> tuple[dict[str, np.ndarray], bytes]:
+    """The state of a network after correlated_init_, and that of the generator."""
+    model, _ = network("resnet20")
+    torch.manual_seed(rank)
+    generator = torch.Generator().manual_seed(rank) if generated else None
+    sylvinit.correlated_init_(model, generator=generator, process_group=group)
+    return arrays_of(model), bits((generator or torch.default_generator).get_state())
+
+
+def draw_with_other_strengths(group: Any, rank: int) -> tuple[str, str]:
+    """Type and text of the error; model and random state are as before."""
+    model, _ = network("resnet20")
+    with unchanged(model):
+        try:
+            sylvinit.correlated_init_(model, strength=1 - rank / 4, process_group=group)
+        except sylvinit.SylvinitError as error:
+            return type(error).__name__, str(error)
+    return "", ""
+
+
+def correlate(group: Any, rank: int, sizes: tuple[int, ...]) -> dict[str, tuple[np.ndarray, int]]:
+    """The matrices of what a network's convolutions read, and the numbers of patches."""
+    model, data = network("resnet20")
+    found = sylvinit.input_correlation(model, part_of(data, sizes, rank)[0], process_group=group)
+    return {name: (np.asarray(x.detach()), x.filters) for name, x in found.items()}

@@ -39,7 +39,7 @@ class RankPool:
         self.processes = processes
         self._folder = tempfile.TemporaryDirectory()
         context = mp.get_context("forkserver")  # which imports once and has no threads
-        context.set_forkserver_preload(["sylvinit"])
+        context.set_forkserver_preload(["sylvinit", "transformers.models.bert.modeling_bert"])
         pipes = [context.Pipe() for _ in range(processes)]
         self._pipes = [ours for ours, _ in pipes]
         self.workers = [

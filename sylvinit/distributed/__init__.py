@@ -1,6 +1,6 @@
 """Many processes that solve one network: what they say to each other, by torch.distributed.
 
->>> ranks = join(process_group, model)
+>>> ranks = join(process_group, model, stacklevel=2)
 >>> with ranks.together():  # if one rank raises here, all do
 ...     counts = ranks.gather("samples", count)
 ...     ranks.commit()

@@ -46,8 +46,10 @@ def check_group(argument: str, value: Any) -> Any:
     return group
 
 
-def join(value: Any, model: Any) -> Ranks:
+def join(value: Any, model: Any, *, stacklevel: int) -> Ranks:
     """The ranks of ``process_group``, on the device of the model where its backend works there.
+
+    ``stacklevel`` is that of the user's call for a warning raised here.
 
     Raises:
         OptionError, OptionTypeError: as :func:`check_group`; or the backend does not carry float64.
@@ -55,7 +57,7 @@ def join(value: Any, model: Any) -> Ranks:
     """
     group = check_group("process_group", value)
     if group is None:
-        _look_around(model)
+        _look_around(model, stacklevel + 1)
         return ALONE
     if dist.get_world_size(group) == 1:
         return ALONE
@@ -64,7 +66,7 @@ def join(value: Any, model: Any) -> Ranks:
     return ranks
 
 
-def _look_around(model: Any) -> None:
+def _look_around(model: Any, stacklevel: int) -> None:
     """Warn of other processes, whose weights would be others."""
     if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
         return
@@ -73,14 +75,14 @@ def _look_around(model: Any) -> None:
     if isinstance(model, nn.parallel.DistributedDataParallel):
         raise ModelError(
             "the model is wrapped in DistributedDataParallel, which takes its replicas to be "
-            "equal, and every rank would get weights of its own from its own data; pass "
-            "process_group='world' on every rank"
+            "equal, and every rank would get weights of its own; pass process_group='world' on "
+            "every rank"
         )
     warnings.warn(
         f"this is one of {dist.get_world_size()} processes and gets weights of its own: pass "
-        "process_group='world' on every rank for the same weights from the data of all",
+        "process_group='world' on every rank for the same ones, from the data of all",
         SylvinitWarning,
-        stacklevel=5,
+        stacklevel=stacklevel,
     )
 
 
