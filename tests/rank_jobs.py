@@ -93,7 +93,7 @@ def initialize(
 ) -> dict[str, np.ndarray]:
     """The state of a network after initialize_ on this rank's part of the data."""
     model, data = network(name)
-    own = dict(options)
+    own = {"preset": "best", **options}
     if "microbatches" in own:
         own["microbatch"] = own.pop("microbatches")[rank]
     sylvinit.initialize_(model, part_of(data, sizes, rank), process_group=group, **own)
@@ -122,7 +122,8 @@ def report_of(group: Any, rank: int, sizes: tuple[int, ...]) -> tuple[dict[str, 
     model, data = network("batch norm")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        report = sylvinit.initialize_(model, part_of(data, sizes, rank), process_group=group)
+        own = part_of(data, sizes, rank)
+        report = sylvinit.initialize_(model, own, preset="best", process_group=group)
     values = report.to_dict()
     values.pop("seconds")
     return values, [str(w.message) for w in caught if w.category is sylvinit.SylvinitWarning]
@@ -155,7 +156,8 @@ def sent(group: Any, rank: int, network_of: str, options: dict[str, Any]) -> lis
 
     model, data = network(network_of)
     with listened("send", 0), listened("broadcast", 0), listened("all_gather", 1):
-        sylvinit.initialize_(model, part_of(data, (20, 21), rank), process_group=group, **options)
+        own = part_of(data, (20, 21), rank)
+        sylvinit.initialize_(model, own, preset="best", process_group=group, **options)
     return said
 
 
@@ -167,8 +169,11 @@ class Fault(nn.Module):
         self.kind, self.counter = kind, itertools.count()
 
     def forward(self, x: Tensor) -> Tensor:
-        if next(self.counter) <= BEFORE:
+        call = next(self.counter)
+        if call <= BEFORE:
             return x
+        if self.kind == "NaN once" and call == BEFORE + 1:
+            return x * torch.nan
         if self.kind == "raises":
             raise RuntimeError("a broken layer")
         if self.kind == "NaN":
@@ -223,6 +228,15 @@ def fault(group: Any, rank: int, kind: str, culprit: int) -> tuple[str, str]:
         except BaseException as error:
             return type(error).__name__, str(error)
     return "", ""
+
+
+def with_a_start_that_fails(group: Any, rank: int) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The state, and why starts have no score, where activations on rank 2 are not finite once."""
+    model, data = network("batch norm")
+    model.trap = Fault("NaN once" if rank == 2 else "none")
+    own = part_of(data, (0, 21, 20), rank)
+    report = sylvinit.initialize_(model, own, microbatch=7, process_group=group)
+    return arrays_of(model), {x.name: x.reason for x in report.candidates}
 
 
 def forwards(model: nn.Module, x: Tensor) -> Tensor:

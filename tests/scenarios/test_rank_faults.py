@@ -41,8 +41,19 @@ def test_an_error_of_one_rank_is_one_of_all(
         if rank == culprit:
             assert found == error
         else:
-            assert found == "RankError"
+            # What only puts a start of preset "auto" out is raised as what it is.
+            assert found == ("NonFiniteError" if kind == "NaN" else "RankError")
             assert f"rank {culprit} raised {error}" in text
+
+
+def test_a_start_that_fails_on_one_rank_is_out_on_all(pool: RankPool) -> None:
+    """Of preset "auto"; the others go on, and a rank without samples follows."""
+    (first, reasons), *others = pool.values(3, rank_jobs.with_a_start_that_fails)
+    for state, said in others:
+        assert said == reasons
+        assert all(x.tobytes() == first[name].tobytes() for name, x in state.items())
+    assert "rank 2 raised NonFiniteError" in reasons["own"]
+    assert reasons["best"] == ""
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def pool() -> Iterator[RankPool]:
 def alone(name: str, **options: Any) -> State:
     """What one process makes of all the data."""
     model, data = rank_jobs.network(name)
-    sylvinit.initialize_(model, data, **options)
+    sylvinit.initialize_(model, data, **{"preset": "best", **options})
     return rank_jobs.arrays_of(model)
 
 
@@ -51,7 +51,7 @@ def assert_close(found: State, expected: State, bound: float = 1e-5) -> None:
         assert difference <= bound * size + 1e-12, name
 
 
-@pytest.mark.parametrize("preset", ["best", "frozen"])
+@pytest.mark.parametrize("preset", ["best", "frozen", "auto"])
 @pytest.mark.parametrize("name", ["resnet20", "bert", "batch norm"])
 def test_any_number_of_ranks_gives_the_weights_of_one(
     pool: RankPool, name: str, preset: str
