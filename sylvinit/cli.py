@@ -185,6 +185,10 @@ def _add_init(parser: argparse.ArgumentParser) -> None:
     add("--backend", metavar="NAME", help="auto (default), cpu, torch or cuda")
     add("--device", metavar="DEVICE", help="move the model there first, as cuda:0")
     add("--seed", metavar="N", type=int, help="of patch positions and codes (default 0)")
+    parser.epilog = (
+        "Started by torchrun, every process takes its part of the rows and one writes the weights: "
+        "torchrun --nproc-per-node 4 -m sylvinit init ..."
+    )
 
 
 # What is not an argument of initialize_ or initialize_head_, and what is one of initialize_ alone.
@@ -216,20 +220,27 @@ def _init(arguments: argparse.Namespace) -> None:
         raise OptionError(f"{', '.join(extra)}: not with --head-only, which solves a single layer.")
 
     import sylvinit
+    from sylvinit.distributed.launcher import launched
     from sylvinit.io.datasets import load_tensors
 
-    model = model_files.build_model(arguments.model)
-    if arguments.weights is not None:
-        model_files.load_weights(model, arguments.weights)
-    if arguments.device is not None:
-        model_files.move(model, arguments.device)
-    inputs, labels = load_tensors(arguments.data)
-    inputs = model_files.like_parameters(inputs, model)
-    data = inputs if labels is None else (inputs, labels.to(inputs.device))
-    initialize = sylvinit.initialize_head_ if arguments.head_only else sylvinit.initialize_
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SylvinitWarning)  # the report has them, and is printed
-        report = initialize(model, data, **options)
+    with launched(arguments.device) as place:
+        model = model_files.build_model(arguments.model)
+        if arguments.weights is not None:
+            model_files.load_weights(model, arguments.weights)
+        if place.device is not None:
+            model_files.move(model, place.device)
+        inputs, labels = load_tensors(arguments.data)
+        own = place.part(len(inputs))
+        inputs = model_files.like_parameters(inputs[own], model)
+        data = inputs if labels is None else (inputs, labels[own].to(inputs.device))
+        if place.size > 1:
+            options["process_group"] = "world"
+        initialize = sylvinit.initialize_head_ if arguments.head_only else sylvinit.initialize_
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SylvinitWarning)  # the report has them, and is printed
+            report = initialize(model, data, **options)
+    if place.rank > 0:
+        return
     _say(str(report))
     model_files.save_weights(model, arguments.out)
     _say(f"\nweights: {arguments.out}")
