@@ -65,6 +65,10 @@ class DeviceMemoryError(SylvinitError, torch.OutOfMemoryError):
     """A GPU has too little memory for a computation."""
 
 
+class RankError(SylvinitError, RuntimeError):
+    """Another rank of the process group has failed, or ranks do not agree on what is done."""
+
+
 class SylvinitWarning(UserWarning):
     """Something in the data or the model makes the result less useful than it could be."""
 

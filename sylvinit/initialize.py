@@ -6,17 +6,26 @@ import logging
 import time
 import warnings
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
 from sylvinit.codes import Code
+from sylvinit.distributed import join
 from sylvinit.errors import SylvinitWarning
 from sylvinit.execution.account import nothing_to_solve, report_of
 from sylvinit.execution.attempt import Run
 from sylvinit.execution.batches import Forward, Padding, read_batches
 from sylvinit.execution.gate import choose
 from sylvinit.execution.guard import CallerModes, ModelGuard
+from sylvinit.execution.replicas import (
+    SAME_ORDER,
+    Replicas,
+    in_one_stream,
+    share_calls,
+    share_rules,
+    survey_lines,
+)
 from sylvinit.execution.row_rules import find_row_rules
 from sylvinit.execution.survey import survey_model
 from sylvinit.model.modules import check_module, device_of
@@ -24,6 +33,9 @@ from sylvinit.model.obstacles import module_obstacle
 from sylvinit.moments.rows import RowToSample
 from sylvinit.options import ForwardFn, Options, PaddingMask, PresetName
 from sylvinit.report import Report
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 _log = logging.getLogger(__name__)
 
@@ -56,6 +68,7 @@ def initialize_(
     padding_mask: PaddingMask | None = None,
     ignore_index: int = -100,
     balance: bool = False,
+    process_group: ProcessGroup | Literal["world"] | None = None,
 ) -> Report:
     """Initialize a network from its data, in place, layer by layer in execution order.
 
@@ -162,6 +175,14 @@ def initialize_(
         ignore_index: integer labels of this value are left out, as are their rows.
         balance: whether all classes count alike in the head, however many rows they have: rows are
             weighted by n / (C n_c), and a logistic head gets equal priors.
+        process_group: "world" or a group of torch.distributed: its ranks call this together, each
+            with a replica of the model and its own part of the data. Parts count as one after the
+            other, in rank order, and may be empty; ``max_samples`` is that of all. The moments of
+            the ranks are merged, every layer is solved once, and all ranks get the same bits, those
+            of one process on all data but for rounding. No samples leave a rank, except for the
+            rows of layers with fewer rows than features and bounded random samples of rows ("ica",
+            "kmeans"; at most 2,000 of the head's for preset "auto"). All ranks return the report;
+            warnings are of rank 0. None: this process alone.
 
     Returns:
         A :class:`sylvinit.Report`; print it.
@@ -175,13 +196,14 @@ def initialize_(
         RowLayoutError: a code needs labels for rows that do not follow the samples.
         NonFiniteError: NaN or Inf appeared in an activation.
         SolverError: an equation could not be solved.
+        RankError: another rank has failed, or ranks have different models or options.
         Exception: whatever the model's forward or the data raise; the forward's has a note that
             says what the model was called with, and for which layer. In every case, Ctrl-C
             included, the model is left bit for bit as it was, with the attributes that a forward
             changes. (Lazy modules stay materialized. What a forward itself writes into tensors that
             are not buffers, and into containers within containers, is not seen.)
     """
-    return _initialize(model, data, Options.checked(locals()))
+    return _initialize(model, data, locals())
 
 
 def initialize_head_(
@@ -204,6 +226,7 @@ def initialize_head_(
     padding_mask: PaddingMask | None = None,
     ignore_index: int = -100,
     balance: bool = False,
+    process_group: ProcessGroup | Literal["world"] | None = None,
 ) -> Report:
     """Solve only the classifier, from the features that the rest of the network already provides.
 
@@ -223,41 +246,69 @@ def initialize_head_(
     """
     # What it has no argument for is as initialize_ has it by default, but for these two.
     fixed = {**(initialize_.__kwdefaults__ or {}), "preset": "paper", "calibrate_norm": False}
-    options = Options.checked({**fixed, **locals()}, head_only=True)
-    return _initialize(model, data, options)
+    return _initialize(model, data, {**fixed, **locals()}, head_only=True)
 
 
-def _initialize(model: nn.Module, data: Any, options: Options) -> Report:
+def _initialize(
+    model: nn.Module, data: Any, given: Mapping[str, Any], *, head_only: bool = False
+) -> Report:
     begin = time.perf_counter()
-    model = check_module(model)
-    caller = CallerModes.present()
-    forward = Forward(model, device_of(model), options.forward_fn)
-    with ModelGuard(model) as guard:
-        padding = Padding(options.padding_mask)
-        batches = read_batches(
-            data,
-            forward,
-            padding=padding,
-            microbatch=options.microbatch,
-            max_samples=options.max_samples,
-        )
-        survey = survey_model(model, batches[0], forward, caller, guard)
-        layers, norms = survey.point_names()
-        others = [name for module, name in survey.names.items() if module_obstacle(module)]
-        options.check_patterns(layers, [*norms, *others])
-        if not survey.layers:
-            raise nothing_to_solve(survey, options)
-        rules = find_row_rules(survey, batches, forward, caller, guard)
-        run = Run(survey, rules, batches, forward, caller, guard)
-        worklist = run.worklist(options)
-        attempt = choose(run, worklist) if options.gated else run.attempt(worklist)
-        if padding.warning is not None and options.row_to_sample is None:
-            attempt.worklist.warnings.append(padding.warning)
-        report = report_of(run, attempt)
-        report.settings = options.settings()
-        report.samples = sum(batch.size for batch in batches)
-        report.seconds = time.perf_counter() - begin
-        for text in report.warnings:  # in the guard, for users who turn warnings into errors
-            warnings.warn(text, SylvinitWarning, stacklevel=3)
+    with join(given["process_group"], model, stacklevel=4).together() as ranks:
+        options = Options.checked(given, head_only=head_only)
+        ranks.agree("options", list(options.lines()), "pass the same arguments on every rank")
+        model = check_module(model)
+        caller = CallerModes.present()
+        forward = Forward(model, device_of(model), options.forward_fn)
+        with ModelGuard(model) as guard:
+            replicas = Replicas(model, ranks, guard)
+            report = _solve_all(data, options, forward, caller, replicas)
+            report.seconds = time.perf_counter() - begin
+            if ranks.rank == 0:  # in the guard, for users who turn warnings into errors
+                for text in report.warnings:
+                    warnings.warn(text, SylvinitWarning, stacklevel=3)
+            ranks.commit()
     _log.info("initialized %d layers in %.2f s", len(report.solved), report.seconds)
     return report
+
+
+def _solve_all(
+    data: Any, options: Options, forward: Forward, caller: CallerModes, replicas: Replicas
+) -> Report:
+    ranks, guard = replicas.ranks, replicas.guard
+    replicas.compare()
+    padding = Padding(options.padding_mask)
+    batches = read_batches(
+        data,
+        forward,
+        padding=padding,
+        microbatch=options.microbatch,
+        max_samples=options.max_samples,
+        may_be_empty=not ranks.alone,
+    )
+    batches = in_one_stream(batches, options.max_samples, ranks)
+    if not batches:
+        return replicas.follow()
+    survey = survey_model(replicas.model, batches[0], forward, caller, guard)
+    replicas.compare()  # what the first forward has made
+    ranks.agree("orders of layers", list(survey_lines(survey)), SAME_ORDER)
+    layers, norms = survey.point_names()
+    others = [name for module, name in survey.names.items() if module_obstacle(module)]
+    options.check_patterns(layers, [*norms, *others])
+    if not survey.layers:
+        raise nothing_to_solve(survey, options)
+    rules = find_row_rules(survey, batches, forward, caller, guard)
+    rules = share_rules(rules, survey, ranks)
+    run = Run(survey, rules, batches, forward, caller, replicas)
+    worklist = run.worklist(options)
+    attempt = choose(run, worklist) if options.gated else run.attempt(worklist)
+    if padding.warning is not None and options.row_to_sample is None:
+        attempt.worklist.warnings.append(padding.warning)
+    share_calls(survey, ranks)
+    said = ranks.gather("warnings", attempt.worklist.warnings)
+    attempt.worklist.warnings = list(dict.fromkeys(text for texts in said for text in texts))
+    samples = ranks.total("the samples", sum(batch.size for batch in batches))
+    report = None
+    if ranks.leads:
+        report = report_of(run, attempt)
+        report.settings, report.samples = options.settings(), samples
+    return replicas.share_report(report)

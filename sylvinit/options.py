@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from numbers import Integral
@@ -23,6 +23,7 @@ from sylvinit.checks import (
     matches,
 )
 from sylvinit.codes import PCA, Code, Discriminant, OneHot, SignPairs, get_code
+from sylvinit.distributed import check_group
 from sylvinit.errors import OptionError, OptionTypeError
 from sylvinit.moments.rows import RowToSample
 
@@ -189,6 +190,13 @@ def _padding_mask(argument: str, value: Any) -> Any:
     )
 
 
+def _process_group(argument: str, value: Any) -> str | None:
+    group = check_group(argument, value)
+    if group is None or isinstance(value, str):
+        return value
+    return f"a group of {group.size()} ranks"
+
+
 def _optional(check: Callable[[str, Any], T]) -> Callable[[str, Any], T | None]:
     return lambda argument, value: None if value is None else check(argument, value)
 
@@ -232,6 +240,7 @@ class Options:
     padding_mask: Annotated[PaddingMask | None, _optional(_padding_mask)]
     ignore_index: Annotated[int, _whole_number]
     balance: Annotated[bool, check_flag]
+    process_group: Annotated[str | None, _process_group]
     head_only: bool = False  # as in initialize_head_
     gated: bool = False  # whether the body is chosen by how well a head does on its features
     kept: str = ""  # why all layers but the head are left alone; empty where they are solved
@@ -267,6 +276,12 @@ class Options:
             value = getattr(self, name)
             plain[name] = none[0] if value is None and none else _plain(value)
         return plain
+
+    def lines(self) -> Iterator[str]:
+        """What has to be the same on all ranks."""
+        for name, value in {**self.settings(), "head_only": self.head_only}.items():
+            if name not in ("microbatch", "progress"):
+                yield f"{name}={value!r}"
 
     def selects(self, name: str) -> bool:
         """Whether include and exclude let a module through."""

@@ -393,6 +393,22 @@ def test_info_names_versions_and_backends(capsys: pytest.CaptureFixture[str]) ->
         assert row.reason in out
 
 
+def test_init_under_torchrun(workshop: Path) -> None:
+    """Two processes, each with half of the rows, write the weights of one."""
+    common = ["init", "--model", "factories:double", "--data", "digits.npz", "--preset", "best"]
+    alone = [sys.executable, "-m", "sylvinit", *common, "--out", "one.safetensors"]
+    subprocess.run(alone, capture_output=True, check=True)
+    run = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    command = [*run, "-m", "sylvinit", *common, "--out", "two.safetensors"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.count("weights: two.safetensors") == 1
+    assert "200 samples" in done.stdout
+    one, two = load_file("one.safetensors"), load_file("two.safetensors")
+    assert one.keys() == two.keys()
+    for name, x in one.items():
+        torch.testing.assert_close(two[name], x, rtol=1e-6, atol=1e-9)
+
+
 def test_version_as_a_module() -> None:
     command = [sys.executable, "-m", "sylvinit", "--version"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

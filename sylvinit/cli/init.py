@@ -92,6 +92,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--backend", metavar="NAME", help="auto (default), cpu, torch or cuda")
     add("--device", metavar="DEVICE", help="move the model there first, as cuda:0")
     add("--seed", metavar="N", type=int, help="of patch positions and codes (default 0)")
+    parser.epilog = (
+        "Started by torchrun, every process takes its part of the rows and one writes the weights: "
+        "torchrun --nproc-per-node 4 -m sylvinit init ..."
+    )
 
 
 # What is not an argument of initialize_ or initialize_head_, and what is one of initialize_ alone.
@@ -124,26 +128,34 @@ def run(arguments: argparse.Namespace) -> None:
         raise OptionError(f"{', '.join(extra)}: not with --head-only, which solves a single layer.")
 
     import sylvinit
+    from sylvinit.distributed.launcher import launched
     from sylvinit.io.datasets import load_tensors
 
-    model = model_files.build_model(arguments.model)
-    if arguments.weights is not None:
-        model_files.load_weights(model, arguments.weights)
-    if arguments.device is not None:
-        model_files.move(model, arguments.device)
-    inputs, labels = load_tensors(arguments.data)
-    inputs = model_files.like_parameters(inputs, model)
-    data = inputs if labels is None else (inputs, labels.to(inputs.device))
-    say(
-        f"{arguments.model}: {sum(x.numel() for x in model.parameters()):,} parameters\n"
-        f"{arguments.data}: {len(inputs):,} samples of {_shape(inputs)}, "
-        f"{_labels(labels)}\n"
-    )
-    sys.stdout.flush()  # before the bar, which is on the other stream
-    initialize = sylvinit.initialize_head_ if arguments.head_only else sylvinit.initialize_
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SylvinitWarning)  # the report has them, and is printed
-        report = initialize(model, data, **options)
+    with launched(arguments.device) as place:
+        model = model_files.build_model(arguments.model)
+        if arguments.weights is not None:
+            model_files.load_weights(model, arguments.weights)
+        if place.device is not None:
+            model_files.move(model, place.device)
+        inputs, labels = load_tensors(arguments.data)
+        if place.rank == 0:
+            say(
+                f"{arguments.model}: {sum(x.numel() for x in model.parameters()):,} parameters\n"
+                f"{arguments.data}: {len(inputs):,} samples of {_shape(inputs)}, "
+                f"{_labels(labels)}\n"
+            )
+            sys.stdout.flush()  # before the bar, which is on the other stream
+        own = place.part(len(inputs))
+        inputs = model_files.like_parameters(inputs[own], model)
+        data = inputs if labels is None else (inputs, labels[own].to(inputs.device))
+        if place.size > 1:
+            options["process_group"] = "world"
+        initialize = sylvinit.initialize_head_ if arguments.head_only else sylvinit.initialize_
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SylvinitWarning)  # the report has them, and is printed
+            report = initialize(model, data, **options)
+    if place.rank > 0:
+        return
     say(str(report))
     model_files.save_weights(model, arguments.out)
     say(f"\nweights: {arguments.out}")

@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Iterable, Mapping
 from os import PathLike
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +16,16 @@ from torch.nn.utils import parametrize
 from sylvinit.checks import Selection, check_choice, check_number
 from sylvinit.correlated.choice import Job, assign_matrices, choose_layers
 from sylvinit.correlated.draw import KAIMING_GAIN, check_drawing, draw_filters, rewound_on_failure
+from sylvinit.distributed import Message, Ranks, join
 from sylvinit.errors import ModelError, SylvinitWarning
 from sylvinit.execution.guard import ModelGuard
+from sylvinit.execution.replicas import Replicas
 from sylvinit.model.modules import check_module, device_of
 from sylvinit.priors.matrix import FilterCorrelation
 from sylvinit.report import Report
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 def correlated_init_(
@@ -35,6 +40,7 @@ def correlated_init_(
     exclude: str | Iterable[str] | None = None,
     generator: torch.Generator | None = None,
     dry_run: bool = False,
+    process_group: ProcessGroup | Literal["world"] | None = None,
 ) -> Report:
     """Draw the weights of a model with spatially correlated filters, in place.
 
@@ -71,6 +77,9 @@ def correlated_init_(
         generator: of the random numbers; None takes torch's global one, so ``torch.manual_seed``
             makes a call reproducible, on every device alike.
         dry_run: report what would be done and draw nothing.
+        process_group: "world" or a group of torch.distributed, whose ranks call this together: all
+            take the random state of its rank 0 and end with the same weights and state. None: this
+            process alone.
 
     Returns:
         A :class:`sylvinit.Report`; the code of a layer is "correlated" or "he".
@@ -81,8 +90,28 @@ def correlated_init_(
         ModelError: there are no spatial filters that can be written, or the model is lazy or on
             the meta device.
         OptionError, OptionTypeError: an argument is out of its domain or of the wrong type.
+        RankError: another rank has failed, or ranks have different models or arguments.
         Exception: in every case the model and the random state are as they were.
     """
+    with join(process_group, model, stacklevel=3).together() as ranks:
+        return _correlated_init(
+            model, corr, strength, gain, mode, bias, include, exclude, generator, dry_run, ranks
+        )
+
+
+def _correlated_init(
+    model: nn.Module,
+    corr: Any,
+    strength: float,
+    gain: float,
+    mode: str,
+    bias: str,
+    include: str | Iterable[str] | None,
+    exclude: str | Iterable[str] | None,
+    generator: torch.Generator | None,
+    dry_run: bool,
+    ranks: Ranks,
+) -> Report:
     begin = time.perf_counter()
     model = check_module(model)
     strength = check_number("strength", strength)
@@ -93,13 +122,18 @@ def correlated_init_(
     with ModelGuard(model):  # a parametrized weight may change buffers when it is computed
         choice = choose_layers(model, selection)
     caveats = assign_matrices(corr, choice, strength)
-    for text in caveats:
-        warnings.warn(text, SylvinitWarning, stacklevel=2)
+    settings: dict[str, Any] = {"corr": _described(corr), "strength": strength, "gain": gain}
+    settings |= {"mode": mode, "bias": bias, **selection.settings(), "dry_run": bool(dry_run)}
+    ranks.agree("arguments", [f"{settings}"], "pass the same arguments on every rank")
+    for text in caveats if ranks.rank == 0 else []:
+        warnings.warn(text, SylvinitWarning, stacklevel=3)
     if not dry_run:
         with rewound_on_failure(generator):
+            _take_random_state(generator, ranks)
             # All of them first: the guard below puts torch's global random state back.
             drawn = [_draw(job, gain, mode, generator) for job in choice.jobs]
             with ModelGuard(model) as guard:
+                Replicas(model, ranks, guard).compare()
                 for job, weight in zip(choice.jobs, drawn, strict=True):
                     _write(job, weight, bias == "zero", guard)
                 spatial = [job.report for job in choice.jobs if job.spatial]
@@ -107,11 +141,22 @@ def correlated_init_(
                     raise ModelError(
                         "no layer with spatial filters could be drawn: " + spatial[0].reason
                     )
+                Replicas(model, ranks, guard).compare()  # processors may round in other ways
+                ranks.commit()
+    else:
+        ranks.commit()
     layers = [job.report for job in choice.jobs] + choice.skipped
-    settings: dict[str, Any] = {"corr": _described(corr), "strength": strength, "gain": gain}
-    settings |= {"mode": mode, "bias": bias, **selection.settings(), "dry_run": bool(dry_run)}
     seconds = time.perf_counter() - begin
     return Report(layers, seconds=seconds, warnings=caveats, settings=settings)
+
+
+def _take_random_state(generator: torch.Generator | None, ranks: Ranks) -> None:
+    """The random state of the leading rank."""
+    source = torch.default_generator if generator is None else generator
+    message = Message(None, [source.get_state()]) if ranks.leads else None
+    if not ranks.alone:
+        state = ranks.broadcast("the random state", message).tensors[0]
+        source.set_state(state.cpu().clone())  # which reads past the beginning of a view
 
 
 def _described(corr: Any) -> str:

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from torch import nn
 
 from sylvinit.checks import check_count, check_seed
+from sylvinit.distributed import Message, Ranks, join
 from sylvinit.errors import DataError, ModelError, NonFiniteError
 from sylvinit.execution.batches import Batch, Forward, read_batches
 from sylvinit.execution.guard import CallerModes, ModelGuard, forward_modes, plain_modes
 from sylvinit.execution.notes import noted
+from sylvinit.execution.replicas import Replicas, in_one_stream
 from sylvinit.model import ConvLayer, layers_of
 from sylvinit.model.modules import check_module, clean_name, device_of, refuse_lazy
 from sylvinit.moments.collect import InputCollector
 from sylvinit.options import ForwardFn
 from sylvinit.priors.matrix import FilterCorrelation, spatial_correlation
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 def input_correlation(
@@ -29,6 +36,7 @@ def input_correlation(
     max_samples: int | None = None,
     seed: int = 0,
     forward_fn: ForwardFn | None = None,
+    process_group: ProcessGroup | Literal["world"] | None = None,
 ) -> dict[str, FilterCorrelation]:
     """Spatial correlation of the input of every convolution, by layer.
 
@@ -48,6 +56,7 @@ def input_correlation(
         patches: random patches per sample and layer, or "all".
         microbatch, max_samples, forward_fn: as for :func:`sylvinit.initialize_`.
         seed: of the positions of the patches. Global random states are left alone.
+        process_group: as for :func:`sylvinit.initialize_`; all ranks return the same.
 
     Returns:
         A matrix, float64 (taps, taps), for each Conv1d/2d/3d with more than one tap that ran, in
@@ -59,10 +68,28 @@ def input_correlation(
         DataError: the data are empty, inconsistent or not finite.
         NonFiniteError: NaN or Inf appeared in the input of a layer.
         OptionError, OptionTypeError: an argument is out of its domain or of the wrong type.
+        RankError: another rank has failed, or ranks have different models.
     """
+    with join(process_group, model, stacklevel=3).together() as ranks:
+        return _input_correlation(
+            model, data, patches, microbatch, max_samples, seed, forward_fn, ranks
+        )
+
+
+def _input_correlation(
+    model: nn.Module,
+    data: Any,
+    patches: int | str,
+    microbatch: int | None,
+    max_samples: int | None,
+    seed: int,
+    forward_fn: ForwardFn | None,
+    ranks: Ranks,
+) -> dict[str, FilterCorrelation]:
     model = check_module(model)
     refuse_lazy(model)
-    forward = Forward(model, device_of(model), forward_fn)
+    device = device_of(model)
+    forward = Forward(model, device, forward_fn)
     count = None if patches == "all" else check_count("patches", patches, "or 'all'")
     for argument, value in (("microbatch", microbatch), ("max_samples", max_samples)):
         if value is not None:
@@ -75,8 +102,12 @@ def input_correlation(
         if isinstance(layer, ConvLayer) and layer.geometry is not None and layer.geometry.taps > 1
     ]
     caller = CallerModes.present()
-    with ModelGuard(model), ExitStack() as hooks:
-        batches = read_batches(data, forward, microbatch=microbatch, max_samples=max_samples)
+    ranks.agree("arguments", [f"{count}, {max_samples}, {seed}"], "pass the same on every rank")
+    with ModelGuard(model) as guard, ExitStack() as hooks:
+        Replicas(model, ranks, guard).compare()
+        sizes = {"microbatch": microbatch, "max_samples": max_samples}
+        batches = read_batches(data, forward, **sizes, may_be_empty=not ranks.alone)
+        batches = in_one_stream(batches, max_samples, ranks)
         for watch in watches:
             hook = watch.layer.module.register_forward_pre_hook(watch.collect, with_kwargs=True)
             hooks.callback(hook.remove)
@@ -85,12 +116,26 @@ def input_correlation(
                 watch.batch, watch.calls = batch, 0
             with forward_modes(caller), noted(batch, "to look at what its convolutions read"):
                 forward(batch)
+        found = _results(watches, ranks, device) if batches else next(ranks.follow()).meta
+        ranks.commit()
+    return found
+
+
+def _results(
+    watches: list[_Watch], ranks: Ranks, device: torch.device
+) -> dict[str, FilterCorrelation]:
+    for inputs in (watch.inputs for watch in watches):
+        total = ranks.total("the patches of a layer", inputs.count)
+        merge = partial(inputs.merge, device=device)
+        ranks.reduce("the moments of a layer", partial(inputs.packed, total), merge)
+    if not ranks.leads:
+        return ranks.broadcast("matrices", None).meta
     found = {watch.layer.name: watch.result() for watch in watches if watch.inputs.moments}
     if not found:
         raise ModelError(
             "the forward pass reached no Conv1d, Conv2d or Conv3d with more than one tap"
         )
-    return found
+    return ranks.broadcast("matrices", Message(found)).meta
 
 
 class _Watch:

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 
 from tqdm.auto import tqdm
 
+from sylvinit.errors import NonFiniteError, SolverError
 from sylvinit.execution.batches import Batch, Forward
-from sylvinit.execution.guard import CallerModes, ModelGuard
+from sylvinit.execution.guard import CallerModes
+from sylvinit.execution.replicas import SAME_ORDER, Replicas
 from sylvinit.execution.row_rules import RowRules
 from sylvinit.execution.schedule import solve_in_order
 from sylvinit.execution.survey import Survey
@@ -39,19 +41,35 @@ class Run:
     batches: list[Batch]
     forward: Forward
     caller: CallerModes
-    guard: ModelGuard
+    replicas: Replicas
 
     def worklist(self, options: Options) -> Worklist:
         """What is solved with these options, and as what."""
-        return Worklist(self.survey, options, self.batches, self.rules)
+        ranks = self.replicas.ranks
+        worklist = Worklist(self.survey, options, self.batches, self.rules, ranks)
+        ranks.agree("plans", list(worklist.lines()), SAME_ORDER)
+        return worklist
+
+    def undo(self) -> None:
+        """Put back all that was written."""
+        self.replicas.undo()
 
     def attempt(self, worklist: Worklist, title: str = "sylvinit") -> Attempt:
-        """Solve and calibrate everything, or plan it."""
+        """Solve and calibrate everything, or plan it.
+
+        Raises:
+            NonFiniteError, SolverError: on all ranks, if on one of them.
+        """
         options, tasks = worklist.options, worklist.in_order()
         if options.dry_run:
             return Attempt(options, worklist, {id(task): _planned(task) for task in tasks})
         hidden = None if options.progress is None else not options.progress
-        with tqdm(total=len(tasks), desc=title, unit="layer", disable=hidden) as bar:
+        ranks = self.replicas.ranks
+        hidden = hidden if ranks.leads else True
+        with (
+            ranks.sharing(NonFiniteError, SolverError),
+            tqdm(total=len(tasks), desc=title, unit="layer", disable=hidden) as bar,
+        ):
 
             def done(report: LayerReport) -> None:
                 bar.update()
@@ -64,10 +82,11 @@ class Run:
                 self.batches,
                 self.forward,
                 self.caller,
-                self.guard,
+                self.replicas,
                 options.storage == "recompute",
                 done,
             )
+            ranks.total("the end of all layers", 0)  # nobody fails any more
         return Attempt(options, worklist, reports)
 
 

@@ -62,7 +62,7 @@ def choose(run: Run, best: Worklist) -> Attempt:
     candidates: dict[str, Candidate] = {}
     attempt = None
     for name, options in (*own.items(), ("best", best.options)):
-        run.guard.undo()
+        run.undo()
         worklist = best if options is best.options else run.worklist(options)
         candidates[name] = candidate = Candidate(name)
         attempt = None
@@ -79,7 +79,7 @@ def choose(run: Run, best: Worklist) -> Attempt:
         scores[name] = score
         candidate.error, candidate.accuracy = score.error, score.accuracy
     if not scores:
-        run.guard.undo()
+        run.undo()
         if len(failures) == len(candidates):
             raise failures[-1]
         attempt = _by_rule(run, best)
@@ -87,7 +87,7 @@ def choose(run: Run, best: Worklist) -> Attempt:
         return attempt
     chosen = _chosen(scores, candidates)
     if chosen != "best" or attempt is None:
-        run.guard.undo()
+        run.undo()
         attempt = run.attempt(run.worklist(own[chosen]), f"sylvinit, {chosen}")
     candidates[chosen].chosen = True
     attempt.candidates = list(candidates.values())

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from sylvinit.distributed import ALONE, Ranks
 from sylvinit.errors import LabelError
 from sylvinit.moments.row_labels import LabelKind
 from sylvinit.solve.task import TargetUnits
@@ -86,19 +87,21 @@ class TargetReading:
         return s.masked_fill(missing.all(dim=-1, keepdim=True), torch.nan)
 
 
-def read_classes(batches: Iterable[Tensor], ignore_index: int) -> ClassReading | str:
-    """Classes in labels of any shape; or why they are none.
+def read_classes(
+    batches: Iterable[Tensor], ignore_index: int, ranks: Ranks = ALONE
+) -> ClassReading | str:
+    """Classes in labels of any shape, those of all ranks; or why they are none.
 
     Raises:
         LabelError: labels are negative and not ``ignore_index``, too large, or all left out.
     """
     found: set[int] = set()
     axes: set[int] = set()
-    for labels in batches:
-        if labels.is_complex() or (labels.is_floating_point() and not whole_numbers(labels)):
-            return f"labels are {labels.dtype} {tuple(labels.shape)}, not integers"
-        axes.add(_squeezed(labels).ndim)
-        found.update(labels.long().unique().tolist())
+    for theirs in ranks.gather("classes", _classes_in(batches)):
+        if isinstance(theirs, str):
+            return theirs
+        found.update(theirs[0])
+        axes.update(theirs[1])
     if len(axes) > 1:
         raise LabelError(f"labels have {sorted(axes)} axes in different batches; use one form")
     missing = ignore_index in found
@@ -118,10 +121,27 @@ def read_classes(batches: Iterable[Tensor], ignore_index: int) -> ClassReading |
     return ClassReading(kind, max(found) + 1, len(found), ignore_index)
 
 
+def _classes_in(batches: Iterable[Tensor]) -> tuple[set[int], set[int]] | str:
+    """The different labels and the numbers of their axes; or why they are no classes."""
+    found: set[int] = set()
+    axes: set[int] = set()
+    for labels in batches:
+        if labels.is_complex() or (labels.is_floating_point() and not whole_numbers(labels)):
+            return f"labels are {labels.dtype} {tuple(labels.shape)}, not integers"
+        axes.add(_squeezed(labels).ndim)
+        found.update(labels.long().unique().tolist())
+    return found, axes
+
+
 def read_targets(
-    batches: list[Tensor], head: Head, *, ignore_index: int | None, signs: bool
+    batches: list[Tensor],
+    head: Head,
+    *,
+    ignore_index: int | None,
+    signs: bool,
+    ranks: Ranks = ALONE,
 ) -> TargetReading | str:
-    """Targets of a head's outputs; or why the labels are none.
+    """Targets of a head's outputs, from those of all ranks; or why the labels are none.
 
     Args:
         ignore_index: of integers that are classes; None for numbers.
@@ -131,11 +151,10 @@ def read_targets(
         LabelError: targets are infinite, or there are none.
     """
     seen = _Seen(head.outputs)
-    for labels in batches:
-        why = _misfit(labels, head)
-        if why is not None:
-            return why
-        seen.add(_columns(labels, head, ignore_index))
+    for theirs in ranks.gather("targets", _seen_in(batches, head, ignore_index)):
+        if isinstance(theirs, str):
+            return theirs
+        seen.merge(theirs)
     if not bool(seen.counts.any()):
         raise LabelError("all targets are NaN or left out: no row is left to learn from")
     if len(seen.of_rows) > 1:
@@ -145,6 +164,7 @@ def read_targets(
     for labels in batches:
         y = _columns(labels, head, ignore_index).flatten(0, -2)
         square += (torch.where(y.isnan(), mean, y) - mean).square().sum(dim=0)
+    square = sum(ranks.gather("squares of targets", square), torch.zeros_like(mean))
     deviation = (square / seen.counts.clamp(min=1)).sqrt()
     constant = seen.low >= seen.high
     as_signs = seen.binary & signs
@@ -163,6 +183,16 @@ def read_targets(
     kind = LabelKind(targets=head.outputs, of_rows=True in seen.of_rows, missing=seen.missing)
     count = int(constant.sum())
     return TargetReading(kind, units, count, head, ignore_index, shift, divisor, factor)
+
+
+def _seen_in(batches: list[Tensor], head: Head, ignore_index: int | None) -> _Seen | str:
+    seen = _Seen(head.outputs)
+    for labels in batches:
+        why = _misfit(labels, head)
+        if why is not None:
+            return why
+        seen.add(_columns(labels, head, ignore_index))
+    return seen
 
 
 class _Seen:
@@ -193,6 +223,15 @@ class _Seen:
         if len(y):
             self.low = self.low.minimum(torch.where(there, y, torch.inf).amin(dim=0))
             self.high = self.high.maximum(torch.where(there, y, -torch.inf).amax(dim=0))
+
+    def merge(self, other: _Seen) -> None:
+        """Add what others are like."""
+        self.counts, self.total = self.counts + other.counts, self.total + other.total
+        self.low, self.high = self.low.minimum(other.low), self.high.maximum(other.high)
+        self.binary = self.binary & other.binary
+        self.rows += other.rows
+        self.of_rows |= other.of_rows
+        self.missing |= other.missing
 
 
 def _misfit(labels: Tensor, head: Head) -> str | None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 from typing import Any
 
 import torch
 
+from sylvinit.distributed import Ranks
 from sylvinit.execution.batches import Batch
 from sylvinit.execution.finite import OutputWatch
 from sylvinit.execution.guard import CallerModes, ModelGuard
 from sylvinit.execution.lockstep import Arrival, Propagation, Runner
+from sylvinit.execution.replicas import Replicas
 from sylvinit.execution.survey import Survey
 from sylvinit.execution.units import LayerUnit
 from sylvinit.execution.worklist import Task, Worklist
@@ -23,8 +25,9 @@ from sylvinit.report import LayerReport
 class _Progress:
     """What is still to be done, and which task alone is being collected for, if any."""
 
-    def __init__(self, survey: Survey, worklist: Worklist) -> None:
+    def __init__(self, survey: Survey, worklist: Worklist, ranks: Ranks) -> None:
         self._task_of = worklist.task_of
+        self._ranks = ranks
         self.order = worklist.in_order()
         self.calls = {
             id(task): task.calls if isinstance(task, LayerUnit) else survey.calls[task.module]
@@ -46,6 +49,12 @@ class _Progress:
     def task(self, point: Any) -> Task:
         """The unit of a layer, or the normalization itself."""
         return self._task_of[id(point)]
+
+    def first(self, reached: Iterable[Task]) -> Task | None:
+        """The first task that microbatches of any rank have reached; None at the end of all."""
+        indices = (self.order.index(task) for task in reached)
+        index = self._ranks.least("the next layer", min(indices, default=None))
+        return None if index is None else self.order[index]
 
     def pending(self, point: Any) -> bool:
         """Whether a microbatch has to stop at this layer or normalization."""
@@ -79,7 +88,7 @@ def solve_in_order(
     batches: list[Batch],
     call: Callable[[Batch], Any],
     caller: CallerModes,
-    guard: ModelGuard,
+    replicas: Replicas,
     recompute: bool,
     done: Callable[[LayerReport], None],
 ) -> dict[int, LayerReport]:
@@ -91,8 +100,12 @@ def solve_in_order(
     again. They also start again, after every task, where the forward puts tensors made of the old
     weights in the place of parameters (``torch.func.functional_call``), and with ``recompute``,
     where nothing but the inputs is held. Reports are given by the id of the task.
+
+    With several ranks each has its own microbatches; what they have collected is merged, and the
+    task is finished on the leading rank and written on all.
     """
-    progress = _Progress(survey, worklist)
+    guard = replicas.guard
+    progress = _Progress(survey, worklist, replicas.ranks)
     for task in progress.order:  # before anything runs, for modules may be called again
         if isinstance(task, Norm) and task.gain is not None:
             guard.save([task.module.weight])
@@ -113,7 +126,7 @@ def solve_in_order(
                 if task is None:
                     outputs.check()
                     break
-                report = _finish(task, guard)
+                report = _finish(task, replicas)
                 if isinstance(task, LayerUnit) and report.status == "solved":
                     for layer in task.layers:
                         guard.accept(layer.owner)
@@ -148,8 +161,7 @@ def _collect_in_lockstep(
         arrival = propagation.advance(runner)
         if arrival is not None:
             progress.collect(arrival, runner.batch)
-    reached = {id(progress.task(x.arrival.point)) for x in runners if x.arrival is not None}
-    task = next((task for task in progress.order if id(task) in reached), None)
+    task = progress.first(progress.task(x.arrival.point) for x in runners if x.arrival is not None)
     if task is not None and progress.calls[id(task)] > 1:
         progress.only = task  # all of its calls, up to the end of every microbatch
         try:
@@ -181,14 +193,32 @@ def _collect_by_replay(
                             break
                 finally:
                     runner.abandon()
-            if reached:
+            if progress.first([task] if reached and task is not None else []) is not None:
                 return task
         return None
     finally:
         progress.only = None
 
 
-def _finish(task: Task, guard: ModelGuard) -> LayerReport:
+def _finish(task: Task, replicas: Replicas) -> LayerReport:
+    ranks = replicas.ranks
+    if ranks.alone:
+        return _finish_here(task, replicas.guard)
+    total = ranks.total("the rows of a layer", task.count)
+    whole = ranks.reduce("the moments of a layer", lambda: task.packed(total), task.merge)
+    found, written = None, []
+    if ranks.leads and whole:
+        report = _finish_here(task, replicas.guard)
+        found = report, task.held_out if isinstance(task, LayerUnit) else None
+        written = task.written() if report.status in ("solved", "calibrated") else []
+    report, held_out = replicas.share(found, written)
+    task.reset()
+    if isinstance(task, LayerUnit):
+        task.held_out = held_out
+    return report
+
+
+def _finish_here(task: Task, guard: ModelGuard) -> LayerReport:
     if isinstance(task, LayerUnit):
         return task.finish(guard)
     begin = time.perf_counter()

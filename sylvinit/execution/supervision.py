@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sylvinit.codes import Code, Logistic, OneHot, Ridge, Targets, needs_sample_means, needs_targets
+from sylvinit.distributed import ALONE, Ranks
 from sylvinit.errors import LabelError, OptionError
 from sylvinit.execution.batches import Batch
 from sylvinit.execution.readings import (
@@ -36,8 +37,11 @@ class Supervision:
         OptionError: ``balance=True`` without classes.
     """
 
-    def __init__(self, batches: list[Batch], options: Options, survey: Survey) -> None:
+    def __init__(
+        self, batches: list[Batch], options: Options, survey: Survey, ranks: Ranks = ALONE
+    ) -> None:
         self.warnings: list[str] = []
+        self._ranks = ranks
         self._batches, self._options, self._survey = batches, options, survey
         self._labels = [batch.labels for batch in batches if batch.labels is not None]
         self.classes = self._classes()
@@ -56,7 +60,7 @@ class Supervision:
             return "data has no labels"
         if not (needed or options.head_code is None or options.preset.supervised):
             return "no code uses labels"
-        return read_classes(self._labels, options.ignore_index)
+        return read_classes(self._labels, options.ignore_index, self._ranks)
 
     # ------------------------------------------------------------------------------------- hidden
 
@@ -149,12 +153,12 @@ class Supervision:
         options, classes = self._options, self.classes
         if asked is not None and needs_targets(asked):
             signs, skip = not isinstance(asked, Ridge), options.ignore_index
-            return asked, read_targets(self._labels, head, ignore_index=skip, signs=signs)
+            return asked, self._targets(head, skip, signs)
         code = asked or options.preset.labeled_head
         first = self._labels[0]
         several = first.dtype == torch.bool and first.ndim > 1 and first.shape[1] > 1
         if asked is None and (first.is_floating_point() or several):
-            targets = read_targets(self._labels, head, ignore_index=None, signs=True)
+            targets = self._targets(head, None, True)
             if isinstance(targets, TargetReading) or isinstance(classes, str):
                 return Targets(), targets
         if isinstance(classes, str):
@@ -170,7 +174,7 @@ class Supervision:
             if isinstance(code, Logistic) and head.bias:
                 return code, self._balanced(classes, code)
             skip = options.ignore_index
-            signs = read_targets(self._labels, head, ignore_index=skip, signs=True)
+            signs = self._targets(head, skip, True)
             return Targets(), signs if isinstance(signs, str) else self._balanced(signs, code)
         more = "" if head.outputs > 1 else "; for numbers pass floats"
         if asked is None and not options.head_only:
@@ -179,6 +183,9 @@ class Supervision:
             f"labels go up to {classes.count - 1}, but layer {head.name} has only {head.outputs} "
             f"outputs for {code.name} codes{more}"
         )
+
+    def _targets(self, head: Head, skip: int | None, signs: bool) -> TargetReading | str:
+        return read_targets(self._labels, head, ignore_index=skip, signs=signs, ranks=self._ranks)
 
     def _balanced(self, reading: Reading, code: Code) -> Reading:
         """The reading with rows weighted so that all classes count alike, if that is asked for.
@@ -193,6 +200,7 @@ class Supervision:
         for labels in self._labels:
             found = self.classes(labels).flatten()
             counts += torch.bincount(found[found >= 0], minlength=len(counts))
+        counts = sum(self._ranks.gather("sizes of classes", counts), torch.zeros_like(counts))
         share = counts * self.classes.present / counts.sum()
         weights = torch.where(counts > 0, 1 / share, 1.0)
         return reading.with_weights(weights)

@@ -6,9 +6,11 @@ import math
 import time
 
 import torch
+from torch import Tensor
 
 from sylvinit.backends import Backend
 from sylvinit.codes import Ridge, needs_sample_means
+from sylvinit.distributed import Message
 from sylvinit.execution.batches import Batch
 from sylvinit.execution.finite import InputWatch, non_finite_input
 from sylvinit.execution.guard import ModelGuard
@@ -22,7 +24,7 @@ from sylvinit.moments.rows import RowToSample
 from sylvinit.moments.statistics import without_constant
 from sylvinit.report import LayerReport
 from sylvinit.solve.held_out import HeldOut, held_out
-from sylvinit.solve.task import LayerTask, solve_and_write, without_equation
+from sylvinit.solve.task import LayerTask, solve_and_write, without_equation, writable_biases
 
 # Rows that heads are compared on, and how many a sample gives of its own where it has more.
 _SCORED_ROWS, _SCORED_DRAWS = 2000, 10
@@ -120,6 +122,30 @@ class LayerUnit:
         )
         self.seconds += time.perf_counter() - begin
 
+    @property
+    def count(self) -> int:
+        """Rows or patches collected."""
+        return self._inputs.count
+
+    def packed(self, total: int) -> Message:
+        """What was collected, for :meth:`merge` elsewhere, where all have ``total`` rows."""
+        self._watch.check(self.name, self.layers[0].kind)
+        inputs = self._inputs.packed(total)
+        return Message((inputs.meta, self.is_expert, self._row_note), inputs.tensors)
+
+    def merge(self, message: Message) -> None:
+        """Add what another process has collected, of the samples that follow."""
+        inputs, is_expert, note = message.meta
+        device = self.layers[0].get_weight().device
+        self._inputs.merge(Message(inputs, message.tensors), device)
+        self.is_expert |= is_expert
+        self._row_note = self._row_note or note
+
+    def written(self) -> list[Tensor]:
+        """The parameters that a solution is written to."""
+        roles = [("weight", self.layers), ("bias", writable_biases(self.layers))]
+        return [x for role, layers in roles for layer in layers for x in layer.parameters(role)]
+
     def finish(self, guard: ModelGuard) -> LayerReport:
         """Solve from everything collected, write the weights, and report.
 
@@ -129,7 +155,7 @@ class LayerUnit:
         begin = time.perf_counter()
         kind = self.layers[0].kind
         self._watch.check(self.name, kind)
-        rows, outputs = self._inputs.count, self.layers[0].get_weight().shape[1]
+        rows, outputs = self.count, self.layers[0].get_weight().shape[1]
         if self.is_expert and rows < outputs:
             few = f"{rows} rows, fewer than its {outputs} outputs" if rows else "no rows"
             self.reset()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 
 from sylvinit.backends import choose
 from sylvinit.codes import Code, OneHot, Targets
+from sylvinit.distributed import ALONE, Ranks
 from sylvinit.errors import ModelError
 from sylvinit.execution.batches import Batch
 from sylvinit.execution.readings import ClassReading, TargetReading
@@ -37,14 +39,19 @@ class Worklist:
     """
 
     def __init__(
-        self, survey: Survey, options: Options, batches: list[Batch], rules: RowRules
+        self,
+        survey: Survey,
+        options: Options,
+        batches: list[Batch],
+        rules: RowRules,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.task_of: dict[int, Task] = {}  # by the ids of layers and normalizations
         self.skips = Skips(survey, options)
         self.warnings: list[str] = []
         self.uses_labels = False
         self._survey, self.options = survey, options
-        self._supervision = Supervision(batches, options, survey)
+        self._supervision = Supervision(batches, options, survey, ranks)
         self._rules, self._first_batch = rules, batches[0]
         self._holders = parameter_holders(survey.names)
         self._taken: Counter[tuple[object, ...]] = Counter()  # code entries that siblings have
@@ -69,6 +76,21 @@ class Worklist:
         """Units and normalizations, each once, in the order of their first calls."""
         tasks = (self.task_of.get(id(point)) for point in self._survey.order)
         return list({id(task): task for task in tasks if task is not None}.values())
+
+    def lines(self) -> Iterator[str]:
+        """What is done to every layer, as far as it must be the same on all ranks."""
+        for task in self.in_order():
+            if isinstance(task, LayerUnit):
+                asked, labels = task.task, task.task.labels
+                yield (
+                    f"{task.name}: {asked.code.name}, lam {asked.lam:g}, {asked.patches} patches, "
+                    f"from component {asked.skip}, head {asked.head}, {labels.classes} classes, "
+                    f"{labels.targets} targets"
+                )
+            else:
+                yield f"{task.name}: calibrated, {task.gain}"
+        for report in self.skips.reports.values():
+            yield f"{report.name}: left alone, {report.reason}"
 
     def _unwanted(self, point: Layer | Norm) -> str | Obstacle | None:
         """Why a layer or normalization is not asked for, or cannot be looked at."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sylvinit.distributed import Message
 from sylvinit.errors import NonFiniteError
 
 NORM_TYPES = (nn.modules.batchnorm._BatchNorm,)
@@ -55,7 +56,25 @@ class Norm:
         count = x.numel() // x.shape[1]
         if count == 0:
             return
-        mean, scatter = _mean_and_scatter(x, count)
+        self._merge(count, *_mean_and_scatter(x, count))
+
+    def written(self) -> list[Tensor]:
+        """The buffers and, with a gain, the parameter that are written."""
+        buffers = [self.module._buffers[name] for name in self.buffers]
+        found = [x for x in buffers if x is not None]
+        return found if self.gain is None else [*found, self.module.weight]
+
+    def packed(self, total: int) -> Message:
+        """What was collected, for :meth:`merge` elsewhere."""
+        return Message(self.count, [self._mean, self._scatter])
+
+    def merge(self, message: Message) -> None:
+        """Add what another process has collected."""
+        buffer = self.module.running_mean
+        if message.meta and buffer is not None:
+            self._merge(message.meta, *(x.to(buffer.device) for x in message.tensors))
+
+    def _merge(self, count: int, mean: Tensor, scatter: Tensor) -> None:
         if self.count:
             total = self.count + count
             step = mean - self._mean

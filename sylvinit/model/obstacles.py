@@ -72,7 +72,7 @@ SUBCLASS = Obstacle(
 FLAT = Obstacle(
     "skipped, flat FSDP parameters",
     "inside of FullyShardedDataParallel: its weight is a piece of a flat parameter of all ranks",
-    "initialize the network before it is wrapped, on every rank with the same data and seed",
+    "initialize the network before it is wrapped, on every rank with process_group='world'",
 )
 SCRIPTED = Obstacle(
     "skipped, TorchScript",
@@ -186,9 +186,9 @@ def refuse_distributed(model: nn.Module) -> None:
         if isinstance(tensor, kind):
             raise ModelError(
                 f"{name} is a DTensor, a part of which lies on every rank (fully_shard, tensor "
-                "parallelism); initialize the network before it is sharded, on every rank with the "
-                "same data and seed, or initialize a copy on one rank and load its state dict with "
-                "torch.distributed.checkpoint.state_dict.set_model_state_dict"
+                "parallelism); initialize the network before it is sharded, on every rank with "
+                "process_group='world', or initialize a copy on one rank and load its state dict "
+                "with torch.distributed.checkpoint.state_dict.set_model_state_dict"
             )
 
 

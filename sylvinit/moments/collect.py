@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import islice
 from math import prod
 
 import torch
@@ -10,10 +11,12 @@ from torch import Tensor
 
 from sylvinit.backends import Backend
 from sylvinit.backends.memory import memory_for, to_device
+from sylvinit.distributed import Message
 from sylvinit.errors import LabelError, ModelError
 from sylvinit.model.geometry import PatchGeometry
 from sylvinit.model.layer import Layer
 from sylvinit.moments.all_patches import pad_channels_last, window_sums
+from sylvinit.moments.packing import pack_moments, unpack_moments
 from sylvinit.moments.patch_source import PatchSource, add_patches
 from sylvinit.moments.row_labels import NO_LABELS, LabelKind, fit_positions
 from sylvinit.moments.row_sample import RowSample
@@ -134,6 +137,42 @@ class InputCollector:
     def count(self) -> int:
         """Rows or patches collected."""
         return 0 if self.moments is None else self.moments.n
+
+    def packed(self, total: int) -> Message:
+        """Everything collected, for :meth:`merge` elsewhere, where all have ``total`` rows.
+
+        Single rows are in it where these are fewer than features.
+        """
+        held = [m for m in (self.moments, self._means) if m is not None]
+        few = self.moments is not None and total < self.moments.d_in
+        parts = [pack_moments(m, rows=few) for m in held]
+        if self.sample is not None:
+            parts.append(self.sample.packed())
+        meta = {
+            "moments": [(part.meta, len(part.tensors)) for part in parts],
+            "plain": (self.dtype, self.raw, self.note, self._kernel),
+        }
+        return Message(meta, [x for part in parts for x in part.tensors])
+
+    def merge(self, message: Message, device: torch.device) -> None:
+        """Add what another process has collected, of the samples that follow, on a device."""
+        tensors = iter(message.tensors)
+        parts = [Message(meta, list(islice(tensors, n))) for meta, n in message.meta["moments"]]
+        if self.sample is not None:
+            self.sample.merge(parts.pop(), device)
+        if not parts:
+            return
+        theirs = [unpack_moments(part, device) for part in parts]
+        dtype, raw, note, kernel = message.meta["plain"]
+        if self.moments is None:
+            self.moments, self._kernel = theirs[0], kernel
+            self._means = theirs[1] if self.sample_means else None
+        else:
+            self.moments.merge(theirs[0])
+            if self._means is not None:
+                self._means.merge(theirs[1])
+        self.dtype = max(self.dtype, dtype, key=lambda x: torch.finfo(x).eps)
+        self.raw, self.note = self.raw and raw, self.note or note
 
     def _fitted(
         self,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sylvinit.backends.memory import to_device
+from sylvinit.distributed import Message
 from sylvinit.moments.patch_source import PatchSource
 from sylvinit.moments.sampling import Reservoir
 
@@ -45,6 +46,20 @@ class RowSample:
         beside = torch.cat((owner[:, None], labels), dim=1)
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         self._reservoir.offer(x, 0, to_device(taken.priority, x.device), beside)
+
+    def packed(self) -> Message:
+        """What was collected, for :meth:`merge` elsewhere."""
+        held = self._reservoir
+        if held.rows is None or held.labels is None or held._priority is None:
+            return Message()
+        return Message(self._classes, [held.rows, held.labels, held._priority])
+
+    def merge(self, message: Message, device: torch.device) -> None:
+        """Add what another process has collected."""
+        if message.tensors:
+            x, beside, priority = (x.to(device) for x in message.tensors)
+            self._reservoir.offer(x, 0, priority, beside)
+            self._classes = message.meta
 
     def rows(self) -> SampledRows | None:
         """What was collected, in the order of the samples; None if that is nothing."""

@@ -37,6 +37,7 @@ def read_batches(
     padding: Padding | None = None,
     microbatch: int | None = None,
     max_samples: int | None = None,
+    may_be_empty: bool = False,
 ) -> list[Batch]:
     """Read the data once.
 
@@ -47,6 +48,7 @@ def read_batches(
         padding: how padding tokens are found; None if nobody asks for them.
         microbatch: batches are split into pieces of at most this many samples.
         max_samples: stop after so many.
+        may_be_empty: whether there may be no samples.
 
     Raises:
         DataError: there are no samples, or a batch has an unknown form or inputs that are not
@@ -94,7 +96,7 @@ def read_batches(
         start += batch.size
         if max_samples is not None and start >= max_samples:
             break
-    if not batches:
+    if not batches and not may_be_empty:
         raise DataError("data is empty: at least one sample is needed")
     if len({batch.labels is None for batch in batches}) > 1:
         raise LabelError("some batches have labels and some have none; give all or none of them")
