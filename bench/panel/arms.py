@@ -24,11 +24,11 @@ def _own(model: nn.Module, samples: Samples, seed: int) -> None:
 
 
 def _preset(name: str) -> Arm:
-    def apply(model: nn.Module, samples: Samples, seed: int) -> sylvinit.Report:
-        preset: Any = name
-        return sylvinit.initialize_(model, samples, preset=preset, seed=seed, progress=False)
+    return lambda model, samples, seed: _initialize(model, samples, seed, name)
 
-    return apply
+
+def _initialize(model: nn.Module, samples: Samples, seed: int, preset: Any) -> sylvinit.Report:
+    return sylvinit.initialize_(model, samples, preset=preset, seed=seed, progress=False)
 
 
 def _own_head(model: nn.Module, samples: Samples, seed: int) -> sylvinit.Report:
@@ -40,7 +40,7 @@ def _own_head(model: nn.Module, samples: Samples, seed: int) -> sylvinit.Report:
 def _best_body(model: nn.Module, samples: Samples, seed: int) -> sylvinit.Report:
     """ "best", with the own head put back."""
     own = copy.deepcopy(model)
-    report = _preset(BEST)(model, samples, seed)
+    report = _initialize(model, samples, seed, BEST)
     if report.head is None:
         raise LookupError("best-body: the network has no head to put back")
     model.get_submodule(report.head).load_state_dict(own.get_submodule(report.head).state_dict())
@@ -50,7 +50,7 @@ def _best_body(model: nn.Module, samples: Samples, seed: int) -> sylvinit.Report
 def _best_norms(model: nn.Module, samples: Samples, seed: int) -> sylvinit.Report:
     """ "best", with every row of every weight, and its bias, scaled to the norm of the own row."""
     own = copy.deepcopy(model)
-    report = _preset(BEST)(model, samples, seed)
+    report = _initialize(model, samples, seed, BEST)
     scale_rows(model, own)
     calibrate_norm(model, samples.inputs)  # running statistics are those of the rows before
     return report

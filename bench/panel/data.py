@@ -7,11 +7,12 @@ and what is reported is measured on the third, so that nothing is chosen by what
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -163,9 +164,8 @@ def _series(name: str, length: int | None = None, image: bool = False) -> Pools:
 
     Series that are shorter than the longest one end in zeros; ``length`` averages neighbors.
     """
-    from aeon.datasets import load_classification
-
-    x, y = load_classification(name)
+    aeon: Any = importlib.import_module("aeon.datasets")
+    x, y = aeon.load_classification(name)
     longest = max(len(series[0]) for series in x)
     rows = [np.pad(series, ((0, 0), (0, longest - series.shape[1]))) for series in x]
     inputs = torch.from_numpy(np.stack(rows).astype(np.float32))

@@ -71,12 +71,12 @@ def _mlp(outputs: int, shape: torch.Size, width: int = 128) -> nn.Module:
 
 
 def _series_fcn(outputs: int, shape: torch.Size, width: int = 64) -> nn.Module:
-    """The fully convolutional network of Wang, Yan and Oates (2017), at half its width of 128."""
+    """That of Wang, Yan and Oates (2017) at half its width, with a kernel of 7 in place of 8."""
     layers: list[nn.Module] = []
     channels = shape[0]
-    for out_channels, kernel in ((width, 8), (2 * width, 5), (width, 3)):
+    for out_channels, kernel in ((width, 7), (2 * width, 5), (width, 3)):
         layers += [
-            nn.Conv1d(channels, out_channels, kernel, padding="same"),
+            nn.Conv1d(channels, out_channels, kernel, padding=kernel // 2),
             nn.BatchNorm1d(out_channels),
             nn.ReLU(),
         ]

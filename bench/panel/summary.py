@@ -89,11 +89,20 @@ def criteria(found: Sequence[Row], arm: str) -> list[Criterion]:
         return [Criterion(None, f"no cell has results of {arm} and of the own start")]
     below = [row for row in known if row.significantly_below]
     low = [row for row in known if row.interval_too_low]
-    mean = fmean(row.gap.gap.mean for row in known if row.gap is not None)
+    by_pair: dict[str, list[float]] = {}
+    for row in known:
+        if row.gap is not None:
+            by_pair.setdefault(row.cell.pair.title, []).append(row.gap.gap.mean)
+    mean = fmean(value for values in by_pair.values() for value in values)
+    of_pairs = fmean(map(fmean, by_pair.values()))
     return [
         Criterion(not below, f"cells significantly below the own start: {_names(below)}"),
         Criterion(not low, f"cells whose 95 % interval is wholly below -1: {_names(low)}"),
-        Criterion(mean > 0, f"mean difference over {len(known)} cells: {mean:+.2f}"),
+        Criterion(
+            mean > 0,
+            f"mean difference over {len(known)} cells: {mean:+.2f} (each of {len(by_pair)} pairs "
+            f"counted once: {of_pairs:+.2f})",
+        ),
         _kept(known, arm),
         _seconds(known, arm),
     ]

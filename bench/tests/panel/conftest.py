@@ -26,7 +26,7 @@ def pair(monkeypatch: pytest.MonkeyPatch) -> Pair:
     """A perceptron on them, a training of which takes milliseconds."""
     monkeypatch.setitem(data.SETS, "clusters", clusters)
     data.load.cache_clear()
-    return Pair("MLP / clusters", "mlp", "clusters", (5,), 3, 8, settings={"width": 8})
+    return Pair("MLP / clusters", "mlp", "clusters", {5: 3}, 8, settings={"width": 8})
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ NOISE = np.array([0.3, -0.2, 0.1, -0.4, 0.2])
 
 @pytest.fixture
 def two_pairs(pair: Pair) -> list[Pair]:
-    return [pair, Pair("MLP / other clusters", "mlp", "clusters", (2, 5), 4, 8)]
+    return [pair, Pair("MLP / other clusters", "mlp", "clusters", {2: 4, 5: 4}, 8)]
 
 
 def results(

@@ -166,14 +166,14 @@ def test_a_run_that_fails_costs_no_other(
 
 def test_pairs_that_lack_something_are_left_out() -> None:
     assert "no_such_package" in str(
-        lacking(Pair("x", "mlp", "digits", (1,), 1, 1, packages=("no_such_package",)))
+        lacking(Pair("x", "mlp", "digits", {1: 1}, 1, packages=("no_such_package",)))
     )
 
 
 def test_sets_need_the_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SYLVINIT_DATA", raising=False)
     for name in ("energy", "camvid", "cifar10"):
-        assert "SYLVINIT_DATA" in str(lacking(Pair("x", "mlp", name, (1,), 1, 1)))
+        assert "SYLVINIT_DATA" in str(lacking(Pair("x", "mlp", name, {1: 1}, 1)))
 
 
 def test_files_and_titles_are_distinct() -> None:
