@@ -13,7 +13,6 @@ from torch import Tensor, nn
 import sylvinit
 from sylvinit.demo.training import calibrate_norm
 from sylvinit.io.datasets import Samples
-from sylvinit.options import PRESETS
 
 OWN, BEST, AUTO = "own", "best", "auto"
 Arm = Callable[[nn.Module, Samples, int], "sylvinit.Report | None"]
@@ -85,16 +84,11 @@ ARMS: dict[str, Arm] = {
 }
 
 
-def available(name: str) -> bool:
-    """Whether this sylvinit has what an arm needs: "auto" may be a preset that is still to come."""
-    return name != AUTO or AUTO in PRESETS
-
-
 def apply(name: str, model: nn.Module, samples: Samples, seed: int) -> dict[str, Any]:
     """Initialize a network in place by the arm of that name.
 
     Returns:
-        How many warnings the report has, and the candidates and the choice where it names any.
+        How many warnings the report has, and the candidates and the choice of a gate.
     """
     with warnings.catch_warnings():
         # That there are few samples is the point of the panel.
@@ -102,6 +96,9 @@ def apply(name: str, model: nn.Module, samples: Samples, seed: int) -> dict[str,
         report = ARMS[name](model, samples, seed)
     if report is None:
         return {"warnings": 0}
-    content = report.to_dict()
-    shown = {key: content[key] for key in ("candidates", "choice") if content.get(key)}
-    return {"warnings": len(report.warnings), **shown}
+    found: dict[str, Any] = {"warnings": len(report.warnings)}
+    candidates = report.to_dict().get("candidates") or []
+    if candidates:
+        found["candidates"] = candidates
+        found["choice"] = next(item["name"] for item in candidates if item["chosen"])
+    return found

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
 
-from panel.arms import ARMS, AUTO, BEST, OWN, available
+from panel.arms import ARMS, AUTO, BEST, OWN
 from panel.pairs import PAIRS, TEST_SEEDS, Pair
 from panel.plan import FOLDER, Records, planned, read
 from panel.table import page
@@ -39,16 +39,10 @@ def _run(arguments: argparse.Namespace) -> int:
             pairs.append(pair)
         else:
             print(f"{pair.title} is left out, it lacks: {reason}", flush=True)
-    names: list[str] = []
-    for name in arguments.arms:
-        if available(name):
-            names.append(name)
-        else:
-            print(f"arm {name} is left out: this sylvinit has no such preset", flush=True)
     cells = [cell for pair in pairs for cell in pair.cells]
     deadline = None if arguments.minutes is None else time.time() + 60 * arguments.minutes
     failures = work(
-        lambda records: planned(cells, names, TEST_SEEDS, records),
+        lambda records: planned(cells, arguments.arms, TEST_SEEDS, records),
         lambda: read(pairs, arguments.results),
         arguments.results,
         arguments.workers,

@@ -209,23 +209,19 @@ def test_variants_of_best() -> None:
     assert not torch.equal(models["own+head"][6].weight, own[6].weight)
 
 
-def test_a_preset_that_is_still_to_come(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arms, "PRESETS", {"best": None})
-    assert arms.available(arms.BEST)
-    assert not arms.available(arms.AUTO)
-
-
 def test_choices_of_a_gate_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    candidates = [{"name": "own", "chosen": False}, {"name": "best", "chosen": True}]
+
     class Report:
         warnings = ("one", "two")
 
         def to_dict(self) -> dict[str, object]:
-            return {"candidates": [{"name": "own", "score": 0.5}], "choice": "own", "layers": []}
+            return {"candidates": candidates, "layers": []}
 
     monkeypatch.setitem(arms.ARMS, "x", lambda model, samples, seed: Report())  # type: ignore[arg-type]
     model, samples = small()
     assert arms.apply("x", model, samples, 0) == {
         "warnings": 2,
-        "candidates": [{"name": "own", "score": 0.5}],
-        "choice": "own",
+        "candidates": candidates,
+        "choice": "best",
     }
