@@ -60,8 +60,8 @@ def planned(
 ) -> Iterator[Run | None]:
     """All runs, so that the panel is balanced wherever it is stopped; None: rate not known yet.
 
-    The rates that suit the own start, one seed of all cells at these rates, the rates that suit the
-    other arms, and then seed by seed what is missing. No run comes twice.
+    The rates that suit the own start, all seeds of all cells at these rates, the rates that suit
+    the other arms, and then seed by seed what is missing. No run comes twice.
     """
     seen: set[str] = set()
     for run in _ordered(cells, arms, seeds, records):
@@ -86,7 +86,8 @@ def _ordered(
 
     for cell in cells:
         yield from choice_runs(cell, OWN)
-    yield from tests(seeds[0], (USER,))
+    for seed in seeds:
+        yield from tests(seed, (USER,))
     for arm in arms:
         for cell in cells:
             yield from choice_runs(cell, arm)

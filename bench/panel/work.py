@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import importlib.util
 import multiprocessing
@@ -10,7 +11,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from experiments.data import MissingDataError
 from experiments.store import Results
+from torch import nn
 
 from panel import arms
 from panel.data import draw, load
@@ -27,8 +29,13 @@ from panel.plan import Records
 from panel.training import measure, train
 
 
-def execute(run: Run) -> dict[str, Any]:
+def execute(run: Run, records: Records | None = None) -> dict[str, Any]:
     """Do a run.
+
+    Args:
+        run: which.
+        records: what was done before. The measures of a run that began with the same weights to the
+            bit, and is the same but for its arm, are taken from there ("same_as" names its arm).
 
     Returns:
         Its record: the measure before and after training in points, processor seconds of both
@@ -42,20 +49,48 @@ def execute(run: Run) -> dict[str, Any]:
     begin = time.process_time()
     report = arms.apply(run.arm, model, samples, run.seed)
     initialized = time.process_time()
-    before = measure(model, measured)
-    middle = time.process_time()
-    train(model, samples, run.recipe, run.seed)
-    end = time.process_time()
+    start = _digest(model)
+    twin = _twin(run, start, records or {})
+    if twin is None:
+        before = measure(model, measured)
+        middle = time.process_time()
+        train(model, samples, run.recipe, run.seed)
+        end = time.process_time()
+        measures = {
+            "before": before,
+            "after": measure(model, measured),
+            "train_seconds": end - middle,
+        }
+    else:
+        measures = {key: twin[key] for key in ("before", "after", "train_seconds")}
+        measures["same_as"] = twin["arm"]
     return run.fields | {
         "samples": len(samples.labels),
-        "before": before,
-        "after": measure(model, measured),
+        **measures,
         "init_seconds": initialized - begin,
-        "train_seconds": end - middle,
         "seconds": time.process_time() - begin,
+        "start": start,
         **report,
         "packages": {name: importlib.metadata.version(name) for name in pair.packages},
     }
+
+
+def _digest(model: nn.Module) -> str:
+    """A hash of all weights and buffers."""
+    found = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        found.update(name.encode())
+        found.update(tensor.contiguous().numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
+def _twin(run: Run, start: str, records: Records) -> Mapping[str, Any] | None:
+    """A record of the same run by another arm that began with the same weights."""
+    fields = {key: value for key, value in run.fields.items() if key != "arm"}
+    for record in records.values():
+        if record.get("start") == start and all(record[key] == fields[key] for key in fields):
+            return record
+    return None
 
 
 def lacking(pair: Pair) -> str | None:
@@ -126,8 +161,9 @@ def _next(plan: Iterable[Run | None], records: Records, busy: set[str], count: i
 
 def _store(run: Run, folder: Path) -> str:
     """Do a run in a worker and store it; a line about it."""
-    record = execute(run)
-    Results(run.cell.pair.slug, folder).append([record])
+    results = Results(run.cell.pair.slug, folder)
+    record = execute(run, results.records())
+    results.append([record])
     return f"{run}: {record['before']:.1f} -> {record['after']:.1f}, {record['seconds']:.1f} s"
 
 

@@ -68,11 +68,11 @@ def test_order_and_resuming(pair: Pair, made_up: Callable[..., Any]) -> None:
     plan = list(planned(cells, names, TEST_SEEDS, records))
     tests = [run for run in plan if run is not None and run.split == "test"]
     assert None not in plan
-    # The user's recipe with seed 0 comes before the choices of "best" and all other seeds.
-    assert [run.seed for run in tests] == sorted(run.seed for run in tests)
-    places = [run.arm == arms.BEST and run.split == "validation" for run in plan if run]
-    assert plan[6:10] == tests[:4]
-    assert places.index(True) == 10
+    # The user's recipe comes before the choices of "best", and all cells before the next seed.
+    assert plan[6:26] == tests[:20]
+    assert [run.seed for run in tests[:20]] == sorted(run.seed for run in tests[:20])
+    assert [run.arm for run in plan[26:32] if run] == [arms.BEST] * 6
+    assert tests[20:] == plan[32:]
     # The own start's runs serve both protocols, those of "best" are at two rates.
     assert len({run.key for run in tests}) == len(tests) == 2 * 5 * 3
 
@@ -84,7 +84,6 @@ def test_equal_rates_are_run_once(pair: Pair, made_up: Callable[..., Any]) -> No
             records |= made_up(cell, name, dict.fromkeys(cell.rates, 1.0), {})
     plan = planned(pair.cells, [arms.OWN, arms.BEST], TEST_SEEDS, records)
     tests = [run.key for run in plan if run is not None and run.split == "test"]
-    # Seed 0 is asked for by both protocols, apart from one another.
     assert len(set(tests)) == 2 * 5 * 2
 
 
@@ -97,6 +96,26 @@ def test_rates_are_chosen_on_validation_samples(pair: Pair, made_up: Callable[..
     assert protocol_rate(cell, arms.BEST, "each", records) is None
     del records[choice_runs(cell, arms.OWN)[0].key]
     assert chosen_rate(cell, arms.OWN, records) is None
+
+
+def test_runs_with_the_same_start_are_done_once(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, other = (Run(pair.cells[0], name, 0, 0.03, "test") for name in (arms.OWN, arms.BEST))
+    first = execute(own)
+    best = execute(other)
+    monkeypatch.setitem(arms.ARMS, arms.BEST, arms.ARMS[arms.OWN])
+    # Of another seed, split or rate, or with other weights: nothing to take the measures from.
+    apart = [{**first, **change} for change in ({"seed": 1}, {"hash": "x"}, {"start": "x"})]
+    apart.append({**first, "cell": {**first["cell"], "rate": 0.1}})
+    twin = {**first, "before": 1.0, "after": 2.0}
+    lines = [best, *apart, twin]
+    found = execute(other, {str(place): line for place, line in enumerate(lines)})
+    assert (found["before"], found["after"], found["same_as"]) == (1.0, 2.0, arms.OWN)
+    found = execute(other, {str(place): line for place, line in enumerate(lines[:-1])})
+    assert "same_as" not in found
+    assert (found["before"], found["after"]) == (first["before"], first["after"])
+    assert first["start"] != best["start"]
 
 
 def do(pairs: list[Pair], names: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> int:
@@ -133,7 +152,12 @@ def test_only_missing_runs_are_done(
     pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done: list[str] = []
-    monkeypatch.setattr(work, "execute", lambda run: done.append(run.key) or execute(run))
+
+    def counted(run: Run, records: Any) -> dict[str, Any]:
+        done.append(run.key)
+        return execute(run, records)
+
+    monkeypatch.setattr(work, "execute", counted)
     assert do([pair], [arms.OWN, arms.BEST], tmp_path, monkeypatch) == 0
     results = Results(pair.slug, tmp_path)
     assert sorted(results.records()) == sorted(done)
