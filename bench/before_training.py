@@ -24,8 +24,8 @@ import torch
 from environment import environment
 
 import sylvinit
-from sylvinit.demo.experiment import he_init_
 from sylvinit.demo.networks import resnet20
+from sylvinit.demo.tasks import he_init_
 from sylvinit.demo.training import accuracy, calibrate_norm
 from sylvinit.io.datasets import Samples, few_per_class, load_cifar10, normalize_cifar10
 

@@ -18,7 +18,7 @@ from meaning import CORRELATED, DAMPING, HEAD, PRESET, SYLVINIT, arguments_from
 from torch import nn
 
 import sylvinit
-from sylvinit.demo.experiment import he_init_
+from sylvinit.demo.tasks import he_init_
 from sylvinit.demo.training import calibrate_norm
 from sylvinit.io.datasets import Samples
 from sylvinit.solve import scaling

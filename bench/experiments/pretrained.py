@@ -15,8 +15,8 @@ from meaning import SYLVINIT_HEAD, arguments_from
 from torch import Tensor, nn
 
 import sylvinit
-from sylvinit.demo.experiment import he_init_
 from sylvinit.demo.networks import CifarResNet, resnet20
+from sylvinit.demo.tasks import he_init_
 from sylvinit.io.datasets import Samples
 
 NORMALISATION = "cifar100"  # of the images that it was trained on

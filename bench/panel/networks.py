@@ -16,8 +16,8 @@ import torch
 from experiments.architectures import to_channels_last
 from torch import Tensor, nn
 
-from sylvinit.demo.experiment import he_init_
 from sylvinit.demo.networks import digits_net, resnet20
+from sylvinit.demo.tasks import he_init_
 
 
 def build(

@@ -17,8 +17,8 @@ def test_figures_are_those_of_the_results(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_a_figure_by_hand() -> None:
-    # The means of the table in docs/evidence.md: 48.7 beside 40.1 (Xavier normal) and 43.3 (LSUV), of
-    # the same ten seeds.
+    # The means of the table in docs/evidence.md, of the same ten seeds: 48.7 beside 40.1 (Xavier
+    # normal) and 43.3 (LSUV).
     assert front_page.few_images() == "+5.3 to +8.6"
 
 

@@ -105,8 +105,13 @@ def _input_correlation(
     ranks.agree("arguments", [f"{count}, {max_samples}, {seed}"], "pass the same on every rank")
     with ModelGuard(model) as guard, ExitStack() as hooks:
         Replicas(model, ranks, guard).compare()
-        sizes = {"microbatch": microbatch, "max_samples": max_samples}
-        batches = read_batches(data, forward, **sizes, may_be_empty=not ranks.alone)
+        batches = read_batches(
+            data,
+            forward,
+            microbatch=microbatch,
+            max_samples=max_samples,
+            may_be_empty=not ranks.alone,
+        )
         batches = in_one_stream(batches, max_samples, ranks)
         for watch in watches:
             hook = watch.layer.module.register_forward_pre_hook(watch.collect, with_kwargs=True)
