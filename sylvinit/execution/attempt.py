@@ -61,6 +61,8 @@ class Run:
             NonFiniteError, SolverError: on all ranks, if on one of them.
         """
         options, tasks = worklist.options, worklist.in_order()
+        for task in tasks:
+            task.reset()  # normalizations may hold what an attempt that failed has collected
         if options.dry_run:
             return Attempt(options, worklist, {id(task): _planned(task) for task in tasks})
         hidden = None if options.progress is None else not options.progress

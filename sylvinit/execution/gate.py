@@ -3,19 +3,20 @@
 The candidates are the network as it came, the same with batch norm statistics of the data, and its
 body initialized as "best". Each is run on the data, and its scores are the held-out error of a
 linear head on the features that it gives (solve/held_out.py), and over how many directions these
-spread. Where labels say nothing of the features (none, or none that suit the head), a rule decides
-from what is known of kinds of networks.
+spread. Where no head is solved from labels, a rule decides from what is known of kinds of networks.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
+import torch
 from torch import nn
 
 from sylvinit.errors import NonFiniteError, SolverError
 from sylvinit.execution.attempt import Attempt, Run
+from sylvinit.execution.guard import same_random_numbers
 from sylvinit.execution.survey import Survey
 from sylvinit.execution.units import LayerUnit
 from sylvinit.execution.worklist import Worklist
@@ -23,6 +24,8 @@ from sylvinit.model.batch_norm import NORM_TYPES, Norm
 from sylvinit.options import Options
 from sylvinit.report import Candidate
 from sylvinit.solve.held_out import HeldOut
+
+OWN, CALIBRATED, BEST = "own", "own, calibrated", "best"
 
 # Standard errors by which the network's own start has to be ahead of "best" to be kept: with a
 # hundred samples the error says little, and on it alone half of what "best" gains would be lost.
@@ -32,118 +35,152 @@ LEAD = 2.0
 # samples apart, layer by layer, and training ends lower whatever the error says before it.
 SPREAD = 2.5
 
-_BETTER = "its own start is kept: a head does as well on the features of the network as it came"
-_UNKNOWN = "its own start is kept: nothing tells that another would be better"
+_NORMS = (
+    nn.LayerNorm,
+    nn.RMSNorm,
+    nn.GroupNorm,
+    nn.LocalResponseNorm,
+    nn.modules.instancenorm._InstanceNorm,
+)
 
 
-def choose(run: Run, best: Worklist) -> Attempt:
-    """Write the candidate of least held-out error; ``best`` is the worklist of preset "best".
+def choose(run: Run, plan: Worklist) -> Attempt:
+    """Write the better start; ``plan`` is the worklist of preset "best".
 
     The network's own start is kept where it is ahead of "best" by more than LEAD standard errors of
-    their difference, and where the features of "best" spread over more than SPREAD times as many
-    directions. A candidate whose activations are not finite, or whose equations cannot be solved,
-    is out.
+    their difference, where the features of "best" spread over more than SPREAD times as many
+    directions, and where they tell no more of the labels than their mean. A candidate whose
+    activations are not finite, or whose equations cannot be solved, is out.
 
     Raises:
         NonFiniteError, SolverError: of "best", where no candidate is left.
     """
-    units = _units(best)
-    if all(unit.task.head for unit in units):
-        return run.attempt(best)  # there is no body to choose
-    if not any(unit.is_scored for unit in units):
-        return _by_rule(run, best)
-    own = _own_starts(best)
-    if best.options.dry_run:
-        attempt = run.attempt(best)
-        attempt.candidates = [Candidate(name) for name in (*own, "best")]
+    best = plan.options
+    if all(unit.task.head for unit in _units(plan)):
+        return run.attempt(plan)  # there is no body to choose
+    starts = {OWN: replace(best, kept="its own start is kept", calibrate_norm=False)}
+    if any(isinstance(task, Norm) for task in plan.in_order()):
+        starts[CALIBRATED] = replace(starts[OWN], calibrate_norm=True)
+    starts[BEST] = best
+    if not (_is_scored(plan) and _is_scored(run.worklist(starts[OWN]))):
+        return _by_rule(run, best, "no head is solved from labels", keeps_head=not best.head_code)
+    if best.dry_run:
+        attempt = run.attempt(plan)
+        attempt.candidates = [Candidate(name) for name in starts]
         return attempt
-    failures: list[Exception] = []
-    scores: dict[str, HeldOut] = {}
-    candidates: dict[str, Candidate] = {}
+    comparison = _Comparison()
     attempt = None
-    for name, options in (*own.items(), ("best", best.options)):
+    for name, options in starts.items():
         run.undo()
-        worklist = best if options is best.options else run.worklist(options)
-        candidates[name] = candidate = Candidate(name)
-        attempt = None
-        try:
-            attempt = run.attempt(worklist, f"sylvinit, {name}")
-        except (NonFiniteError, SolverError) as error:
-            failures.append(error)
-            candidate.reason = str(error)
-            continue
-        score = next((unit.held_out for unit in _units(worklist) if unit.is_scored), None)
-        if score is None:
-            candidate.reason = "too few samples or classes, or features that never vary"
-            continue
-        scores[name] = score
-        candidate.error, candidate.accuracy = score.error, score.accuracy
-    if not scores:
+        attempt = comparison.of(run, name, options)
+    chosen, why = comparison.winner()
+    if chosen is None:
         run.undo()
-        if len(failures) == len(candidates):
-            raise failures[-1]
-        attempt = _by_rule(run, best)
-        attempt.candidates = list(candidates.values())
-        return attempt
-    chosen = _chosen(scores, candidates)
-    if chosen != "best" or attempt is None:
+        attempt = _by_rule(run, best, why, keeps_head=False)
+        chosen = OWN if attempt.options.kept else BEST
+    elif chosen != BEST or attempt is None:
         run.undo()
-        attempt = run.attempt(run.worklist(own[chosen]), f"sylvinit, {chosen}")
-    candidates[chosen].chosen = True
-    attempt.candidates = list(candidates.values())
+        again = replace(starts[chosen], kept=f"its own start is kept: {why}", gated=False)
+        with same_random_numbers():
+            attempt = run.attempt(run.worklist(again), f"sylvinit, {chosen}")
+    comparison.candidates[chosen].chosen = True
+    attempt.candidates = list(comparison.candidates.values())
     return attempt
 
 
-def _chosen(scores: dict[str, HeldOut], candidates: dict[str, Candidate]) -> str:
-    """The name of the start to be written; standard errors and reasons go to the candidates."""
-    own = {name: score for name, score in scores.items() if name != "best"}
-    if not own or "best" not in scores:
-        return next(iter(scores)) if not own else _least(own)
-    best, kept = scores["best"], _least(own)
-    behind = best.errors - own[kept].errors
-    candidates["best"].standard_error = error = float(behind.std()) / math.sqrt(len(behind))
-    widest = max(score.spread for score in own.values())
-    if best.spread > SPREAD * widest:
-        candidates["best"].reason = (
-            f"its features spread over {best.spread:.0f} directions, {best.spread / widest:.1f} "
-            "times as many as those of its own start: mostly noise"
-        )
-        return kept
-    if best.error >= 1:
-        candidates["best"].reason = "its features tell no more of the labels than their mean"
-        return kept
-    return kept if float(behind.mean()) > LEAD * error else "best"
+@dataclass
+class _Comparison:
+    """Candidates and their scores, by name."""
+
+    candidates: dict[str, Candidate] = field(default_factory=dict)
+    scores: dict[str, HeldOut] = field(default_factory=dict)
+    failures: list[Exception] = field(default_factory=list)
+
+    def of(self, run: Run, name: str, options: Options) -> Attempt | None:
+        """Write a candidate and score it; None where it fails."""
+        candidate = self.candidates[name] = Candidate(name)
+        worklist = run.worklist(options)
+        try:
+            with same_random_numbers():  # every candidate finds those of the first
+                attempt = run.attempt(worklist, f"sylvinit, {name}")
+        except (NonFiniteError, SolverError) as error:
+            self.failures.append(error)
+            candidate.reason = str(error)
+            return None
+        score = next(unit.held_out for unit in _units(worklist) if unit.is_scored)
+        if score is None:
+            candidate.reason = "too few samples or classes, or features that never vary"
+        else:
+            self.scores[name] = score
+            candidate.error, candidate.accuracy = score.error, score.accuracy
+            candidate.spread = score.spread
+        return attempt
+
+    def winner(self) -> tuple[str | None, str]:
+        """The name of the start to be written, None without any score, and why.
+
+        Raises:
+            NonFiniteError, SolverError: no candidate is left.
+        """
+        if len(self.failures) == len(self.candidates):
+            raise self.failures[-1]
+        scores, candidates = self.scores, self.candidates
+        if not scores:
+            return None, "too few samples or classes, or features that never vary"
+        kept = min((name for name in scores if name != BEST), key=self._error, default=None)
+        if kept is None:
+            return BEST, ""
+        if BEST not in scores:
+            return kept, f"'best' has no score ({candidates[BEST].reason})"
+        behind = _difference(scores[BEST], scores[kept])
+        error = float(behind.std()) / math.sqrt(len(behind))
+        candidates[BEST].standard_error = error
+        spread = scores[BEST].spread / max(scores[name].spread for name in scores if name != BEST)
+        if spread > SPREAD:
+            why = f"the features of 'best' spread over {spread:.1f} times as many directions"
+        elif scores[BEST].error >= 1:
+            why = "the features of 'best' tell no more of the labels than their mean"
+        elif float(behind.mean()) > LEAD * error:
+            why = "a head does better on its features than on those of 'best'"
+        else:
+            return BEST, ""
+        candidates[BEST].reason = why
+        return kept, why
+
+    def _error(self, name: str) -> float:
+        return self.scores[name].error
 
 
-def _least(scores: dict[str, HeldOut]) -> str:
-    return min(scores, key=lambda name: scores[name].error)
+def _difference(a: HeldOut, b: HeldOut) -> torch.Tensor:
+    """Errors of a without those of b, on the samples that both have rows of."""
+    of_a = torch.isin(a.samples, b.samples)
+    of_b = torch.isin(b.samples, a.samples)
+    return a.errors[of_a] - b.errors[of_b]
 
 
 def _units(worklist: Worklist) -> list[LayerUnit]:
     return [task for task in worklist.in_order() if isinstance(task, LayerUnit)]
 
 
-def _own_starts(best: Worklist) -> dict[str, Options]:
-    """The network's own start by name: as it came, and with statistics of the data."""
-    kept = replace(best.options, kept=_BETTER)
-    starts = {"own": replace(kept, calibrate_norm=False)}
-    if any(isinstance(task, Norm) for task in best.in_order()):
-        starts["own, calibrated"] = kept
-    return starts
+def _is_scored(worklist: Worklist) -> bool:
+    return any(unit.is_scored for unit in _units(worklist))
 
 
-# --------------------------------------------------------------------------------- without labels
+# --------------------------------------------------------------------------------- without a score
 
 
-def _by_rule(run: Run, best: Worklist) -> Attempt:
-    """Without a score: "best" for the networks that it is known to help, else the own start."""
+def _by_rule(run: Run, best: Options, why: str, *, keeps_head: bool) -> Attempt:
+    """Preset "best" for the networks that it is known to help, else the own start."""
+    best = replace(best, gated=False)
     if _is_known_to_gain(run.survey):
-        return run.attempt(best)
-    worklist = run.worklist(replace(best.options, kept=_UNKNOWN, keeps_head=True))
+        return run.attempt(run.worklist(best))
+    kept = f"its own start is kept: {why}"
+    own = replace(best, kept=kept, calibrate_norm=False, keeps_head=keeps_head)
+    worklist = run.worklist(own)
     worklist.warnings.append(
-        "no labels suit the head, so that no start can be compared with another, and the network's "
-        "own start is kept: data-driven weights are known to help networks of convolutions with "
-        "batch norm or without any normalization; preset='best' initializes this one all the same"
+        f"no start can be compared with another ({why}), and the network's own is kept: "
+        "data-driven weights are known to help networks of convolutions with batch norm or without "
+        "any normalization; preset='best' initializes this one all the same"
     )
     return run.attempt(worklist)
 
@@ -157,9 +194,13 @@ def _is_known_to_gain(survey: Survey) -> bool:
 
 
 def _normalizes_samples(module: nn.Module) -> bool:
-    """Whether a module divides each sample by a norm of its own; by its name, for there are many.
+    """Whether a module divides each sample by a norm of its own.
 
-    So do the networks built of attention, with or without a module for it.
+    Of the many that libraries define, by the name; blocks that have a norm inside do not count, nor
+    do parametrizations and layers without a scale.
     """
-    name = type(module).__name__.lower()
-    return "norm" in name and not isinstance(module, (*NORM_TYPES, nn.Identity))
+    if isinstance(module, _NORMS):
+        return True
+    named = "norm" in type(module).__name__.lower() and not isinstance(module, NORM_TYPES)
+    own = any(True for _ in module.parameters(recurse=False))
+    return named and own and not any(True for _ in module.children())

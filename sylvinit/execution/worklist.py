@@ -99,7 +99,7 @@ class Worklist:
         if kept and (options.keeps_head or point is not self._head):
             return options.kept
         if isinstance(point, Norm) and not options.calibrate_norm:
-            return "not asked for: calibrate_norm is false"
+            return options.kept or "not asked for: calibrate_norm is false"
         if not options.selects(point.name):
             return "not selected by include and exclude"
         if id(point) in self._survey.hidden:
@@ -151,7 +151,7 @@ class Worklist:
             kinds = [REMEDIES[kind] for kind in report.remarks]
             remedy = kinds[0] if kinds else "untie or unfreeze this one"
             raise ModelError(f"{text}; name another layer with head=, or {remedy}")
-        if self.options.selects(head.name):
+        if self.options.selects(head.name) and not self.options.keeps_head:
             self.warnings.append(text)
         return None
 
@@ -292,7 +292,7 @@ class Worklist:
         options, branches = self.options, self._survey.branches
         gain = options.gain_of_branches(len(branches))
         for norm in self._survey.norms:
-            norm.gain = None  # another worklist may have given one
+            norm.gain = None  # a worklist before this one may have given one
         solved = {x.module for x in self._survey.layers if id(x) in self.task_of}
         ends = {branch.norm for branch in branches if branch.layer in solved}
         norms = [x for x in self._survey.norms if id(x) in self.task_of and x.module in ends]

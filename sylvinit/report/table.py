@@ -72,7 +72,9 @@ def choice(report: Report) -> str:
         for x in report.candidates
     )
     listed = "; ".join(" ".join(filter(None, score)) for score in scores)
-    return f"start: {chosen}, by the held-out error of a head ({listed})"
+    scored = any(not math.isnan(x.error) for x in report.candidates)
+    how = "by the held-out error of a head" if scored else "by a rule"
+    return f"start: {chosen}, {how} ({listed})"
 
 
 def reasons(report: Report) -> dict[str, list[str]]:

@@ -66,7 +66,9 @@ def held_out(rows: SampledRows) -> HeldOut | None:
     """
     x = rows.x.double()
     samples, place = rows.samples.unique(return_inverse=True)
-    classes = None if rows.labels.is_floating_point() else rows.labels
+    classes = None
+    if not rows.labels.is_floating_point():  # of the classes, only those that there are
+        _, classes = rows.labels.unique(return_inverse=True)
     y = rows.labels if classes is None else one_hot(classes).double()
     center = y.mean(dim=0)
     y = y - center
@@ -82,9 +84,10 @@ def held_out(rows: SampledRows) -> HeldOut | None:
         return None
     folds = _folds(place, len(samples), classes)
     missed, errors = y, torch.full_like(y[:, 0], torch.inf)
+    cross = z.mT @ y
     for ridge in RIDGES:
         shift = ridge * values.sum() / x.shape[1]
-        at_ridge = _missed(z, 1 / (values + shift), y, folds)
+        at_ridge = _missed(z, 1 / (values + shift), y, cross, folds)
         each = (at_ridge.square() / power).sum(dim=1)
         if bool(each.mean() < errors.mean()):
             missed, errors = at_ridge, each
@@ -118,10 +121,10 @@ def _folds(place: Tensor, samples: int, classes: Tensor | None) -> list[Tensor]:
     return [(fold[place] == k).nonzero()[:, 0] for k in range(min(FOLDS, samples))]
 
 
-def _missed(z: Tensor, inverse: Tensor, y: Tensor, folds: list[Tensor]) -> Tensor:
-    """What each row is missed by, by the fit without its fold."""
+def _missed(z: Tensor, inverse: Tensor, y: Tensor, cross: Tensor, folds: list[Tensor]) -> Tensor:
+    """What each row is missed by, by the fit without its fold; ``cross`` is z^T y."""
     n = len(z)
-    residual = y - z @ (inverse[:, None] * (z.mT @ y))  # y is centered: the constant adds nothing
+    residual = y - z @ (inverse[:, None] * cross)  # y is centered: the constant adds nothing
     missed = torch.empty_like(y)
     for fold in folds:
         part = z[fold]
