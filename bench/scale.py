@@ -145,41 +145,51 @@ def _gram_phase(rank: int, ranks: int, folder: str, d: int, rows: int, repeats: 
         group = Ranks(dist.group.WORLD)
     own = rows // ranks
     x = torch.randn(own, d, generator=torch.Generator().manual_seed(rank))
-    seconds = []
+    seconds, products, merging = [], [], []
     for _ in range(repeats):
         if ranks > 1:
             dist.barrier()
-        begin = time.perf_counter()
+        begin, work = time.perf_counter(), time.process_time()
         moments = PatchMoments(d)
         for part in x.split(2048):
             moments.update(part)
+        products.append(time.process_time() - work)
         group.total("rows", moments.n)
 
         def merge(message: Message, held: PatchMoments = moments) -> None:
             held.merge(unpack_moments(message, torch.device("cpu")))
 
         group.reduce("moments", lambda held=moments: pack_moments(held, rows=False), merge)
-        moments.covariance()
         seconds.append(time.perf_counter() - begin)
-    if rank == 0:
-        torch.save(seconds, f"{folder}/{ranks}.pt")
+        merging.append(time.process_time() - work - products[-1])
+    torch.save((min(seconds), min(products), min(merging)), f"{folder}/{ranks}_{rank}.pt")
     if ranks > 1:
         dist.destroy_process_group()
 
 
 def measure(widths: list[int], rows: int, repeats: int) -> None:
-    """Seconds of the Gram phase on 1 and 2 processes, the same rows in all."""
+    """Seconds of the Gram phase on 1 and 2 processes, the same rows in all.
+
+    Efficiency is T(1) / (2 T(2)) by the clock. Where other work takes the processors, what they
+    spend on products and on meeting, packing, sending and merging says more: of the two ranks the
+    latter follow each other.
+    """
     os.environ["OMP_NUM_THREADS"] = "1"
     print(f"Gram phase, {rows} rows of float32 in all, best of {repeats}, one thread a process")
     print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors")
     for d in widths:
-        best = {}
+        found = {}
         with tempfile.TemporaryDirectory() as folder:
             for ranks in (1, 2):
                 mp.spawn(_gram_phase, (ranks, folder, d, rows, repeats), nprocs=ranks)
-                best[ranks] = min(torch.load(f"{folder}/{ranks}.pt"))
-        efficiency = best[1] / (2 * best[2])
-        print(f"d {d:>5}: {best[1]:.3f} s, {best[2]:.3f} s, efficiency {efficiency:.2f}")
+                found[ranks] = [torch.load(f"{folder}/{ranks}_{rank}.pt") for rank in range(ranks)]
+        ((alone, products, _),), ((both, *first), (_, *second)) = found[1], found[2]
+        added = first[1] + second[1]
+        print(
+            f"d {d:>5}: {alone:.3f} s and {both:.3f} s, efficiency {alone / (2 * both):.2f}; "
+            f"processors: {products:.3f} s, and {max(first[0], second[0]):.3f} s with "
+            f"{added:.3f} s for the merge, {1 / (1 + added / max(first[0], second[0])):.2f}"
+        )
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sylvinit.distributed import Message
 from sylvinit.moments.streaming import PatchMoments
-from sylvinit.moments.sums import LabelSums
+from sylvinit.moments.sums import LabelSums, mirrored
 
 
 def pack_moments(moments: PatchMoments, *, rows: bool) -> Message:
@@ -69,8 +69,7 @@ def _triangle(x: Tensor) -> Tensor:
 
 def _symmetric(triangle: Tensor, d: int) -> Tensor:
     """The symmetric matrices (groups, d, d) of upper triangles."""
-    x = triangle.new_empty((len(triangle), d, d))
+    x = triangle.new_zeros((len(triangle), d, d))
     for row, part in enumerate(triangle.split(list(range(d, 0, -1)), dim=1)):
         x[:, row, row:] = part
-        x[:, row:, row] = part
-    return x
+    return mirrored(x)
