@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gpu.ceilings import tf32_products
 from gpu.gram_cases import Inputs
 from sylvinit.backends import extension
 from sylvinit.moments import fused
@@ -77,8 +78,11 @@ class Kernels:
         return [lambda turn=turn: call(turn) for turn in range(self.inputs.turns)]
 
 
-def gathered(inputs: Inputs) -> list[Call]:
-    """As many patches gathered by torch, and cuBLAS; their positions are drawn beforehand."""
+def _on_gathered(inputs: Inputs, add: Callable[[Tensor, Tensor], None]) -> list[Call]:
+    """As many patches gathered by torch; ``add(total, rows)`` adds the products of a chunk.
+
+    Their positions are drawn beforehand.
+    """
     case, device = inputs.case, inputs.x(0).device
     chunk = max(4096, _CHUNK_BYTES // (8 * case.d))
     generator = torch.Generator(device).manual_seed(0)
@@ -97,11 +101,35 @@ def gathered(inputs: Inputs) -> list[Call]:
             rows = gather_patches(
                 inputs.x(turn), case.geometry, entry[part], position[part], case.out_size
             )
-            rows = rows.flatten(1).float()
-            total.addmm_(rows.T, rows)
+            add(total, rows.flatten(1).float())
         return total
 
     return [lambda turn=turn: call(turn) for turn in range(inputs.turns)]
+
+
+def gathered(inputs: Inputs) -> list[Call]:
+    """Gathered patches, and cuBLAS in float32."""
+    return _on_gathered(inputs, lambda total, rows: total.addmm_(rows.T, rows))
+
+
+def halves(inputs: Inputs) -> list[Call]:
+    """Gathered patches, and cuBLAS on two TF32 halves: H^T H + H^T L + (H^T L)^T, X = H + L."""
+
+    def add(total: Tensor, rows: Tensor) -> None:
+        high, low = split_tf32(rows)
+        with tf32_products(True):
+            cross = high.T @ low
+            total.addmm_(high.T, high)
+        total += cross
+        total += cross.T
+
+    return _on_gathered(inputs, add)
+
+
+def split_tf32(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x = high + low, high of 11 bits; what is beyond 11 bits of low is dropped by the product."""
+    high = ((x.view(torch.int32) + 0x1000) & -0x2000).view(torch.float32)
+    return high, x - high
 
 
 def unfolded(inputs: Inputs) -> list[Call]:

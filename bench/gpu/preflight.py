@@ -1,0 +1,78 @@
+"""What a check needs, looked for before anything else is done."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import sysconfig
+from pathlib import Path
+
+from gpu.context import ROOT
+
+# What the library, its tests and its build import.
+PACKAGES = (
+    "torch",
+    "numpy",
+    "scipy",
+    "sklearn",
+    "threadpoolctl",
+    "greenlet",
+    "tqdm",
+    "safetensors",
+    "pytest",
+    "hypothesis",
+    "pybind11",
+    "setuptools",
+)
+STEPS = ("building", "testing", "ceilings", "gram", "eigen", "initialization", "sylvester")
+STEPS += ("sanitizing", "all_patches")
+
+
+def problems() -> list[str]:
+    """A sentence for each thing that is missing: packages, this tree, the toolkit, a GPU."""
+    found = [text for name in PACKAGES if (text := _does_not_import(name))]
+    if found:  # nothing else imports then
+        names = " ".join(text.split(":")[0] for text in found)
+        remedy = f"pip install {names}; without network, pip install --no-index from wheels"
+        return [*found, f"{remedy} that were brought along (pip download {names} elsewhere)"]
+    modules = ["sylvinit", *(f"gpu.{name}" for name in STEPS)]
+    found += [text for name in modules if (text := _does_not_import(name))]
+    return found + toolkit_problems() + gpu_problems()
+
+
+def _does_not_import(name: str) -> str:
+    try:
+        importlib.import_module(name)
+    except Exception as error:
+        return f"{name}: {type(error).__name__}: {error}"
+    return ""
+
+
+def toolkit_problems() -> list[str]:
+    """nvcc with headers for torch's CUDA, a C++ compiler, ninja, Python.h."""
+    sys.path.append(str(ROOT))
+    from buildtools import toolkit
+
+    found: list[str] = []
+    for look in (toolkit.find_toolkit, toolkit.host_compiler, toolkit.find_ninja):
+        try:
+            look()
+        except toolkit.BuildError as error:
+            found.append(str(error))
+    if not (header := python_header()).is_file():
+        found.append(f"{header} does not exist. Install the headers of Python (python3-dev).")
+    return found
+
+
+def python_header() -> Path:
+    """Where the build looks for it."""
+    return Path(sysconfig.get_path("include")) / "Python.h"
+
+
+def gpu_problems() -> list[str]:
+    """Whether torch sees a GPU."""
+    import torch
+
+    if torch.cuda.is_available():
+        return []
+    return [f"no GPU: torch {torch.__version__} says that CUDA is not available. See --dry-run."]

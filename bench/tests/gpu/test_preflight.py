@@ -1,0 +1,46 @@
+"""What bench/gpu_check.py looks for before anything else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from gpu import machine, preflight
+from gpu.context import Context
+
+
+def test_a_package_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "PACKAGES", ("json", "no_such_package"))
+    first, remedy = preflight.problems()
+    assert first.startswith("no_such_package: ModuleNotFoundError")
+    assert "pip download no_such_package" in remedy
+
+
+def test_everything_that_is_missing_is_said_at_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setattr("buildtools.toolkit.STANDARD", tmp_path)
+    for name in ("SYLVINIT_CUDA_HOME", "CUDA_HOME", "CUDA_PATH"):
+        monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.setattr("buildtools.toolkit._wheel_roots", lambda: [])
+    monkeypatch.setattr(preflight, "python_header", lambda: tmp_path / "Python.h")
+    text = "\n".join(preflight.toolkit_problems())
+    for what in ("nvcc was not found", "no-such-compiler", "Python.h does not exist"):
+        assert what in text
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_no_gpu_is_a_reason_to_stop() -> None:
+    context = Context()
+    with pytest.raises(RuntimeError, match="no GPU"):
+        machine.run(context)
+    missing: Any = context.results["missing"]
+    assert any("no GPU" in text for text in missing)
+
+
+def test_nothing_here_fails_to_import() -> None:
+    assert not [text for text in preflight.problems() if "Error:" in text]
