@@ -48,8 +48,7 @@ __global__ void __launch_bounds__(TileShape<Tile>::kThreads, Tile == 64 ? 3 : 1)
   using Columns = TileColumns<Tile, Shape::kThreads, V>;
   alignas(16) __shared__ Slice<Tile> left[2];
   alignas(16) __shared__ Slice<Tile> right[2];
-  __shared__ PatchRow rows[2][kChunk];
-  __shared__ ChunkPlaces places[2];
+  __shared__ Round<Shape::kThreads> round;
 
   const int group = static_cast<int>(blockIdx.x / plan.pairs);
   const int tiles = static_cast<int>((columns_of(gram) + Tile - 1) / Tile);
@@ -66,25 +65,24 @@ __global__ void __launch_bounds__(TileShape<Tile>::kThreads, Tile == 64 ? 3 : 1)
   down.start(gram, group, static_cast<std::int64_t>(pair.row) * Tile);
   across.start(gram, group, static_cast<std::int64_t>(pair.column) * Tile);
 
-  // The way of a chunk, in steps between which the block meets: which patches, where they lie,
-  // their numbers into registers and from there into shared memory, the product. Of all that is
-  // shared there are two, for the chunks of even and of odd number.
+  // The way of a chunk, in steps between which the block meets: its numbers into registers and from
+  // there into shared memory, the product. There are two slices, for the chunks of even and of odd
+  // number. Where the numbers lie is found for many chunks at once, before the first of them.
+  const int per_round = patches_of_round<Shape::kThreads>(tap_slots(gram));
+  int at = per_round;  // of the next chunk to be taken, in the round
   auto is_ours = [&](std::int64_t chunk) { return chunk >= begin && chunk < end; };
-  auto choose = [&](std::int64_t chunk) {
-    const int thread = static_cast<int>(threadIdx.x);
-    if (thread >= kChunk || !is_ours(chunk)) return;
-    const PatchRow row = row_of_patch(gram, chunk * kChunk + thread);
-    if (row.label == kBadLabel) atomicOr(gram.status, kLabelOutOfRange);
-    if (row.label == kBadPatch) atomicOr(gram.status, kPatchOutOfRange);
-    rows[chunk & 1][thread] = row;
-  };
-  auto find = [&](std::int64_t chunk) {
-    if (is_ours(chunk)) find_places(gram, rows[chunk & 1], places[chunk & 1]);
-  };
   auto take = [&](std::int64_t chunk) {
     if (!is_ours(chunk)) return;
-    down.take(gram, places[chunk & 1], chunk * kChunk);
-    if (!diagonal) across.take(gram, places[chunk & 1], chunk * kChunk);
+    const std::int64_t p = chunk * kChunk;
+    if (at == per_round) {
+      const std::int64_t left = end * kChunk - p;
+      const int count = left < per_round ? static_cast<int>(left) : per_round;
+      choose_round(gram, count, [&](int i) { return p + i; }, round);
+      at = 0;
+    }
+    down.take(gram, round, at, p);
+    if (!diagonal) across.take(gram, round, at, p);
+    at += kChunk;
   };
   auto put = [&](std::int64_t chunk) {
     if (!is_ours(chunk)) return;
@@ -98,12 +96,9 @@ __global__ void __launch_bounds__(TileShape<Tile>::kThreads, Tile == 64 ? 3 : 1)
   sum.clear();
   sum_in_between.clear();
   bool first = true;
-  // Three turns before the first product, one for each step that precedes it.
-  for (std::int64_t chunk = begin - 3; chunk < end; ++chunk) {
+  // One turn before the first product.
+  for (std::int64_t chunk = begin - 1; chunk < end; ++chunk) {
     take(chunk + 1);
-    // Before the product, so that the few threads that divide and draw do it while others multiply.
-    find(chunk + 2);
-    choose(chunk + 3);
     if (is_ours(chunk)) {
       const int side = static_cast<int>(chunk & 1);
       multiply<Tile, kArithmetic>(partial, left[side], diagonal ? left[side] : right[side]);

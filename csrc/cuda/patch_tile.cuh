@@ -15,24 +15,50 @@ constexpr int kChunk = 16;
 // Columns of padding after each patch, so that the 8 x 4 numbers of a fragment lie in 32 banks.
 constexpr int kPadding = 8;
 
-// Where the patches of a chunk lie.
-struct ChunkPlaces {
-  std::int64_t offset[kChunk];
-  int label[kChunk];
-  int taps[kChunk][kMaxTapSlots];
+// Tap offsets that a block holds at a time.
+constexpr int kHeldTaps = kChunk * static_cast<int>(kMaxTapSlots);
+
+// Patches that a block has chosen at once, and where they lie.
+template <int Threads>
+struct Round {
+  PatchRow row[Threads];
+  int tap[kHeldTaps];  // tap_slots of each patch
 };
 
-// Fills the places of a chunk from the rows of its patches.
-__device__ inline void find_places(const PatchGram& gram, const PatchRow* rows,
-                                   ChunkPlaces& places) {
-  const int slots = tap_slots(gram), threads = static_cast<int>(blockDim.x);
-  for (int i = static_cast<int>(threadIdx.x); i < kChunk * slots; i += threads) {
-    const int r = i / slots, slot = i - r * slots;
-    places.taps[r][slot] = tap_offset(gram, rows[r], slot);
-    if (slot > 0) continue;
-    places.offset[r] = rows[r].offset;
-    places.label[r] = rows[r].label;
+// Patches of a round: one for each thread as far as their offsets fit, in whole chunks. Choosing a
+// patch takes hundreds of instructions that wait for each other, so many threads do it together.
+template <int Threads>
+__device__ int patches_of_round(int slots) {
+  const int fitting = kHeldTaps / slots / kChunk * kChunk;
+  return fitting < Threads ? fitting : Threads;
+}
+
+// Fills a round with `count` patches, patch(0), patch(1), ... All threads of the block call it,
+// when none of them reads the round any more.
+template <int Threads, class PatchOf>
+__device__ void choose_round(const PatchGram& gram, int count, const PatchOf& patch,
+                             Round<Threads>& round) {
+  const int thread = static_cast<int>(threadIdx.x), slots = tap_slots(gram);
+  if (thread < count) {
+    const PatchRow row = row_of_patch(gram, patch(thread));
+    if (row.label == kBadLabel) atomicOr(gram.status, kLabelOutOfRange);
+    if (row.label == kBadPatch) atomicOr(gram.status, kPatchOutOfRange);
+    round.row[thread] = row;
   }
+  __syncthreads();
+  // From one offset of a thread to its next, without a division for each.
+  const int rows = Threads / slots, rest = Threads - rows * slots;
+  int r = thread / slots, slot = thread - r * slots;
+  while (r < count) {
+    round.tap[r * slots + slot] = tap_offset(gram, round.row[r], slot);
+    r += rows;
+    slot += rest;
+    if (slot >= slots) {
+      slot -= slots;
+      ++r;
+    }
+  }
+  __syncthreads();
 }
 
 // The columns [first, first + Tile) of Z that one thread carries: V neighboring ones, of
@@ -49,23 +75,24 @@ class TileColumns {
     shift_ = shifted ? gram.shift + group * d + feature : nullptr;
   }
 
-  // Asks for the numbers of one chunk. Nothing here depends on them, so that they are on their way
-  // until `put`.
-  __device__ void take(const PatchGram& gram, const ChunkPlaces& places, std::int64_t first) {
+  // Asks for the numbers of the chunk that begins with patch `at` of the round and patch `first` of
+  // all. Nothing here depends on them, so that they are on their way until `put`.
+  __device__ void take(const PatchGram& gram, const Round<Threads>& round, int at,
+                       std::int64_t first) {
     if (beside_ >= 0) {
       outside_ = missing_ = 0;
 #pragma unroll
       for (int i = 0; i < kRows; ++i) {
 #pragma unroll
         for (int v = 0; v < V; ++v) {
-          bits_[i * V + v] =
-              bits_of_float(beside_patch(gram, places.label[row(i)], first + row(i), beside_ + v));
+          const int label = round.row[at + row(i)].label;
+          bits_[i * V + v] = bits_of_float(beside_patch(gram, label, first + row(i), beside_ + v));
         }
       }
     } else if (gram.element_type == kFloat32) {
-      read<std::uint32_t>(gram.x, places);
+      read<std::uint32_t>(gram, round, at);
     } else {
-      read<std::uint16_t>(gram.x, places);
+      read<std::uint16_t>(gram, round, at);
     }
   }
 
@@ -88,16 +115,18 @@ class TileColumns {
   static __device__ int row(int i) { return static_cast<int>(threadIdx.x) / kAcross + i * kStride; }
 
   template <class Bits>
-  __device__ void read(const void* x, const ChunkPlaces& places) {
+  __device__ void read(const PatchGram& gram, const Round<Threads>& round, int at) {
+    const int slots = tap_slots(gram);
     outside_ = missing_ = 0;
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
-      const int r = row(i);
-      const std::int64_t offset = element_offset(places.offset[r], places.taps[r], column_);
+      const int r = at + row(i);
+      const std::int64_t offset =
+          element_offset(round.row[r].offset, round.tap + r * slots, column_);
       outside_ |= (offset < 0 ? 1u : 0u) << i;
-      missing_ |= (has_patch(places.label[r]) ? 0u : 1u) << i;
+      missing_ |= (has_patch(round.row[r].label) ? 0u : 1u) << i;
       // A load for everyone costs less than a branch around it; element 0 is always there.
-      const auto* address = static_cast<const Bits*>(x) + (offset < 0 ? 0 : offset);
+      const auto* address = static_cast<const Bits*>(gram.x) + (offset < 0 ? 0 : offset);
       const auto pack = *reinterpret_cast<const Pack<Bits, V>*>(address);
 #pragma unroll
       for (int v = 0; v < V; ++v) bits_[i * V + v] = pack.item[v];
