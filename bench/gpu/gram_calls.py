@@ -60,7 +60,7 @@ class Kernels:
         for turn in range(inputs.turns):
             args = inputs.layout(turn).arguments(module, inputs.x(turn))
             args.status, args.shift = self.status.data_ptr(), self.shift.data_ptr()
-            plan = module.plan_patch_gram(args, multiprocessors, tile)
+            plan = module.plan_patch_gram(args, self.arithmetic, multiprocessors, tile)
             self.arguments.append((args, plan))
         self.plan = self.arguments[0][1]
         count = self.plan.workspace // 8

@@ -7,59 +7,12 @@
 
 #include "element.cuh"
 #include "patch_layout.cuh"
+#include "patch_round.cuh"
 
 namespace sylvinit {
 
-// Patches that are in shared memory at a time: two steps of the tensor cores.
-constexpr int kChunk = 16;
 // Columns of padding after each patch, so that the 8 x 4 numbers of a fragment lie in 32 banks.
 constexpr int kPadding = 8;
-
-// Tap offsets that a block holds at a time.
-constexpr int kHeldTaps = kChunk * static_cast<int>(kMaxTapSlots);
-
-// Patches that a block has chosen at once, and where they lie.
-template <int Threads>
-struct Round {
-  PatchRow row[Threads];
-  int tap[kHeldTaps];  // tap_slots of each patch
-};
-
-// Patches of a round: one for each thread as far as their offsets fit, in whole chunks. Choosing a
-// patch takes hundreds of instructions that wait for each other, so many threads do it together.
-template <int Threads>
-__device__ int patches_of_round(int slots) {
-  const int fitting = kHeldTaps / slots / kChunk * kChunk;
-  return fitting < Threads ? fitting : Threads;
-}
-
-// Fills a round with `count` patches, patch(0), patch(1), ... All threads of the block call it,
-// when none of them reads the round any more.
-template <int Threads, class PatchOf>
-__device__ void choose_round(const PatchGram& gram, int count, const PatchOf& patch,
-                             Round<Threads>& round) {
-  const int thread = static_cast<int>(threadIdx.x), slots = tap_slots(gram);
-  if (thread < count) {
-    const PatchRow row = row_of_patch(gram, patch(thread));
-    if (row.label == kBadLabel) atomicOr(gram.status, kLabelOutOfRange);
-    if (row.label == kBadPatch) atomicOr(gram.status, kPatchOutOfRange);
-    round.row[thread] = row;
-  }
-  __syncthreads();
-  // From one offset of a thread to its next, without a division for each.
-  const int rows = Threads / slots, rest = Threads - rows * slots;
-  int r = thread / slots, slot = thread - r * slots;
-  while (r < count) {
-    round.tap[r * slots + slot] = tap_offset(gram, round.row[r], slot);
-    r += rows;
-    slot += rest;
-    if (slot >= slots) {
-      slot -= slots;
-      ++r;
-    }
-  }
-  __syncthreads();
-}
 
 // The columns [first, first + Tile) of Z that one thread carries: V neighboring ones, of
 // kChunk / kStride patches.
@@ -83,16 +36,20 @@ class TileColumns {
       outside_ = missing_ = 0;
 #pragma unroll
       for (int i = 0; i < kRows; ++i) {
+        const bool there = has_patch(round.row[at + row(i)].label);
+        const float* code = gram.code + (first + row(i)) * gram.code_stride;
 #pragma unroll
         for (int v = 0; v < V; ++v) {
-          const int label = round.row[at + row(i)].label;
-          bits_[i * V + v] = bits_of_float(beside_patch(gram, label, first + row(i), beside_ + v));
+          const bool has = there && beside_ + v < gram.codes;
+          words_[i * V + v] = has ? bits_of_float(code[beside_ + v]) : 0u;
         }
       }
     } else if (gram.element_type == kFloat32) {
-      read<std::uint32_t>(gram, round, at);
+      read<std::uint32_t, V>(gram, round, at);
+    } else if constexpr (V == 4) {
+      read<std::uint32_t, 2>(gram, round, at);
     } else {
-      read<std::uint16_t>(gram, round, at);
+      read<std::uint16_t, 1>(gram, round, at);
     }
   }
 
@@ -114,8 +71,10 @@ class TileColumns {
 
   static __device__ int row(int i) { return static_cast<int>(threadIdx.x) / kAcross + i * kStride; }
 
-  template <class Bits>
+  // V numbers of each patch as so many words, as they lie: taking them apart would wait for them.
+  template <class Word, int Words>
   __device__ void read(const PatchGram& gram, const Round<Threads>& round, int at) {
+    constexpr int kBytes = sizeof(Word) * Words / V;
     const int slots = tap_slots(gram);
     outside_ = missing_ = 0;
 #pragma unroll
@@ -126,10 +85,10 @@ class TileColumns {
       outside_ |= (offset < 0 ? 1u : 0u) << i;
       missing_ |= (has_patch(round.row[r].label) ? 0u : 1u) << i;
       // A load for everyone costs less than a branch around it; element 0 is always there.
-      const auto* address = static_cast<const Bits*>(gram.x) + (offset < 0 ? 0 : offset);
-      const auto pack = *reinterpret_cast<const Pack<Bits, V>*>(address);
+      const char* address = static_cast<const char*>(gram.x) + (offset < 0 ? 0 : offset) * kBytes;
+      const auto pack = *reinterpret_cast<const Pack<Word, Words>*>(address);
 #pragma unroll
-      for (int v = 0; v < V; ++v) bits_[i * V + v] = pack.item[v];
+      for (int w = 0; w < Words; ++w) words_[i * V + w] = pack.item[w];
     }
   }
 
@@ -144,18 +103,24 @@ class TileColumns {
       Pack<float, V> pack;
 #pragma unroll
       for (int v = 0; v < V; ++v) {
-        const float value = outside_ >> i & 1 ? 0.0f : float_of<kType>(bits_[i * V + v]);
+        const float value = outside_ >> i & 1 ? 0.0f : number<kType>(i, v);
         pack.item[v] = missing_ >> i & 1 ? 0.0f : value - shift[v];
       }
       *reinterpret_cast<Pack<float, V>*>(&shared[row(i)][across]) = pack;
     }
   }
 
+  template <ElementType kType>
+  __device__ float number(int i, int v) const {
+    if constexpr (kType == kFloat32 || V == 1) return float_of<kType>(words_[i * V + v]);
+    return float_of<kType>(words_[i * V + v / 2] >> (v % 2 * 16) & 0xFFFFu);
+  }
+
   int beside_;  // columns from the first one beside the patch; negative: a feature of the patch
   PatchColumn column_;
-  const float* shift_;             // read again for each chunk: a pointer takes fewer registers
-  std::uint32_t bits_[kRows * V];  // as they were read
-  unsigned outside_, missing_;     // a bit for each patch: a structural zero, no patch
+  const float* shift_;              // read again for each chunk: a pointer takes fewer registers
+  std::uint32_t words_[kRows * V];  // as they were read
+  unsigned outside_, missing_;      // a bit for each patch: a structural zero, no patch
 };
 
 }  // namespace sylvinit
