@@ -50,11 +50,15 @@ __device__ void add_columns(const Slice<Tile>& slice, double* column_sum) {
   column_sum[column] += sum;
 }
 
+// Blocks that must fit on a multiprocessor: as many as leave enough registers not to spill.
+template <int Tile, Arithmetic kArithmetic>
+constexpr int kLeastResident = Tile != 64 ? 1 : (kArithmetic == kFFMA ? 2 : 3);
+
 // Grid: (pairs of tiles * groups, splits). workspace: tiles (splits, groups, pairs, Tile, Tile),
 // and from plan.column_sums on sums (splits, groups, tiles, Tile), by the tiles on the diagonal. V:
 // features that are read at a time.
 template <int Tile, Arithmetic kArithmetic, int V>
-__global__ void __launch_bounds__(TileShape<Tile>::kThreads, Tile == 64 ? 3 : 1)
+__global__ void __launch_bounds__(TileShape<Tile>::kThreads, kLeastResident<Tile, kArithmetic>)
     tile_kernel(PatchGram gram, PatchGramPlan plan, double* workspace) {
   using Shape = TileShape<Tile>;
   using Columns = TileColumns<Tile, Shape::kThreads, V>;
@@ -107,11 +111,11 @@ __global__ void __launch_bounds__(TileShape<Tile>::kThreads, Tile == 64 ? 3 : 1)
   sum.clear();
   sum_in_between.clear();
   if (threadIdx.x < Tile) column_sum[threadIdx.x] = 0.0;
-  if (threadIdx.x == 0) {  // read after the loop, in which the block meets at least once
+  if (threadIdx.x == 0) {  // read when the block has met once
     const std::int64_t of_split = static_cast<std::int64_t>(blockIdx.y) * gram.groups + group;
     sums_place = plan.column_sums + (of_split * tiles + pair.row) * Tile;
   }
-  bool first = true;
+  constexpr int kChunksPerFlush = kPatchesPerFlush<kArithmetic> / kChunk;
   // One turn before the first product.
   for (int chunk = -1; chunk < ours; ++chunk) {
     const bool more = chunk + 1 < ours;
@@ -121,9 +125,8 @@ __global__ void __launch_bounds__(TileShape<Tile>::kThreads, Tile == 64 ? 3 : 1)
       multiply<Tile, kArithmetic>(partial, left[side], diagonal ? left[side] : right[side]);
       const int done = chunk + 1;
       if (kSumsInBetween && done % (kPatchesPerSum / kChunk) == 0) sum.take(partial);
-      if (done % (kPatchesPerFlush<kArithmetic> / kChunk) == 0) {
-        flush<Tile>(sum, place, first);
-        first = false;
+      if (done % kChunksPerFlush == 0) {
+        flush<Tile>(sum, place, done == kChunksPerFlush);
       }
     }
     if (more) put(chunk + 1);
@@ -132,7 +135,7 @@ __global__ void __launch_bounds__(TileShape<Tile>::kThreads, Tile == 64 ? 3 : 1)
     __syncthreads();
   }
   if (kSumsInBetween) sum.take(partial);
-  flush<Tile>(sum, place, first);
+  flush<Tile>(sum, place, ours < kChunksPerFlush);
   if (diagonal && threadIdx.x < Tile) {
     workspace[sums_place + threadIdx.x] = column_sum[threadIdx.x];
   }

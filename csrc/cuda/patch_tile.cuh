@@ -33,7 +33,7 @@ class TileColumns {
   __device__ void take(const PatchGram& gram, const Round<Threads>& round, int at,
                        std::int64_t first) {
     if (beside_ >= 0) {
-      outside_ = missing_ = 0;
+      marks_ = 0;
 #pragma unroll
       for (int i = 0; i < kRows; ++i) {
         const bool there = has_patch(round.row[at + row(i)].label);
@@ -68,6 +68,7 @@ class TileColumns {
   static constexpr int kAcross = Tile / V;           // threads along the columns
   static constexpr int kStride = Threads / kAcross;  // patches read at a time
   static constexpr int kRows = kChunk / kStride;     // patches of one thread
+  static_assert(kRows <= 16, "a bit of marks_ for each, twice");
 
   static __device__ int row(int i) { return static_cast<int>(threadIdx.x) / kAcross + i * kStride; }
 
@@ -76,14 +77,14 @@ class TileColumns {
   __device__ void read(const PatchGram& gram, const Round<Threads>& round, int at) {
     constexpr int kBytes = sizeof(Word) * Words / V;
     const int slots = tap_slots(gram);
-    outside_ = missing_ = 0;
+    marks_ = 0;
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
       const int r = at + row(i);
       const std::int64_t offset =
           element_offset(round.row[r].offset, round.tap + r * slots, column_);
-      outside_ |= (offset < 0 ? 1u : 0u) << i;
-      missing_ |= (has_patch(round.row[r].label) ? 0u : 1u) << i;
+      marks_ |= (offset < 0 ? 1u : 0u) << i;
+      marks_ |= (has_patch(round.row[r].label) ? 0u : 0x10000u) << i;
       // A load for everyone costs less than a branch around it; element 0 is always there.
       const char* address = static_cast<const char*>(gram.x) + (offset < 0 ? 0 : offset) * kBytes;
       const auto pack = *reinterpret_cast<const Pack<Word, Words>*>(address);
@@ -103,8 +104,8 @@ class TileColumns {
       Pack<float, V> pack;
 #pragma unroll
       for (int v = 0; v < V; ++v) {
-        const float value = outside_ >> i & 1 ? 0.0f : number<kType>(i, v);
-        pack.item[v] = missing_ >> i & 1 ? 0.0f : value - shift[v];
+        const float value = marks_ >> i & 1 ? 0.0f : number<kType>(i, v);
+        pack.item[v] = marks_ >> i & 0x10000 ? 0.0f : value - shift[v];
       }
       *reinterpret_cast<Pack<float, V>*>(&shared[row(i)][across]) = pack;
     }
@@ -120,7 +121,7 @@ class TileColumns {
   PatchColumn column_;
   const float* shift_;              // read again for each chunk: a pointer takes fewer registers
   std::uint32_t words_[kRows * V];  // as they were read
-  unsigned outside_, missing_;      // a bit for each patch: a structural zero, no patch
+  unsigned marks_;  // for each patch a bit for a structural zero, and one for no patch
 };
 
 }  // namespace sylvinit
