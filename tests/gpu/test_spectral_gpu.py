@@ -13,6 +13,7 @@ import sylvinit
 from sylvinit.backends import choose, cusolver, eigen, extension, kernels
 from sylvinit.backends.eigen import Thresholds
 from sylvinit.errors import DeviceMemoryError, SolverError
+from sylvinit.sylvester import shifted
 from sylvinit.sylvester.semidefinite import solve_positive
 
 pytestmark = pytest.mark.skipif(not extension.available(), reason=extension.reason())
@@ -176,6 +177,24 @@ def test_users_equations(assume) -> None:
         found = sylvinit.solve_sylvester(*(x.to(DEVICE) for x in (a, b, q)), assume_a=assume)
         assert found.device.type == DEVICE
         assert float((found.cpu() - expected).norm() / expected.norm()) < 1e-10
+
+
+@pytest.mark.parametrize(("batch", "k", "d"), [(3, 5, 200), (1, 150, 20), (2, 128, 128)])
+def test_users_general_equations(batch, k, d) -> None:
+    """Shifted systems on the GPU; and equations that are left to the host."""
+    a, b, q = (
+        torch.randn(batch, m, n, generator=generator(1), dtype=torch.float64)
+        for m, n in ((k, k), (d, d), (k, d))
+    )
+    for shift, apart in ((4 * d**0.5, True), (0.0, False)):
+        left = a + shift * torch.eye(k)
+        expected = sylvinit.solve_sylvester(left, b, q)
+        on_gpu = [x.to(DEVICE) for x in (left, b, q)]
+        found = sylvinit.solve_sylvester(*on_gpu)
+        assert float(sylvinit.sylvester_residual(*on_gpu, found).max()) < 1e-12
+        if apart:
+            assert shifted.pays(on_gpu[2])
+            assert float((found.cpu() - expected).norm() / expected.norm()) < 1e-10
 
 
 def test_out_of_memory_names_sizes_and_leaks_nothing() -> None:
