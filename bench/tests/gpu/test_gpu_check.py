@@ -415,7 +415,7 @@ def test_filter_for_the_kernels_of_this_library() -> None:
 
 def test_eigen_table_with_an_extension(monkeypatch: pytest.MonkeyPatch) -> None:
     """The direct calls, on memory of the CPU."""
-    from gpu import direct, eigen
+    from gpu import direct, eigen, sylvester
 
     module, _ = fake_cuda.install(monkeypatch)
     monkeypatch.setattr(extension, "reason", lambda: "")
@@ -431,6 +431,9 @@ def test_eigen_table_with_an_extension(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(row["best"] in direct.ROUTINES for row in rows)
     assert "failures" not in context.results
     assert {name for name, *_ in module.calls} == set(direct.ROUTINES)
+    sylvester.run(context)
+    assert "failures" not in context.results
+    assert context.results["equations"][0]["eigenvalue_part"] > 0
 
 
 def test_the_build_that_is_installed() -> None:
