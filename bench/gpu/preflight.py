@@ -37,7 +37,10 @@ def problems() -> list[str]:
         return [*found, f"{remedy} that were brought along (pip download {names} elsewhere)"]
     modules = ["sylvinit", *(f"gpu.{name}" for name in STEPS)]
     found += [text for name in modules if (text := _does_not_import(name))]
-    return found + toolkit_problems() + gpu_problems()
+    found += gpu_problems()
+    if not found and importlib.import_module("gpu.building").is_current():
+        return []  # nothing has to be compiled
+    return toolkit_problems() + found
 
 
 def _does_not_import(name: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from gpu import machine, preflight
+from gpu import building, machine, preflight
 from gpu.context import Context
 
 
@@ -40,6 +40,15 @@ def test_no_gpu_is_a_reason_to_stop() -> None:
         machine.run(context)
     missing: Any = context.results["missing"]
     assert any("no GPU" in text for text in missing)
+
+
+def test_a_machine_that_need_not_build_needs_no_toolkit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The modules came along."""
+    monkeypatch.setattr(preflight, "toolkit_problems", lambda: ["nvcc was not found"])
+    monkeypatch.setattr(preflight, "gpu_problems", list)
+    for current, missing in ((True, []), (False, ["nvcc was not found"])):
+        monkeypatch.setattr(building, "is_current", lambda current=current: current)
+        assert preflight.problems() == missing
 
 
 def test_nothing_here_fails_to_import() -> None:
