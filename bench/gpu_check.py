@@ -56,9 +56,9 @@ STEPS = {
     "tests": Stage("testing", 140, 60),
     "ceilings": Stage("ceilings", 25, 15),
     "gram": Stage("gram", 250, 30),
-    "eigen": Stage("eigen", 70, 20),
-    "initialize": Stage("initialization", 90, 40),
-    "sylvester": Stage("sylvester", 30, 20),
+    "eigen": Stage("eigen", 55, 20),
+    "initialize": Stage("initialization", 75, 40),
+    "sylvester": Stage("sylvester", 25, 20),
     "sanitizer": Stage("sanitizing", 200, 60),
     "all_patches": Stage("all_patches", 45, 20),
 }

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import sys
 import sysconfig
+from importlib import metadata
 from pathlib import Path
 
 from gpu.context import ROOT
@@ -35,6 +37,7 @@ def problems() -> list[str]:
         names = " ".join(text.split(":")[0] for text in found)
         remedy = f"pip install {names}; without network, pip install --no-index from wheels"
         return [*found, f"{remedy} that were brought along (pip download {names} elsewhere)"]
+    found += version_problems()
     modules = ["sylvinit", *(f"gpu.{name}" for name in STEPS)]
     found += [text for name in modules if (text := _does_not_import(name))]
     found += gpu_problems()
@@ -49,6 +52,24 @@ def _does_not_import(name: str) -> str:
     except Exception as error:
         return f"{name}: {type(error).__name__}: {error}"
     return ""
+
+
+def version_problems() -> list[str]:
+    """Packages that are older than pyproject.toml asks for: setup.py would fail on them."""
+    try:
+        import tomllib
+        from packaging.requirements import Requirement
+    except ImportError:  # Python 3.10 has no tomllib; the build will tell
+        return []
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    wanted = [*project["build-system"]["requires"], *project["project"]["dependencies"]]
+    found: list[str] = []
+    for requirement in map(Requirement, wanted):
+        with contextlib.suppress(metadata.PackageNotFoundError):  # imports tell what is missing
+            version = metadata.version(requirement.name)
+            if not requirement.specifier.contains(version, prereleases=True):
+                found.append(f"{requirement} is needed, {version} is installed")
+    return found
 
 
 def toolkit_problems() -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,15 @@ def test_a_package_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     first, remedy = preflight.problems()
     assert first.startswith("no_such_package: ModuleNotFoundError")
     assert "pip download no_such_package" in remedy
+
+
+def test_a_package_that_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tomllib")
+    assert preflight.version_problems() == []
+    version = metadata.version
+    old = {"setuptools": "68.1.2"}
+    monkeypatch.setattr(metadata, "version", lambda name: old.get(name) or version(name))
+    assert preflight.version_problems() == ["setuptools>=77 is needed, 68.1.2 is installed"]
 
 
 def test_everything_that_is_missing_is_said_at_once(
