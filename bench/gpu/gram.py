@@ -1,8 +1,8 @@
 """Step "gram": patch_gram beside gather + cuBLAS (float32, and two TF32 halves), F.unfold + matmul,
 the product alone, and the floor.
 
-First every layer in float32 with the default arithmetic and its rivals, then each arithmetic with
-each tile (how the plan should choose), then bfloat16, then a million patches and more.
+First every layer in float32 with the default arithmetic and its rivals, a million patches and more,
+and labels; then each arithmetic with each tile (how the plan should choose), then bfloat16.
 """
 
 from __future__ import annotations
@@ -45,6 +45,9 @@ def run(context: Context) -> None:
         for case in context.cases(many, need=15):
             with context.attempt(str(case)):
                 _beside_rivals(context, Inputs(case, torch.float32, True, context.device))
+        for case in context.cases(gram_cases.DRY if context.dry else gram_cases.LABELED):
+            with context.attempt(f"{case}, labels"):
+                _labels(context, Inputs(case, torch.float32, True, context.device))
         for dtype in (torch.float32, torch.bfloat16)[: 1 if context.quick else 2]:
             for case, last in context.cases(both):
                 with context.attempt(f"{case}, tiles, {dtype}"):
@@ -94,6 +97,19 @@ def _beside_rivals(context: Context, inputs: Inputs) -> None:
             if f"{name}_ratio" in row:
                 value = row[f"{name}_ratio"]
                 context.target(text.format(bound, name), value, least=bound)
+
+
+def _labels(context: Context, inputs: Inputs) -> None:
+    """What the sums by class cost beside the products."""
+    clock = Clock(context.dry)
+    row = _name(inputs)
+    row["without_s"] = clock.time(gram_calls.operator(inputs, DEFAULT)).median
+    for classes in (10, 1000):
+        seconds = clock.time(gram_calls.operator(inputs, DEFAULT, classes)).median
+        row[f"classes_{classes}_s"] = seconds
+        row[f"classes_{classes}_ratio"] = seconds / row["without_s"]
+    shown = "case without_s classes_10_ratio classes_1000_ratio"
+    context.row("labels", shown, **row)
 
 
 def _tiles(context: Context, inputs: Inputs) -> None:

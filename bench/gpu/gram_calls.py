@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,17 +21,23 @@ Call = Callable[[], Any]
 _CHUNK_BYTES = 2**30
 
 
-def operator(inputs: Inputs, arithmetic: str) -> list[Call]:
-    """The operator, adding to one Gram matrix; a call for each turn."""
+def operator(inputs: Inputs, arithmetic: str, classes: int = 0) -> list[Call]:
+    """The operator, adding to one Gram matrix; a call for each turn.
+
+    With labels in random order where there are classes, and without the rows of the labels.
+    """
     x, d = inputs.x(0), inputs.case.d
-    gram = torch.zeros(1, d + 1, d + 1, dtype=torch.float64, device=x.device)
+    gram = torch.zeros(1, d + 1, d + 1 + classes, dtype=torch.float64, device=x.device)
     status = torch.zeros(1, dtype=torch.int32, device=x.device)
     shift = torch.zeros(1, d, device=x.device)
+    labels = None
+    if classes:
+        labels = torch.randperm(inputs.case.images).to(x.device) % classes
 
     def call(turn: int) -> None:
-        numbers = inputs.layout(turn).numbers()
-        nothing = (None, 0, None, None, None)
-        fused.patch_gram(inputs.x(turn), gram, status, shift, *nothing, numbers, arithmetic)
+        numbers = replace(inputs.layout(turn), rows=d + 1).numbers()
+        beside = (labels, classes, None, None, None)
+        fused.patch_gram(inputs.x(turn), gram, status, shift, *beside, numbers, arithmetic)
 
     return [lambda turn=turn: call(turn) for turn in range(inputs.turns)]
 
