@@ -4,6 +4,7 @@
 #include <string>
 
 #include "launch.h"
+#include "patch_gather.h"
 #include "patch_gram.h"
 #include "patch_gram_tiles.cuh"
 #include "patch_layout.cuh"
@@ -117,8 +118,7 @@ void check_patch_gram(const PatchGram& gram) {
 
 namespace {
 
-TileKernel tile_kernel_of(const PatchGram& gram, Arithmetic arithmetic, int tile) {
-  const bool packed = reads_packs(gram);
+TileKernel tile_kernel_of(Arithmetic arithmetic, int tile, bool packed) {
   switch (arithmetic) {
     case k3xTF32:
       return choose_tile_kernel<k3xTF32>(tile, packed);
@@ -185,30 +185,46 @@ PatchGramPlan plan_patch_gram(const PatchGram& gram, Arithmetic arithmetic, int 
   plan.pairs = last * tiles - last * (last - 1) / 2 - plan.first_pair;
   const std::int64_t blocks = plan.pairs * gram.groups;
   require(blocks < 0x7FFFFFFF, "too many tiles and groups for one launch");
-  const TileKernel chosen = tile_kernel_of(gram, arithmetic, plan.tile);
+  const bool packed = reads_packs(gram);
+  plan.rows = plan_rows(gram, packed, tiles);
+  const bool gathered = plan.rows.patches > 0;
+  const TileKernel chosen = tile_kernel_of(arithmetic, plan.tile, packed || gathered);
   const std::int64_t resident =
       static_cast<std::int64_t>(multiprocessors) * resident_blocks(chosen.kernel, chosen.threads);
-  plan.splits = choose_splits(blocks, gram.n, resident);
+  plan.splits = choose_splits(blocks, gathered ? plan.rows.patches : gram.n, resident);
   plan.sums = sums_beside(gram, multiprocessors);
   const std::int64_t edge = plan.tile;
   plan.column_sums = plan.splits * blocks * edge * edge;
   plan.class_sums = plan.column_sums + plan.splits * gram.groups * tiles * edge;
+  plan.rows_place = (plan.class_sums + plan.sums.workspace + 1) / 2 * 2;  // packs are aligned
+  const std::int64_t numbers = plan.rows.patches * gram.groups * plan.rows.stride;
   plan.workspace =
-      (plan.class_sums + plan.sums.workspace) * static_cast<std::int64_t>(sizeof(double));
+      (plan.rows_place + (numbers + 1) / 2) * static_cast<std::int64_t>(sizeof(double));
   return plan;
 }
 
 void patch_gram(const PatchGram& gram, const PatchGramPlan& plan, Arithmetic arithmetic,
                 double* gram_out, double* workspace, cudaStream_t stream) {
   check_patch_gram(gram);
-  const TileKernel chosen = tile_kernel_of(gram, arithmetic, plan.tile);
+  const bool gathered = plan.rows.patches > 0;
+  const TileKernel chosen = tile_kernel_of(arithmetic, plan.tile, gathered || reads_packs(gram));
   const auto blocks = static_cast<unsigned>(plan.pairs * gram.groups);
-  launch("patch_gram", chosen.kernel, dim3(blocks, static_cast<unsigned>(plan.splits)),
-         dim3(static_cast<unsigned>(chosen.threads)), stream, gram, plan, workspace);
   const std::int64_t area = static_cast<std::int64_t>(plan.tile) * plan.tile;
   const auto parts = static_cast<unsigned>((area + kThreads - 1) / kThreads);
-  launch("patch_gram's sum over splits", reduce_kernel, dim3(blocks, parts), dim3(kThreads), stream,
-         gram, plan, static_cast<const double*>(workspace), gram_out);
+  auto* rows = reinterpret_cast<float*>(workspace + plan.rows_place);
+  const std::int64_t at_a_time = gathered ? plan.rows.patches : gram.n;
+  for (std::int64_t first = 0; first < gram.n; first += at_a_time) {
+    PatchGram part = gram, source = gram;
+    if (gathered) {
+      part.n = gram.n - first < at_a_time ? gram.n - first : at_a_time;
+      gather_rows(gram, plan.rows, first, part.n, rows, stream);
+      source = gathered_rows(gram, plan.rows, part.n, rows);
+    }
+    launch("patch_gram", chosen.kernel, dim3(blocks, static_cast<unsigned>(plan.splits)),
+           dim3(static_cast<unsigned>(chosen.threads)), stream, source, plan, workspace);
+    launch("patch_gram's sum over splits", reduce_kernel, dim3(blocks, parts), dim3(kThreads),
+           stream, part, plan, static_cast<const double*>(workspace), gram_out);
+  }
   add_sums(gram, plan.sums, gram_out, workspace + plan.class_sums, stream);
 }
 

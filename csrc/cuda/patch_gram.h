@@ -1,4 +1,4 @@
-// Gram matrices of the patches of an activation, without forming the patches.
+// Gram matrices of the patches of an activation, without a matrix of all patches.
 //
 // A patch is x in R^d, one of `groups` per output position. With z = (x - shift, 1, s), where s is
 // the one-hot label or a code of the patch, or nothing, D = d + 1 + classes or codes, this adds
@@ -111,6 +111,12 @@ struct PatchSums {
   std::int64_t workspace = 0;  // numbers: (groups, classes, parts, width)
 };
 
+// Rows that patches are gathered to before they are multiplied, see patch_gather.h.
+struct PatchRows {
+  std::int64_t patches = 0;  // at a time; 0: they are read where they lie
+  std::int64_t stride = 0;   // numbers of a row and group
+};
+
 // How one call is laid out on the device.
 struct PatchGramPlan {
   int tile = 0;                 // edge of a square tile of the Gram matrix
@@ -118,10 +124,12 @@ struct PatchGramPlan {
   std::int64_t first_pair = 0;  // the first tile of the upper triangle with a wanted row
   std::int64_t pairs = 0;       // and how many there are
   PatchSums sums;               // what is added up beside the products
+  PatchRows rows;
   // In the workspace: the tiles, then the sums of the columns of tiles on the diagonal, then
-  // `sums`.
+  // `sums`, then rows. Places count float64 numbers.
   std::int64_t column_sums = 0;
   std::int64_t class_sums = 0;
+  std::int64_t rows_place = 0;
   std::int64_t workspace = 0;  // bytes, bounded whatever the number of patches
 };
 

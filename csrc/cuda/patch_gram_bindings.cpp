@@ -116,6 +116,8 @@ void bind_patch_gram(py::module_& m) {
       .def_readonly("tile", &PatchGramPlan::tile)
       .def_readonly("splits", &PatchGramPlan::splits)
       .def_readonly("pairs", &PatchGramPlan::pairs)
+      .def_property_readonly("gathered",
+                             [](const PatchGramPlan& plan) { return plan.rows.patches; })
       .def_readonly("workspace", &PatchGramPlan::workspace);
 
   m.attr("MAX_TAP_SLOTS") = kMaxTapSlots;

@@ -93,6 +93,12 @@ int main() {
   PatchGram gram = convolution(x, 1, 8, true);
   gram.n = 40;
   compare("two tiles of 64", gram, 64, k3xTF32);
+  gram = convolution(x, 1, 16, false);  // five tiles across: gathered to rows
+  gram.draws = 9;
+  gram.n = 36;
+  gram.code = code.data();
+  gram.codes = gram.code_stride = 2;
+  compare("gathered", gram, 32, k3xTF32);
   const std::vector<std::int64_t> entry = {3, 0, 0}, position = {29, 0, 17};
   gram = convolution(x, 1, 3, false);
   gram.axis[2].mode = kReflect;
