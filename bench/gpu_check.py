@@ -1,13 +1,21 @@
-"""Everything there is to check on a GPU, in one command: build, tests, sanitizer, benchmarks.
+"""Everything there is to check on a GPU: build, tests, benchmarks, sanitizer.
 
-    python bench/gpu_check.py [--quick] [--only STEP,STEP] [--previous FILE] [--output FILE]
+    python bench/gpu_check.py --call 1 [--output DIR]   390 s: build, tests, ceilings, gram
+    python bench/gpu_check.py --call 2 [--output DIR]   270 s: eigen, initialize, sylvester,
+                                                        sanitizer
+    python bench/gpu_check.py --merge FILE FILE ... [--output DIR]
+    python bench/gpu_check.py --only STEP,STEP --seconds N [--quick]
+
+Nothing is fetched. The extension is built inside this tree, for the GPU that is found; DIR gets
+results.json, the compiled modules (put into sylvinit/, they save another machine the build) and
+verified.json. What is missing is said before anything else is done, and without a GPU or a build
+nothing runs: --dry-run goes the same way on tiny tensors of the CPU, and nothing that it writes is
+a measurement.
 
 Each step runs in a process of its own with a limit of time, so that a crash, a hang or an error
-that ends the CUDA context costs one step; its rows are stored as they come. A step measures as many
-of its cases as there is time for, the most important first. The results of an earlier run of the
-same sources on the same kind of GPU can be completed with --previous. Without a GPU it stops at
-once; --dry-run goes the same way there on tiny tensors of the CPU: nothing that it writes is a
-measurement.
+that ends the CUDA context costs one step; its rows are stored in DIR as they come. A step measures
+as many of its cases as there is time for, the most important first. --merge joins the results of
+several runs of the same sources on the same kind of GPU; it needs no GPU.
 
 Times are medians over samples by CUDA events after a warm-up, on inputs that take turns so that
 none is in the cache; what is compared runs in the same process. Settings of the GPU are left alone.
@@ -18,9 +26,8 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import re
+import os
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Iterator
@@ -29,7 +36,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpu import evidence, summary
+from gpu import evidence, merging, summary
 from gpu.context import ROOT, Context, Document, write_json
 from gpu.processes import execute
 
@@ -45,25 +52,34 @@ class Stage:
 
 STEPS = {
     "environment": Stage("machine", 40, 40),
-    "build": Stage("building", 240, 240),
-    "tests": Stage("testing", 300, 60),
-    "sanitizer": Stage("sanitizing", 240, 60),
-    "ceilings": Stage("ceilings", 40, 30),
-    "gram": Stage("gram", 200, 30),
-    "sylvester": Stage("sylvester", 45, 20),
-    "initialize": Stage("initialization", 120, 40),
+    "build": Stage("building", 130, 130),
+    "tests": Stage("testing", 140, 60),
+    "ceilings": Stage("ceilings", 25, 15),
+    "gram": Stage("gram", 250, 30),
+    "eigen": Stage("eigen", 55, 20),
+    "initialize": Stage("initialization", 75, 40),
+    "sylvester": Stage("sylvester", 25, 20),
+    "sanitizer": Stage("sanitizing", 200, 60),
     "all_patches": Stage("all_patches", 45, 20),
-    "eigen": Stage("eigen", 150, 20),
+}
+# Without these nothing else has a meaning.
+_NEEDED = ("environment", "build")
+CALLS = {
+    1: ((*_NEEDED, "tests", "ceilings", "gram"), 390.0),
+    2: ((*_NEEDED, "eigen", "initialize", "sylvester", "sanitizer"), 270.0),
 }
 # A step is not begun with less than this, and stops itself this long before it is stopped.
 _LEAST, _GRACE = 10.0, 8.0
-FORMAT = 1
+FORMAT = 2
 
 
 def main(argv: list[str] | None = None) -> int:
     options = _options(argv)
     if options.step:
         return _child(options)
+    if options.merge:
+        document = merging.merge([json.loads(path.read_text()) for path in options.merge])
+        return _finish(document, options)
     begin = time.monotonic()
     document = _new_document(options)
     for name in options.only:
@@ -72,44 +88,54 @@ def main(argv: list[str] | None = None) -> int:
         limit = min(limit, options.seconds - (time.monotonic() - begin))
         print(f"[{time.monotonic() - begin:4.0f} s] {name}, at most {limit:.0f} s", flush=True)
         if limit < _LEAST:
-            document["steps"][name] = _entry("skipped", "no time was left", 0.0, {})
+            entry = _entry("skipped", "no time was left", 0.0, {})
         elif options.in_process:
-            document["steps"][name] = _run_here(name, options, document, limit)
+            entry = _run_here(name, options, document, limit)
         else:
-            document["steps"][name] = _run_apart(name, options, document, limit)
-        if name == "environment" and not options.dry_run and _without_gpu(document):
-            print("no GPU: torch.cuda.is_available() is False. See --dry-run.", file=sys.stderr)
-            return 2
+            entry = _run_apart(name, options, document, limit)
+        document["steps"][name] = {**entry, "quick": options.quick}
         _complete(document)
-        write_json(options.output, document)
-    line, _ = evidence.verdict(document)
-    if line and options.record:
-        evidence.record(line)
+        write_json(options.output / "results.json", document)
+        if name in _NEEDED and entry["status"] != "ok":
+            print(f"stopped, because {name} {entry['status']}:\n{entry['error']}", file=sys.stderr)
+            return 2
+    return _finish(document, options)
+
+
+def _finish(document: Document, options: argparse.Namespace) -> int:
+    """Write everything, and print the short table."""
+    _complete(document)
+    write_json(options.output / "results.json", document)
+    if document["verified"]:
+        evidence.record(document["verified"], options.output)
     print("\n" + "\n".join(summary.lines(document)))
     print(f"\n{options.output}")
     return 0 if all(step["status"] == "ok" for step in document["steps"].values()) else 1
 
 
 def _options(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="about two minutes after the build")
-    parser.add_argument("--only", type=_steps, default=list(STEPS), help=", ".join(STEPS))
-    parser.add_argument("--seconds", type=float, default=570.0, help="for everything")
-    parser.add_argument("--no-build", action="store_true", help="check what is installed")
-    parser.add_argument("--output", type=Path, help="default: bench/results/gpu_<device>.json")
-    parser.add_argument("--previous", type=Path, help="results of other steps to be kept")
-    parser.add_argument(
-        "--record", action="store_true", help="add to sylvinit/backends/verified.json"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--call", type=int, choices=list(CALLS), help="its steps and its seconds")
+    parser.add_argument("--only", type=_steps, help=", ".join(STEPS))
+    parser.add_argument("--seconds", type=float, help="for everything; default: no limit")
+    parser.add_argument("--quick", action="store_true", help="fewer cases")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="default: build/gpu_check")
+    parser.add_argument("--merge", type=Path, nargs="+", metavar="FILE", help="results.json")
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--in-process", action="store_true", help="no process for each step")
-    for name in ("step", "part"):
+    for name in ("step", "part", "before"):
         parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
-    options.output = options.output or _default_output(options.dry_run)
-    if (options.previous or not options.dry_run) and "environment" not in options.only:
-        options.only = ["environment", *options.only]  # is there a GPU, and of the same kind?
-    if options.dry_run and options.output.resolve().is_relative_to(ROOT / "bench" / "results"):
+    steps, seconds = CALLS.get(options.call, (tuple(STEPS), float("inf")))
+    options.only = options.only or list(steps)
+    options.seconds = seconds if options.seconds is None else options.seconds
+    if not options.dry_run:
+        options.only = [name for name in STEPS if name in options.only or name in _NEEDED]
+    default = ROOT / "build" / ("gpu_check_dry_run" if options.dry_run else "gpu_check")
+    options.output = (options.output or default).resolve()
+    if options.dry_run and options.output.is_relative_to(ROOT / "bench" / "results"):
         parser.error("a dry run writes no results: choose an --output outside bench/results")
     return options
 
@@ -122,45 +148,20 @@ def _steps(text: str) -> list[str]:
     return [name for name in STEPS if name in names]
 
 
-def _default_output(dry: bool) -> Path:
-    if dry:
-        return Path(tempfile.gettempdir()) / "gpu_check_dry_run.json"
-    from gpu.machine import smi
-
-    name = (smi() or {}).get("name", "none")
-    return ROOT / "bench" / "results" / f"gpu_{re.sub(r'[^A-Za-z0-9]+', '_', name).lower()}.json"
-
-
 def _new_document(options: argparse.Namespace) -> Document:
     from gpu.machine import source_hash
 
-    document: Document = {"format": FORMAT, "dry_run": options.dry_run, "quick": options.quick}
-    document.update(csrc=source_hash(), device=None, date=None, steps={})
-    if options.previous:
-        earlier = json.loads(options.previous.read_text())
-        same = all(earlier.get(key) == document[key] for key in ("format", "csrc", "dry_run"))
-        if not same or earlier.get("quick") != options.quick:
-            raise SystemExit(f"{options.previous} is of other sources, or of another kind of run")
-        document.update({key: earlier.get(key) for key in ("device", "date")})
-        document["steps"] = earlier["steps"]
+    document: Document = {"format": FORMAT, "dry_run": options.dry_run, "csrc": source_hash()}
+    document.update(device=None, date=None, steps={})
     return document
 
 
 def _complete(document: Document) -> None:
     """The device and the date, from the environment; and what the results say so far."""
     machine = document["steps"].get("environment", {}).get("results", {})
-    found = machine.get("gpu")
-    if document["device"] not in (None, found):
-        raise SystemExit(f"--previous is of {document['device']}, this is {found}")
-    document.update(device=found, date=machine.get("date"))
+    document.update(device=machine.get("gpu"), date=machine.get("date"))
     document["targets"] = summary.all_targets(document)
     document["verified"], document["not_verified"] = evidence.verdict(document)
-
-
-def _without_gpu(document: Document) -> bool:
-    """Whether the environment was looked at, and there was none."""
-    step = document["steps"]["environment"]
-    return step["status"] == "ok" and step["results"].get("gpu") is None
 
 
 def _earlier(document: Document) -> Document:
@@ -179,9 +180,9 @@ def _run_here(
     context = Context(
         quick=options.quick,
         dry=options.dry_run,
-        build=not options.no_build,
         deadline=begin + limit - _GRACE,
         earlier=_earlier(document),
+        folder=options.output,
         part=Path(options.part) if options.part else None,
     )
     status, error = "ok", ""
@@ -213,19 +214,24 @@ def _few_threads(dry: bool) -> Iterator[None]:
 def _run_apart(
     name: str, options: argparse.Namespace, document: Document, limit: float
 ) -> dict[str, Any]:
-    """In a child process; what it stored before it ended counts, however it ended."""
-    with tempfile.TemporaryDirectory() as folder:
-        before, part = Path(folder) / "before.json", Path(folder) / "part.json"
-        write_json(before, document)
-        command = [sys.executable, __file__, "--step", name, "--part", str(part)]
-        command += ["--previous", str(before), "--seconds", str(limit)]
-        command += ["--output", str(options.output)]
-        flags = {"--quick": options.quick, "--dry-run": options.dry_run}
-        flags["--no-build"] = options.no_build
-        command += [flag for flag, given in flags.items() if given]
-        env = {"OMP_NUM_THREADS": "1"} if options.dry_run else {}
-        done = execute(command, limit, env=env, show=True)
-        results = json.loads(part.read_text()) if part.exists() else {}
+    """In a child process; what it stored before it ended counts, however it ended.
+
+    Its file lies in the output folder until then: it is left there if this process is ended too.
+    """
+    before, part = options.output / "before.json", options.output / f"{name}.part.json"
+    write_json(before, document)
+    part.unlink(missing_ok=True)
+    command = [sys.executable, __file__, "--step", name, "--part", str(part)]
+    command += ["--before", str(before), "--seconds", str(limit), "--output", str(options.output)]
+    flags = {"--quick": options.quick, "--dry-run": options.dry_run}
+    command += [flag for flag, given in flags.items() if given]
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    env = {"PYTHONPATH": os.pathsep.join(paths)}  # this tree, whatever is installed
+    env.update({"OMP_NUM_THREADS": "1"} if options.dry_run else {})
+    done = execute(command, limit, env=env, show=True)
+    results = json.loads(part.read_text()) if part.exists() else {}
+    part.unlink(missing_ok=True)
+    before.unlink()
     ended = results.pop("_ended", None)
     if ended:
         return _entry(ended["status"], ended["error"], done.seconds, results)
@@ -235,7 +241,7 @@ def _run_apart(
 
 
 def _child(options: argparse.Namespace) -> int:
-    document = json.loads(options.previous.read_text())
+    document = json.loads(Path(options.before).read_text())
     entry = _run_here(options.step, options, document, options.seconds)
     ended = {"status": entry["status"], "error": entry["error"]}
     write_json(Path(options.part), {**entry["results"], "_ended": ended})

@@ -23,7 +23,7 @@ LOWEST_ARCHITECTURE = 80  # the kernels use mma on TF32
 # Code for sm_90 beside that for sm_90a would be for the same GPUs, so 9.0+PTX only adds PTX, for
 # later ones.
 DEFAULT_ARCHITECTURES = "8.0;9.0a;9.0+PTX"
-HASHED = (".cpp", ".cu", ".cuh", ".h", ".md")  # MANIFEST.in packs the same
+HASHED = (".cpp", ".cu", ".cuh", ".h")
 
 
 def architectures(nvcc: Path) -> list[str]:
@@ -80,8 +80,12 @@ def sources(root: Path) -> list[str]:
 
 
 def csrc_hash(root: Path) -> str:
-    """Of csrc/: first 16 digits of sha256 over the lines of sha256sum, sorted by path."""
-    paths = [path for path in (root / "csrc").rglob("*") if path.suffix in HASHED]
+    """Of what the extension is compiled from: csrc/ and csrc/cuda/, not the CPU solver.
+
+    First 16 digits of sha256 over the lines of sha256sum, sorted by path.
+    """
+    folders = (root / "csrc", root / "csrc" / "cuda")
+    paths = [path for folder in folders for path in folder.iterdir() if path.suffix in HASHED]
     names = sorted(path.relative_to(root).as_posix() for path in paths)
     digests = ((hashlib.sha256((root / name).read_bytes()).hexdigest(), name) for name in names)
     lines = "".join(f"{digest}  {name}\n" for digest, name in digests)

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 CSRC = ROOT / "csrc"
 SHIM = [ROOT / "tests" / "csrc" / "shim", CSRC, CSRC / "cuda"]
 STRICT = ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
-KERNELS = sorted((CSRC / "cuda").glob("patch_gram*.cu"))
+KERNELS = sorted((CSRC / "cuda").glob("patch_*.cu"))
 
 
 def find_compiler() -> str:

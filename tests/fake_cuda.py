@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -38,13 +39,14 @@ class FakeModule:
 
     def __init__(self) -> None:
         self.batched = True
+        self.version = (12, 0, 4)
         self.faults: dict[str, Fault] = {}
         self.workspace = lambda routine, n, batch: 16 * n * batch
         self.calls: list[tuple[str, int, int, int]] = []  # routine, stream, n, batch
 
     def open_cusolver(self, candidates: list[str]) -> tuple[str, tuple[int, int, int], bool]:
         assert candidates[-1] == self.CUSOLVER_SONAME
-        return candidates[-1], (12, 0, 4), self.batched
+        return candidates[-1], self.version, self.batched
 
     def symmetric_eigen_workspace(
         self, routine: str, device: int, stream: int, n: int, batch: int
@@ -68,6 +70,11 @@ class FakeModule:
     ) -> None:
         assert workspace_bytes >= self.workspace(routine, n, 1 if routine == "xsyevd" else batch)
         self.calls.append((routine, stream, n, batch))
+        if routine == "xsyev_batched" and self.version <= (11, 7, 1):
+            buffer = view(workspace, workspace_bytes, dtype=np.uint8)
+            if buffer.any():
+                raise RuntimeError("the workspace is not zero")
+            buffer[:] = 1
         rows, w, codes = (
             view(a, batch, n, n),
             view(values, batch, n),
@@ -158,6 +165,8 @@ def install(monkeypatch: pytest.MonkeyPatch) -> tuple[FakeModule, FakeCuda]:
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: cuda.current)
     monkeypatch.setattr(torch.cuda, "Stream", lambda device=None: cuda.side)
     monkeypatch.setattr(torch.cuda, "stream", cuda.stream)
+    properties = SimpleNamespace(total_memory=2**33)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda x, stream: cuda.record(x, stream))
     cusolver.library.cache_clear()

@@ -24,17 +24,17 @@ class Context:
     Attributes:
         quick: shorter runs of fewer cases.
         dry: on CPU tensors of tiny sizes; no result means anything.
-        build: whether the extension may be built.
         deadline: time.monotonic() after which no new case begins.
         earlier: the document with the results of the steps before.
+        folder: for files beside the results; None where there are none.
         part: file that the results are written to after every row; None to keep them.
     """
 
     quick: bool = False
     dry: bool = False
-    build: bool = True
     deadline: float = math.inf
     earlier: Document = field(default_factory=dict)
+    folder: Path | None = None
     part: Path | None = None
     results: dict[str, Any] = field(default_factory=dict)
 

@@ -1,12 +1,14 @@
 """Step "eigen": a table of eigendecompositions by size and batch, float64.
 
-torch.linalg.eigh, this library's dispatch, and each of cuSOLVER's routines called directly; and
-whether the dispatch has taken the fastest.
+torch.linalg.eigh, CuPy's where it is installed, this library's dispatch, and each of cuSOLVER's
+routines called directly; and whether the dispatch has taken the fastest.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,27 +19,38 @@ from gpu.direct import ROUTINES, Direct, covariances
 from gpu.timing import Clock
 from sylvinit.backends import cusolver, extension
 
-# The sizes of layers first: if time runs out, powers of two are missing.
-LAYERS = [27, 64, 144, 147, 256, 288, 512, 576, 1152, 2304, 100, 32, 16, 128]
-OTHERS = [2, 3, 4, 8, 33, 1024, 577, 2048, 4096]
-BATCHES = [1, 8, 64, 500, 4096]
+# n and batch: what has a target, then layers one by one, then batches of them, then the rest.
+FIRST = [(100, 500), (32, 500)]
+LAYERS = [27, 64, 144, 147, 256, 288, 512, 576, 1152, 2304]
+OTHERS = [100, 32, 16, 128, 2, 4, 33, 1024, 577, 2048, 4608]
+BATCHES = [500, 8, 64, 4096]
 LONGEST, LONGEST_ALONE = 2.0, 4.0  # seconds that one call may be expected to take
 MOST_BYTES = 4 * 2**30  # of the matrices
 
 
+def cells(quick: bool) -> list[tuple[int, int]]:
+    """The table, the most important cells first."""
+    if quick:
+        return [*FIRST, *((n, 1) for n in LAYERS[::3])]
+    table = [*FIRST, *((n, 1) for n in LAYERS)]
+    table += [(n, batch) for batch in BATCHES for n in LAYERS]
+    table += [(n, batch) for n in OTHERS for batch in [1, *BATCHES]]
+    return [(n, batch) for n, batch in dict.fromkeys(table) if 8 * n * n * batch <= MOST_BYTES]
+
+
 def run(context: Context) -> None:
-    sizes = sorted(LAYERS[:10:3]) if context.quick else LAYERS + OTHERS
-    batches = BATCHES[:1] + BATCHES[3:4] if context.quick else BATCHES
-    if context.dry:
-        sizes, batches = [3, 5], [1, 4]
+    table = (
+        [(n, batch) for batch in (1, 4) for n in (3, 5)] if context.dry else cells(context.quick)
+    )
     seen: dict[str, dict[tuple[int, int], float]] = {}
-    for batch in batches:
-        for n in context.cases(sizes, need=6):
-            if 8 * n * n * batch > MOST_BYTES:
-                continue
-            with context.attempt(f"n = {n}, batch = {batch}"):
-                shown = "n batch torch ours chosen chosen_over_best"
-                context.row("table", shown, **_cell(context, n, batch, seen))
+    for n, batch in context.cases(table, need=6):
+        with context.attempt(f"n = {n}, batch = {batch}"):
+            row = _cell(context, n, batch, seen)
+            context.row("table", "n batch torch cupy ours chosen chosen_over_best", **row)
+            for rival in ("torch", "cupy"):
+                if (n, batch) == FIRST[0] and row.get(rival) and row.get("ours"):
+                    text = f"eigh, {batch} x ({n}, {n}): not slower than {rival}"
+                    context.target(text, row[rival] / row["ours"], least=1.0)
 
 
 def _cell(
@@ -75,12 +88,22 @@ def _methods(a: Tensor) -> dict[str, Callable[[], Callable[[], Any]]]:
     methods: dict[str, Callable[[], Callable[[], Any]]] = {
         "torch": lambda: lambda: torch.linalg.eigh(a)
     }
+    if a.is_cuda and (cupy := _cupy()) is not None:
+        methods["cupy"] = lambda: partial(cupy.linalg.eigh, cupy.asarray(a))
     if extension.available():
         methods["ours"] = lambda: lambda: cusolver.eigh(a)
         for routine in ROUTINES:
             if routine != "xsyev_batched" or cusolver.library().xsyev_batched:
                 methods[routine] = lambda routine=routine: Direct(routine, a)
     return methods
+
+
+def _cupy() -> Any:
+    """CuPy, or None."""
+    try:
+        return importlib.import_module("cupy")
+    except Exception:  # it may also be for another CUDA
+        return None
 
 
 def _expected(times: dict[tuple[int, int], float], n: int, batch: int) -> float:

@@ -1,7 +1,8 @@
-"""Step "gram": patch_gram beside gather + cuBLAS, F.unfold + matmul, the product alone, the floor.
+"""Step "gram": patch_gram beside gather + cuBLAS (float32, and two TF32 halves), F.unfold + matmul,
+the product alone, and the floor.
 
-First every layer in float32 with the default arithmetic and its rivals, then each arithmetic with
-each tile (how the plan should choose), then bfloat16, then a million patches and more.
+First every layer in float32 with the default arithmetic and its rivals, a million patches and more,
+and labels; then each arithmetic with each tile (how the plan should choose), then bfloat16.
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ from sylvinit.moments.fused_layout import PatchLayout
 TILES = (32, 64, 128)
 RIVALS: dict[str, Callable[[Inputs], list[gram_calls.Call]]] = {
     "gather": gram_calls.gathered,
+    "halves": gram_calls.halves,
     "unfold": gram_calls.unfolded,
     "product": gram_calls.ready,
 }
-# Targets: for d of at least 576 and the default arithmetic.
-FROM_D, GATHER, UNFOLD = 576, 1.5, 5.0
+# Targets: for d of at least 576 and the default arithmetic. Both ways by gather and cuBLAS are of
+# float32's accuracy, and the better of them must not be faster.
+FROM_D, GATHER, UNFOLD = 576, 1.0, 5.0
 DEFAULT = "3xtf32"
 
 
@@ -42,6 +45,9 @@ def run(context: Context) -> None:
         for case in context.cases(many, need=15):
             with context.attempt(str(case)):
                 _beside_rivals(context, Inputs(case, torch.float32, True, context.device))
+        for case in context.cases(gram_cases.DRY if context.dry else gram_cases.LABELED):
+            with context.attempt(f"{case}, labels"):
+                _labels(context, Inputs(case, torch.float32, True, context.device))
         for dtype in (torch.float32, torch.bfloat16)[: 1 if context.quick else 2]:
             for case, last in context.cases(both):
                 with context.attempt(f"{case}, tiles, {dtype}"):
@@ -82,13 +88,28 @@ def _beside_rivals(context: Context, inputs: Inputs) -> None:
             row[f"{name}_s"], row[f"{name}_ratio"] = timing.median, timing.median / ours
             row[f"{name}_bytes"] = clock.peak(rival[0])
             del rival
-    context.row("beside", "case form dtype ours_s over_floor gather_ratio unfold_ratio", **row)
+    shown = "case form dtype ours_s over_floor gather_ratio halves_ratio unfold_ratio"
+    context.row("beside", shown, **row)
     if case.d >= FROM_D and row["dtype"] == "float32" and case.n < 10**6:
         text = f"patch_gram, {case}, {row['form']}, float32: >= {{:g}} x {{}}"
-        for name, bound in (("gather", GATHER), ("unfold", UNFOLD)):
+        bounds = {"gather": GATHER, "halves": GATHER, "unfold": UNFOLD}
+        for name, bound in bounds.items():
             if f"{name}_ratio" in row:
                 value = row[f"{name}_ratio"]
                 context.target(text.format(bound, name), value, least=bound)
+
+
+def _labels(context: Context, inputs: Inputs) -> None:
+    """What the sums by class cost beside the products."""
+    clock = Clock(context.dry)
+    row = _name(inputs)
+    row["without_s"] = clock.time(gram_calls.operator(inputs, DEFAULT)).median
+    for classes in (10, 1000):
+        seconds = clock.time(gram_calls.operator(inputs, DEFAULT, classes)).median
+        row[f"classes_{classes}_s"] = seconds
+        row[f"classes_{classes}_ratio"] = seconds / row["without_s"]
+    shown = "case without_s classes_10_ratio classes_1000_ratio"
+    context.row("labels", shown, **row)
 
 
 def _tiles(context: Context, inputs: Inputs) -> None:
@@ -118,11 +139,11 @@ def _tiles(context: Context, inputs: Inputs) -> None:
 
 
 def _workspace_target(context: Context) -> None:
-    """Peak memory of calls with ten thousand and with ten million patches of one length."""
+    """Peak memory of calls with one and with ten million patches of one length."""
     if context.dry:
         return
     peaks: dict[int, int] = {}
-    for n in (10**5, 10**7):
+    for n in (10**6, 10**7):
         with context.attempt(f"workspace, n = {n}"):
             x = torch.randn(1, 576, device=context.device).expand(n, 576)
             peaks[n] = Clock(False).peak(lambda x=x: _rows(x))

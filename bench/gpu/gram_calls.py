@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gpu.ceilings import tf32_products
 from gpu.gram_cases import Inputs
 from sylvinit.backends import extension
 from sylvinit.moments import fused
@@ -19,17 +21,23 @@ Call = Callable[[], Any]
 _CHUNK_BYTES = 2**30
 
 
-def operator(inputs: Inputs, arithmetic: str) -> list[Call]:
-    """The operator, adding to one Gram matrix; a call for each turn."""
+def operator(inputs: Inputs, arithmetic: str, classes: int = 0) -> list[Call]:
+    """The operator, adding to one Gram matrix; a call for each turn.
+
+    With labels in random order where there are classes, and without the rows of the labels.
+    """
     x, d = inputs.x(0), inputs.case.d
-    gram = torch.zeros(1, d + 1, d + 1, dtype=torch.float64, device=x.device)
+    gram = torch.zeros(1, d + 1, d + 1 + classes, dtype=torch.float64, device=x.device)
     status = torch.zeros(1, dtype=torch.int32, device=x.device)
     shift = torch.zeros(1, d, device=x.device)
+    labels = None
+    if classes:
+        labels = torch.randperm(inputs.case.images).to(x.device) % classes
 
     def call(turn: int) -> None:
-        numbers = inputs.layout(turn).numbers()
-        nothing = (None, 0, None, None, None)
-        fused.patch_gram(inputs.x(turn), gram, status, shift, *nothing, numbers, arithmetic)
+        numbers = replace(inputs.layout(turn), rows=d + 1).numbers()
+        beside = (labels, classes, None, None, None)
+        fused.patch_gram(inputs.x(turn), gram, status, shift, *beside, numbers, arithmetic)
 
     return [lambda turn=turn: call(turn) for turn in range(inputs.turns)]
 
@@ -59,7 +67,7 @@ class Kernels:
         for turn in range(inputs.turns):
             args = inputs.layout(turn).arguments(module, inputs.x(turn))
             args.status, args.shift = self.status.data_ptr(), self.shift.data_ptr()
-            plan = module.plan_patch_gram(args, multiprocessors, tile)
+            plan = module.plan_patch_gram(args, self.arithmetic, multiprocessors, tile)
             self.arguments.append((args, plan))
         self.plan = self.arguments[0][1]
         count = self.plan.workspace // 8
@@ -77,8 +85,11 @@ class Kernels:
         return [lambda turn=turn: call(turn) for turn in range(self.inputs.turns)]
 
 
-def gathered(inputs: Inputs) -> list[Call]:
-    """As many patches gathered by torch, and cuBLAS; their positions are drawn beforehand."""
+def _on_gathered(inputs: Inputs, add: Callable[[Tensor, Tensor], None]) -> list[Call]:
+    """As many patches gathered by torch; ``add(total, rows)`` adds the products of a chunk.
+
+    Their positions are drawn beforehand.
+    """
     case, device = inputs.case, inputs.x(0).device
     chunk = max(4096, _CHUNK_BYTES // (8 * case.d))
     generator = torch.Generator(device).manual_seed(0)
@@ -97,11 +108,35 @@ def gathered(inputs: Inputs) -> list[Call]:
             rows = gather_patches(
                 inputs.x(turn), case.geometry, entry[part], position[part], case.out_size
             )
-            rows = rows.flatten(1).float()
-            total.addmm_(rows.T, rows)
+            add(total, rows.flatten(1).float())
         return total
 
     return [lambda turn=turn: call(turn) for turn in range(inputs.turns)]
+
+
+def gathered(inputs: Inputs) -> list[Call]:
+    """Gathered patches, and cuBLAS in float32."""
+    return _on_gathered(inputs, lambda total, rows: total.addmm_(rows.T, rows))
+
+
+def halves(inputs: Inputs) -> list[Call]:
+    """Gathered patches, and cuBLAS on two TF32 halves: H^T H + H^T L + (H^T L)^T, X = H + L."""
+
+    def add(total: Tensor, rows: Tensor) -> None:
+        high, low = split_tf32(rows)
+        with tf32_products(True):
+            cross = high.T @ low
+            total.addmm_(high.T, high)
+        total += cross
+        total += cross.T
+
+    return _on_gathered(inputs, add)
+
+
+def split_tf32(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x = high + low, high of 11 bits; what is beyond 11 bits of low is dropped by the product."""
+    high = ((x.view(torch.int32) + 0x1000) & -0x2000).view(torch.float32)
+    return high, x - high
 
 
 def unfolded(inputs: Inputs) -> list[Call]:

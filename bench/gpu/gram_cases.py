@@ -65,6 +65,7 @@ RESNET50 = [
     Case(512, 7, 3),
     Case(2048, 7, 1),
 ]
+LABELED = [Case(64, 56, 1), Case(64, 56, 3), Case(512, 7, 3)]
 # A million and ten million patches.
 MANY = [Case(64, 56, 3, images=320, draws=3125), Case(64, 56, 3, images=3200, draws=3125)]
 DRY = [Case(3, 6, 3, images=4, draws=3), Case(4, 5, 1, images=4, draws=3)]

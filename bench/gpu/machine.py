@@ -10,8 +10,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from gpu import preflight
 from gpu.context import ROOT, Context
 
 _SMI = (
@@ -21,7 +20,15 @@ _SMI = (
 
 
 def run(context: Context) -> None:
+    """Also the preflight: raises if something is missing that the other steps need."""
+    missing = preflight.problems()
+    if missing and not context.dry:
+        context.put(missing=missing, gpu=None)
+        raise RuntimeError("\n".join(("something is missing:", *missing)))
+    import torch
+
     context.put(
+        missing=missing,
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         csrc=source_hash(),
         commit=_git("rev-parse", "HEAD"),

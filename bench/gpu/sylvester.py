@@ -16,6 +16,8 @@ from sylvinit.backends import cusolver, extension
 # batch, k, d; the targets are for the first.
 TARGET = (500, 100, 100)
 SIZES = [TARGET, (500, 32, 32), (64, 64, 64), (1, 64, 576), (1, 128, 1152), (1, 512, 2304)]
+# k, d of one general equation: shifted systems on the GPU beside Schur forms on the host.
+GENERAL, GENERAL_DRY = [(16, 144), (64, 576), (288, 288), (256, 1152)], [(3, 5)]
 SLOWER, EIGENVALUE_PART = 1.0, 1.1
 
 
@@ -34,6 +36,9 @@ def run(context: Context) -> None:
     for size in context.cases(sizes, need=5):
         with context.attempt(str(size)):
             _equations(context, size)
+    for size in context.cases(GENERAL_DRY if context.dry else GENERAL, need=8):
+        with context.attempt(f"{size}, general"):
+            _general(context, size)
 
 
 def _equations(context: Context, size: tuple[int, int, int]) -> None:
@@ -59,6 +64,26 @@ def _equations(context: Context, size: tuple[int, int, int]) -> None:
     context.row("equations", "batch k d pos_s pos_ratio sym_ratio eigenvalue_part", **row)
     if size == TARGET:
         _targets(context, row)
+
+
+def _general(context: Context, size: tuple[int, int]) -> None:
+    k, d = size
+    clock = Clock(context.dry)
+    generator = torch.Generator(context.device).manual_seed(0)
+    a, b, q = (
+        torch.randn(m, n, generator=generator, dtype=torch.float64, device=context.device)
+        for m, n in ((k, k), (d, d), (k, d))
+    )
+    a += 2 * d**0.5 * torch.eye(k, dtype=torch.float64, device=context.device)  # spectra apart
+    options: dict[str, Any] = {"seconds": 0.5, "least": 1, "most": 20}
+    row: dict[str, Any] = {"k": k, "d": d}
+    row["ours_s"] = clock.time([lambda: sylvinit.solve_sylvester(a, b, q)], **options).median
+    row["residual"] = float(sylvinit.sylvester_residual(a, b, q, sylvinit.solve_sylvester(a, b, q)))
+    on_host = [x.cpu() for x in (a, b, q)]
+    host = Clock(dry=True)
+    row["host_s"] = host.time([lambda: sylvinit.solve_sylvester(*on_host)]).median
+    row["ratio"] = row["host_s"] / row["ours_s"]
+    context.row("general", "k d ours_s host_s ratio residual", **row)
 
 
 def _eigenvalue_part(

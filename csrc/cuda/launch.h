@@ -21,4 +21,17 @@ void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 blo
   check_cuda(cudaGetLastError(), name);
 }
 
+// Blocks of a kernel that run on a multiprocessor of the current device at a time.
+template <class... Parameters>
+int resident_blocks(void (*kernel)(Parameters...), int threads) {
+#ifdef __CUDACC__
+  int blocks = 0;
+  check_cuda(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, 0),
+             "the occupancy of a kernel");
+  return blocks > 0 ? blocks : 1;
+#else
+  return shim::resident_blocks(kernel, threads);
+#endif
+}
+
 }  // namespace sylvinit

@@ -1,66 +1,57 @@
-// Limits, plan and launches of patch_gram, and its two small kernels.
+// Limits, plan and launches of patch_gram, and the sum over splits.
 #include <cstdint>
 #include <stdexcept>
 #include <string>
 
-#include "element.cuh"
 #include "launch.h"
+#include "patch_gather.h"
 #include "patch_gram.h"
 #include "patch_gram_tiles.cuh"
 #include "patch_layout.cuh"
+#include "patch_sums.h"
 
 namespace sylvinit {
 
 namespace {
 
 constexpr int kThreads = 256;
-// Blocks that one multiprocessor is given in all, so that the last ones to finish wait little.
-constexpr int kBlocksPerMultiprocessor = 4;
-// A part of the patches is at least this long, or its tile in the workspace costs more than it.
-constexpr std::int64_t kLeastPatchesOfSplit = 256;
 constexpr std::int64_t kMaxColumns = 1 << 16;
-constexpr std::int64_t kMaxPatches = std::int64_t{1} << 40;
+constexpr std::int64_t kMaxPatches = std::int64_t{1} << 34;
 
-// gram_out[g] += the tiles of all splits, in their order. Grid: (pairs * groups, parts of a tile).
+// gram_out[g] += the tiles of all splits, in their order, the sums of columns and the number of
+// patches. Grid: (pairs * groups, parts of a tile).
 __global__ void __launch_bounds__(kThreads)
-    reduce_kernel(const double* workspace, PatchGramPlan plan, std::int64_t columns,
-                  std::int64_t first_row, std::int64_t rows, double* gram_out) {
+    reduce_kernel(PatchGram gram, PatchGramPlan plan, const double* workspace, double* gram_out) {
   const std::int64_t area = static_cast<std::int64_t>(plan.tile) * plan.tile;
   const std::int64_t inside = static_cast<std::int64_t>(blockIdx.y) * blockDim.x + threadIdx.x;
+  const std::int64_t group = blockIdx.x / plan.pairs, index = blockIdx.x % plan.pairs;
+  const std::int64_t products = products_of(gram), d = features_of(gram);
+  const int tiles = static_cast<int>((products + plan.tile - 1) / plan.tile);
+  const TilePair pair = tile_pair(plan.first_pair + index, tiles);
+  const std::int64_t columns = columns_of(gram), rows = rows_of(gram);
+  auto add = [&](std::int64_t row, std::int64_t column, double value) {
+    if (row < gram.first_row || row >= gram.first_row + rows) return;
+    gram_out[(group * rows + row - gram.first_row) * columns + column] += value;
+  };
+  auto total = [&](const double* place, std::int64_t step) {
+    double sum = 0.0;
+    for (int split = 0; split < plan.splits; ++split) sum += place[split * step];
+    return sum;
+  };
+  if (inside == 0 && index == 0) add(d, d, static_cast<double>(gram.n));
+  if (pair.row == pair.column && inside < plan.tile) {
+    const std::int64_t f = static_cast<std::int64_t>(pair.row) * plan.tile + inside;
+    const std::int64_t step = static_cast<std::int64_t>(gram.groups) * tiles * plan.tile;
+    const double* place = workspace + plan.column_sums + group * tiles * plan.tile + f;
+    if (f < d) add(f, d, total(place, step));
+  }
   if (inside >= area) return;
-  const std::int64_t step = gridDim.x * area;
-  const double* place = workspace + blockIdx.x * area + inside;
-  double total = 0.0;
-  for (int split = 0; split < plan.splits; ++split) total += place[split * step];
-  const std::int64_t group = blockIdx.x / plan.pairs;
-  const int tiles = static_cast<int>((columns + plan.tile - 1) / plan.tile);
-  const TilePair pair = tile_pair(plan.first_pair + blockIdx.x % plan.pairs, tiles);
   const std::int64_t row = static_cast<std::int64_t>(pair.row) * plan.tile + inside / plan.tile;
   const std::int64_t column =
       static_cast<std::int64_t>(pair.column) * plan.tile + inside % plan.tile;
-  if (column >= columns || row > column || row < first_row || row >= first_row + rows) return;
-  gram_out[(group * rows + row - first_row) * columns + column] += total;
-}
-
-// mean[g][f] over the first `count` patches. Grid: (parts of d, groups).
-__global__ void __launch_bounds__(kThreads)
-    mean_kernel(PatchGram gram, std::int64_t count, float* mean) {
-  const std::int64_t d = features_of(gram);
-  const std::int64_t feature = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (feature >= d) return;
-  const int group = static_cast<int>(blockIdx.y);
-  const PatchColumn column = column_of_feature(gram, group, feature);
-  double total = 0.0;
-  for (std::int64_t p = 0; p < count; ++p) {
-    const PatchRow row = row_of_patch(gram, p);
-    if (!has_patch(row.label)) continue;
-    const int outer = tap_offset(gram, row, column.outer);
-    const int inner = tap_offset(gram, row, column.inner);
-    if ((outer | inner) < 0) continue;
-    const std::int64_t offset = row.offset + column.offset + outer + inner;
-    total += element_at(gram, offset);
-  }
-  mean[group * d + feature] = static_cast<float>(total / static_cast<double>(count));
+  if (column >= products || row > column) return;
+  add(place_of_product(gram, row), place_of_product(gram, column),
+      total(workspace + blockIdx.x * area + inside, gridDim.x * area));
 }
 
 void require(bool condition, const std::string& what) {
@@ -83,7 +74,7 @@ void check_patch_gram(const PatchGram& gram) {
   require(gram.x != nullptr, "x is a null pointer");
   require(gram.element_type >= kFloat32 && gram.element_type <= kFloat16,
           "element_type must be 0 (float32), 1 (bfloat16) or 2 (float16)");
-  require(gram.n >= 1 && gram.n <= kMaxPatches, "n must be in [1, 2^40], got " + text(gram.n));
+  require(gram.n >= 1 && gram.n <= kMaxPatches, "n must be in [1, 2^34], got " + text(gram.n));
   require(gram.groups >= 1 && gram.groups <= 65535, "groups must be in [1, 65535]");
   require(gram.channels >= 1, "channels must be positive");
   require(gram.entry_stride >= 0 && gram.channel_stride >= 0, "strides must not be negative");
@@ -120,64 +111,121 @@ void check_patch_gram(const PatchGram& gram) {
   require((gram.classes > 0) == (gram.labels != nullptr), "labels need classes, and the reverse");
   require((gram.codes > 0) == (gram.code != nullptr), "code needs its number of columns");
   require(gram.labels == nullptr || gram.status != nullptr, "labels need status");
+  require((gram.labels == nullptr) == (gram.order == nullptr) &&
+              (gram.order == nullptr) == (gram.starts == nullptr),
+          "labels need their owners by class, order and starts, and the reverse");
 }
 
-PatchGramPlan plan_patch_gram(const PatchGram& gram, int multiprocessors, int tile) {
+namespace {
+
+TileKernel tile_kernel_of(Arithmetic arithmetic, int tile, bool packed) {
+  switch (arithmetic) {
+    case k3xTF32:
+      return choose_tile_kernel<k3xTF32>(tile, packed);
+    case kTF32:
+      return choose_tile_kernel<kTF32>(tile, packed);
+    case kFFMA:
+      return choose_tile_kernel<kFFMA>(tile, packed);
+    default:
+      throw std::invalid_argument("patch_gram: unknown arithmetic");
+  }
+}
+
+// Parts of the patches for which so many blocks, of which `resident` run at a time, are expected to
+// be done first. In units of the time that a chunk takes; the constants are estimates for an H100,
+// from counted instructions and bytes, and not measured.
+int choose_splits(std::int64_t blocks, std::int64_t patches, std::int64_t resident) {
+  constexpr double kBegin = 8.0;     // a block's first round, and writing its tile
+  constexpr double kTraffic = 14.0;  // tiles of as many blocks as run at a time, to memory and back
+  constexpr std::int64_t kMostWaves = 4;
+  // Beyond that a plan does not depend on the number of patches.
+  constexpr std::int64_t kMostChunks = 1 << 14;
+  std::int64_t chunks = (patches + kChunk - 1) / kChunk;
+  chunks = chunks < kMostChunks ? chunks : kMostChunks;
+  std::int64_t most = kMostWaves * resident / blocks;
+  most = most > 2 ? most : 2;
+  most = most < chunks ? most : chunks;
+  std::int64_t best = 1;
+  double least = 0.0;
+  for (std::int64_t splits = 1; splits <= most && splits < 65536; ++splits) {
+    const std::int64_t waves = (blocks * splits + resident - 1) / resident;
+    const std::int64_t longest = (chunks + splits - 1) / splits;
+    const double share = static_cast<double>(blocks * splits) / static_cast<double>(resident);
+    const double time =
+        static_cast<double>(waves) * (static_cast<double>(longest) + kBegin) + kTraffic * share;
+    if (splits == 1 || time < least) {
+      best = splits;
+      least = time;
+    }
+  }
+  return static_cast<int>(best);
+}
+
+}  // namespace
+
+PatchGramPlan plan_patch_gram(const PatchGram& gram, Arithmetic arithmetic, int multiprocessors,
+                              int tile) {
   check_patch_gram(gram);
   require(multiprocessors >= 1, "multiprocessors must be positive");
   require(tile == 0 || tile == 32 || tile == 64 || tile == 128, "tile must be 0, 32, 64 or 128");
-  const std::int64_t columns = columns_of(gram);
+  const std::int64_t products = products_of(gram);
   PatchGramPlan plan;
-  // The larger tile reads each number for more products, and pads more where D is small.
-  plan.tile = tile != 0 ? tile : columns <= 32 ? 32 : columns <= 192 ? 64 : 128;
-  const std::int64_t tiles = (columns + plan.tile - 1) / plan.tile;
-  const std::int64_t above = gram.first_row / plan.tile;  // rows of tiles that are not wanted
-  const std::int64_t last = (gram.first_row + rows_of(gram) + plan.tile - 1) / plan.tile;
+  // The larger tile reads each number for more products, and pads more where there are few columns.
+  plan.tile = tile != 0 ? tile : products <= 32 ? 32 : products <= 192 ? 64 : 128;
+  const std::int64_t tiles = (products + plan.tile - 1) / plan.tile;
+  std::int64_t first = products_before(gram, gram.first_row);
+  std::int64_t end = products_before(gram, gram.first_row + rows_of(gram));
+  if (first == end) {  // the constant or labels alone: any tile will do
+    first = first < products ? first : products - 1;
+    end = first + 1;
+  }
+  const std::int64_t above = first / plan.tile;  // rows of tiles that are not wanted
+  const std::int64_t last = (end + plan.tile - 1) / plan.tile;
   plan.first_pair = above * tiles - above * (above - 1) / 2;
   plan.pairs = last * tiles - last * (last - 1) / 2 - plan.first_pair;
   const std::int64_t blocks = plan.pairs * gram.groups;
   require(blocks < 0x7FFFFFFF, "too many tiles and groups for one launch");
-  const std::int64_t wanted = static_cast<std::int64_t>(multiprocessors) * kBlocksPerMultiprocessor;
-  // Rounded down: one block more than the multiprocessors take costs another turn of all.
-  std::int64_t splits = wanted / blocks > 1 ? wanted / blocks : 1;
-  const std::int64_t most = (gram.n + kLeastPatchesOfSplit - 1) / kLeastPatchesOfSplit;
-  splits = splits < most ? splits : most;
-  plan.splits = static_cast<int>(splits < 65535 ? splits : 65535);
+  const bool packed = reads_packs(gram);
+  plan.rows = plan_rows(gram, packed, tiles);
+  const bool gathered = plan.rows.patches > 0;
+  const TileKernel chosen = tile_kernel_of(arithmetic, plan.tile, packed || gathered);
+  const std::int64_t resident =
+      static_cast<std::int64_t>(multiprocessors) * resident_blocks(chosen.kernel, chosen.threads);
+  plan.splits = choose_splits(blocks, gathered ? plan.rows.patches : gram.n, resident);
+  plan.sums = sums_beside(gram, multiprocessors);
+  const std::int64_t edge = plan.tile;
+  plan.column_sums = plan.splits * blocks * edge * edge;
+  plan.class_sums = plan.column_sums + plan.splits * gram.groups * tiles * edge;
+  plan.rows_place = (plan.class_sums + plan.sums.workspace + 1) / 2 * 2;  // packs are aligned
+  const std::int64_t numbers = plan.rows.patches * gram.groups * plan.rows.stride;
   plan.workspace =
-      blocks * plan.splits * plan.tile * plan.tile * static_cast<std::int64_t>(sizeof(double));
+      (plan.rows_place + (numbers + 1) / 2) * static_cast<std::int64_t>(sizeof(double));
   return plan;
 }
 
 void patch_gram(const PatchGram& gram, const PatchGramPlan& plan, Arithmetic arithmetic,
                 double* gram_out, double* workspace, cudaStream_t stream) {
   check_patch_gram(gram);
-  const bool packed = reads_packs(gram);
-  switch (arithmetic) {
-    case k3xTF32:
-      launch_tiles<k3xTF32>(gram, plan, packed, workspace, stream);
-      break;
-    case kTF32:
-      launch_tiles<kTF32>(gram, plan, packed, workspace, stream);
-      break;
-    case kFFMA:
-      launch_tiles<kFFMA>(gram, plan, packed, workspace, stream);
-      break;
-    default:
-      throw std::invalid_argument("patch_gram: unknown arithmetic");
-  }
+  const bool gathered = plan.rows.patches > 0;
+  const TileKernel chosen = tile_kernel_of(arithmetic, plan.tile, gathered || reads_packs(gram));
+  const auto blocks = static_cast<unsigned>(plan.pairs * gram.groups);
   const std::int64_t area = static_cast<std::int64_t>(plan.tile) * plan.tile;
-  const dim3 grid(static_cast<unsigned>(plan.pairs * gram.groups),
-                  static_cast<unsigned>((area + kThreads - 1) / kThreads));
-  launch("patch_gram's sum over splits", reduce_kernel, grid, dim3(kThreads), stream, workspace,
-         plan, columns_of(gram), gram.first_row, rows_of(gram), gram_out);
-}
-
-void patch_mean(const PatchGram& gram, std::int64_t count, float* mean, cudaStream_t stream) {
-  check_patch_gram(gram);
-  require(count >= 1 && count <= gram.n, "count must be in [1, n]");
-  const dim3 grid(static_cast<unsigned>((features_of(gram) + kThreads - 1) / kThreads),
-                  static_cast<unsigned>(gram.groups));
-  launch("patch_mean", mean_kernel, grid, dim3(kThreads), stream, gram, count, mean);
+  const auto parts = static_cast<unsigned>((area + kThreads - 1) / kThreads);
+  auto* rows = reinterpret_cast<float*>(workspace + plan.rows_place);
+  const std::int64_t at_a_time = gathered ? plan.rows.patches : gram.n;
+  for (std::int64_t first = 0; first < gram.n; first += at_a_time) {
+    PatchGram part = gram, source = gram;
+    if (gathered) {
+      part.n = gram.n - first < at_a_time ? gram.n - first : at_a_time;
+      gather_rows(gram, plan.rows, first, part.n, rows, stream);
+      source = gathered_rows(gram, plan.rows, part.n, rows);
+    }
+    launch("patch_gram", chosen.kernel, dim3(blocks, static_cast<unsigned>(plan.splits)),
+           dim3(static_cast<unsigned>(chosen.threads)), stream, source, plan, workspace);
+    launch("patch_gram's sum over splits", reduce_kernel, dim3(blocks, parts), dim3(kThreads),
+           stream, part, plan, static_cast<const double*>(workspace), gram_out);
+  }
+  add_sums(gram, plan.sums, gram_out, workspace + plan.class_sums, stream);
 }
 
 }  // namespace sylvinit

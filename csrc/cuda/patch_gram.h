@@ -1,4 +1,4 @@
-// Gram matrices of the patches of an activation, without forming the patches.
+// Gram matrices of the patches of an activation, without a matrix of all patches.
 //
 // A patch is x in R^d, one of `groups` per output position. With z = (x - shift, 1, s), where s is
 // the one-hot label or a code of the patch, or nothing, D = d + 1 + classes or codes, this adds
@@ -66,6 +66,10 @@ struct PatchGram {
   const float* shift = nullptr;  // (groups, d), or nullptr for 0
   const std::int64_t* labels = nullptr;
   std::int64_t classes = 0;
+  // The same by class: owners (samples or listed patches) of class c, ascending, are
+  // order[starts[c]], ..., order[starts[c + 1] - 1].
+  const std::int64_t* order = nullptr;
+  const std::int64_t* starts = nullptr;
   const float* code = nullptr;  // (n, codes), rows code_stride apart
   std::int64_t codes = 0;
   std::int64_t code_stride = 0;
@@ -96,26 +100,48 @@ SYLVINIT_HD std::int64_t rows_of(const PatchGram& gram) {
   return gram.rows > 0 ? gram.rows : columns_of(gram);
 }
 
+// Sums of columns over the patches of each class, see patch_sums.h: columns [begin, begin + width)
+// of (x - shift, code, 1), over the first `patches`.
+struct PatchSums {
+  std::int64_t begin = 0;
+  std::int64_t width = 0;
+  std::int64_t patches = 0;
+  std::int64_t classes = 1;    // without labels all patches are one class
+  int parts = 1;               // of the patches of a class
+  std::int64_t workspace = 0;  // numbers: (groups, classes, parts, width)
+};
+
+// Rows that patches are gathered to before they are multiplied, see patch_gather.h.
+struct PatchRows {
+  std::int64_t patches = 0;  // at a time; 0: they are read where they lie
+  std::int64_t stride = 0;   // numbers of a row and group
+};
+
 // How one call is laid out on the device.
 struct PatchGramPlan {
   int tile = 0;                 // edge of a square tile of the Gram matrix
   int splits = 0;               // parts into which the patches are split, summed in order
   std::int64_t first_pair = 0;  // the first tile of the upper triangle with a wanted row
   std::int64_t pairs = 0;       // and how many there are
-  std::int64_t workspace = 0;   // bytes, bounded whatever the number of patches
+  PatchSums sums;               // what is added up beside the products
+  PatchRows rows;
+  // In the workspace: the tiles, then the sums of the columns of tiles on the diagonal, then
+  // `sums`, then rows. Places count float64 numbers.
+  std::int64_t column_sums = 0;
+  std::int64_t class_sums = 0;
+  std::int64_t rows_place = 0;
+  std::int64_t workspace = 0;  // bytes, bounded whatever the number of patches
 };
 
 // Throws std::invalid_argument if a field is outside its limits, naming it.
 void check_patch_gram(const PatchGram& gram);
 
-// `multiprocessors` of the device, and a tile of 32, 64 or 128, or 0 to choose.
-PatchGramPlan plan_patch_gram(const PatchGram& gram, int multiprocessors, int tile);
+// `multiprocessors` of the current device, and a tile of 32, 64 or 128, or 0 to choose.
+PatchGramPlan plan_patch_gram(const PatchGram& gram, Arithmetic arithmetic, int multiprocessors,
+                              int tile);
 
 // gram_out (groups, rows, D) is added to; workspace has plan.workspace bytes.
 void patch_gram(const PatchGram& gram, const PatchGramPlan& plan, Arithmetic arithmetic,
                 double* gram_out, double* workspace, cudaStream_t stream);
-
-// mean (groups, d) of the first `count` patches, a shift that keeps the products small.
-void patch_mean(const PatchGram& gram, std::int64_t count, float* mean, cudaStream_t stream);
 
 }  // namespace sylvinit

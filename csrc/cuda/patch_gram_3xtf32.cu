@@ -2,7 +2,6 @@
 
 namespace sylvinit {
 
-template void launch_tiles<k3xTF32>(const PatchGram&, const PatchGramPlan&, bool, double*,
-                                    cudaStream_t);
+template TileKernel choose_tile_kernel<k3xTF32>(int, bool);
 
 }  // namespace sylvinit

@@ -9,6 +9,7 @@
 
 #include "bindings.h"
 #include "patch_gram.h"
+#include "patch_sums.h"
 
 namespace py = pybind11;
 
@@ -32,6 +33,8 @@ void check_pointers(const PatchGram& gram) {
   check_device_pointer(gram.position, "position");
   check_device_pointer(gram.shift, "shift");
   check_device_pointer(gram.labels, "labels");
+  check_device_pointer(gram.order, "order");
+  check_device_pointer(gram.starts, "starts");
   check_device_pointer(gram.code, "code");
   check_device_pointer(gram.status, "status");
 }
@@ -104,6 +107,8 @@ void bind_patch_gram(py::module_& m) {
   bind_address<&PatchGram::position>(bound, "position");
   bind_address<&PatchGram::shift>(bound, "shift");
   bind_address<&PatchGram::labels>(bound, "labels");
+  bind_address<&PatchGram::order>(bound, "order");
+  bind_address<&PatchGram::starts>(bound, "starts");
   bind_address<&PatchGram::code>(bound, "code");
   bind_address<&PatchGram::status>(bound, "status");
 
@@ -111,22 +116,37 @@ void bind_patch_gram(py::module_& m) {
       .def_readonly("tile", &PatchGramPlan::tile)
       .def_readonly("splits", &PatchGramPlan::splits)
       .def_readonly("pairs", &PatchGramPlan::pairs)
+      .def_property_readonly("gathered",
+                             [](const PatchGramPlan& plan) { return plan.rows.patches; })
       .def_readonly("workspace", &PatchGramPlan::workspace);
 
   m.attr("MAX_TAP_SLOTS") = kMaxTapSlots;
   m.attr("LABEL_OUT_OF_RANGE") = kLabelOutOfRange;
-  m.def("plan_patch_gram", &plan_patch_gram, py::arg("gram"), py::arg("multiprocessors"),
-        py::arg("tile") = 0);
+  m.def(
+      "plan_patch_gram",
+      [](const PatchGram& gram, int arithmetic, int multiprocessors, int tile) {
+        return plan_patch_gram(gram, static_cast<Arithmetic>(arithmetic), multiprocessors, tile);
+      },
+      py::arg("gram"), py::arg("arithmetic"), py::arg("multiprocessors"), py::arg("tile") = 0);
   m.def("patch_gram", &run, py::arg("gram"), py::arg("plan"), py::arg("arithmetic"),
         py::arg("gram_out"), py::arg("workspace"), py::arg("stream"));
   m.def(
       "patch_mean",
-      [](const PatchGram& gram, std::int64_t count, std::uintptr_t mean, std::uintptr_t stream) {
+      [](const PatchGram& gram, std::int64_t count, std::uintptr_t mean, std::uintptr_t workspace,
+         std::uintptr_t stream) {
         check_pointers(gram);
         check_device_pointer(pointer<void>(mean), "mean");
-        patch_mean(gram, count, pointer<float>(mean), reinterpret_cast<cudaStream_t>(stream));
+        check_device_pointer(pointer<void>(workspace), "workspace");
+        patch_mean(gram, count, pointer<float>(mean), pointer<double>(workspace),
+                   reinterpret_cast<cudaStream_t>(stream));
       },
-      py::arg("gram"), py::arg("count"), py::arg("mean"), py::arg("stream"));
+      py::arg("gram"), py::arg("count"), py::arg("mean"), py::arg("workspace"), py::arg("stream"));
+  m.def(
+      "patch_mean_workspace",
+      [](const PatchGram& gram, std::int64_t count) {
+        return sums_for_mean(gram, count).workspace;
+      },
+      py::arg("gram"), py::arg("count"));
 }
 
 }  // namespace sylvinit

@@ -2,7 +2,6 @@
 
 namespace sylvinit {
 
-template void launch_tiles<kFFMA>(const PatchGram&, const PatchGramPlan&, bool, double*,
-                                  cudaStream_t);
+template TileKernel choose_tile_kernel<kFFMA>(int, bool);
 
 }  // namespace sylvinit

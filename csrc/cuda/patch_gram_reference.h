@@ -10,6 +10,14 @@
 
 namespace sylvinit {
 
+// Column f >= 0 beside the patch: the constant, then the one-hot label, then the code.
+inline double beside_patch(const PatchGram& gram, int label, std::int64_t p, std::int64_t f) {
+  if (!has_patch(label)) return 0.0;
+  if (f == 0) return 1.0;
+  const std::int64_t code = f - 1 - gram.classes;
+  return code < 0 ? f - 1 == label : gram.code[p * gram.code_stride + code];
+}
+
 // Row p of Z, without rounding the difference x - shift to float32.
 inline std::vector<double> reference_row(const PatchGram& gram, int group, std::int64_t p) {
   const std::int64_t d = features_of(gram), columns = columns_of(gram);
@@ -19,7 +27,7 @@ inline std::vector<double> reference_row(const PatchGram& gram, int group, std::
   std::vector<double> z(columns);
   for (std::int64_t f = 0; f < columns; ++f) {
     if (f >= d) {
-      z[f] = beside_patch(gram, row.label, p, static_cast<int>(f - d));
+      z[f] = beside_patch(gram, row.label, p, f - d);
       continue;
     }
     const PatchColumn column = column_of_feature(gram, group, f);

@@ -2,7 +2,6 @@
 
 namespace sylvinit {
 
-template void launch_tiles<kTF32>(const PatchGram&, const PatchGramPlan&, bool, double*,
-                                  cudaStream_t);
+template TileKernel choose_tile_kernel<kTF32>(int, bool);
 
 }  // namespace sylvinit

@@ -39,26 +39,43 @@ __device__ void flush(TileProduct<Tile>& product, double* place, bool first) {
   product.clear();
 }
 
-// Grid: (pairs of tiles * groups, splits). workspace: (splits, groups, pairs, Tile, Tile).
-// V: features that are read at a time.
+// Adds the sums over a chunk to those of the columns of a tile, one for each of the first threads.
+template <int Tile>
+__device__ void add_columns(const Slice<Tile>& slice, double* column_sum) {
+  const int column = static_cast<int>(threadIdx.x);
+  if (column >= Tile) return;
+  float sum = 0.0f;
+#pragma unroll
+  for (int k = 0; k < kChunk; ++k) sum += slice[k][column];
+  column_sum[column] += sum;
+}
+
+// Blocks that must fit on a multiprocessor: as many as leave enough registers not to spill.
+template <int Tile, Arithmetic kArithmetic>
+constexpr int kLeastResident = Tile != 64 ? 1 : (kArithmetic == kFFMA ? 2 : 3);
+
+// Grid: (pairs of tiles * groups, splits). workspace: tiles (splits, groups, pairs, Tile, Tile),
+// and from plan.column_sums on sums (splits, groups, tiles, Tile), by the tiles on the diagonal. V:
+// features that are read at a time.
 template <int Tile, Arithmetic kArithmetic, int V>
-__global__ void __launch_bounds__(TileShape<Tile>::kThreads, Tile == 64 ? 3 : 1)
+__global__ void __launch_bounds__(TileShape<Tile>::kThreads, kLeastResident<Tile, kArithmetic>)
     tile_kernel(PatchGram gram, PatchGramPlan plan, double* workspace) {
   using Shape = TileShape<Tile>;
   using Columns = TileColumns<Tile, Shape::kThreads, V>;
   alignas(16) __shared__ Slice<Tile> left[2];
   alignas(16) __shared__ Slice<Tile> right[2];
-  __shared__ PatchRow rows[2][kChunk];
-  __shared__ ChunkPlaces places[2];
+  __shared__ Round<Shape::kThreads> round;
+  __shared__ double column_sum[Tile];  // each thread reads and writes its own
+  __shared__ std::int64_t sums_place;  // not a register for each thread
 
   const int group = static_cast<int>(blockIdx.x / plan.pairs);
-  const int tiles = static_cast<int>((columns_of(gram) + Tile - 1) / Tile);
+  const int tiles = static_cast<int>((products_of(gram) + Tile - 1) / Tile);
   const TilePair pair = tile_pair(plan.first_pair + blockIdx.x % plan.pairs, tiles);
   const bool diagonal = pair.row == pair.column;
   const std::int64_t chunks = (gram.n + kChunk - 1) / kChunk;
   const int split = static_cast<int>(blockIdx.y);
-  const std::int64_t begin = split_begin(chunks, plan.splits, split);
-  const std::int64_t end = split_begin(chunks, plan.splits, split + 1);
+  const std::int64_t begin = split_begin(chunks, plan.splits, split), first_patch = begin * kChunk;
+  const int ours = static_cast<int>(split_begin(chunks, plan.splits, split + 1) - begin);
   double* place =
       workspace + (static_cast<std::int64_t>(blockIdx.y) * gridDim.x + blockIdx.x) * Tile * Tile;
 
@@ -66,28 +83,24 @@ __global__ void __launch_bounds__(TileShape<Tile>::kThreads, Tile == 64 ? 3 : 1)
   down.start(gram, group, static_cast<std::int64_t>(pair.row) * Tile);
   across.start(gram, group, static_cast<std::int64_t>(pair.column) * Tile);
 
-  // The way of a chunk, in steps between which the block meets: which patches, where they lie,
-  // their numbers into registers and from there into shared memory, the product. Of all that is
-  // shared there are two, for the chunks of even and of odd number.
-  auto is_ours = [&](std::int64_t chunk) { return chunk >= begin && chunk < end; };
-  auto choose = [&](std::int64_t chunk) {
-    const int thread = static_cast<int>(threadIdx.x);
-    if (thread >= kChunk || !is_ours(chunk)) return;
-    const PatchRow row = row_of_patch(gram, chunk * kChunk + thread);
-    if (row.label == kBadLabel) atomicOr(gram.status, kLabelOutOfRange);
-    if (row.label == kBadPatch) atomicOr(gram.status, kPatchOutOfRange);
-    rows[chunk & 1][thread] = row;
+  // The way of a chunk, in steps between which the block meets: its numbers into registers and from
+  // there into shared memory, the product. There are two slices, for the chunks of even and of odd
+  // number. Where the numbers lie is found for many chunks at once, before the first of them.
+  const int per_round = patches_of_round<Shape::kThreads>(tap_slots(gram));
+  int at = per_round;  // of the next chunk to be taken, in the round
+  auto take = [&](int chunk) {
+    const std::int64_t p = first_patch + static_cast<std::int64_t>(chunk) * kChunk;
+    if (at == per_round) {
+      const int chunks_left = ours - chunk, most = per_round / kChunk;
+      const int count = (chunks_left < most ? chunks_left : most) * kChunk;
+      choose_round(gram, count, [&](int i) { return p + i; }, round);
+      at = 0;
+    }
+    down.take(gram, round, at, p);
+    if (!diagonal) across.take(gram, round, at, p);
+    at += kChunk;
   };
-  auto find = [&](std::int64_t chunk) {
-    if (is_ours(chunk)) find_places(gram, rows[chunk & 1], places[chunk & 1]);
-  };
-  auto take = [&](std::int64_t chunk) {
-    if (!is_ours(chunk)) return;
-    down.take(gram, places[chunk & 1], chunk * kChunk);
-    if (!diagonal) across.take(gram, places[chunk & 1], chunk * kChunk);
-  };
-  auto put = [&](std::int64_t chunk) {
-    if (!is_ours(chunk)) return;
+  auto put = [&](int chunk) {
     down.put(gram, left[chunk & 1]);
     if (!diagonal) across.put(gram, right[chunk & 1]);
   };
@@ -97,61 +110,65 @@ __global__ void __launch_bounds__(TileShape<Tile>::kThreads, Tile == 64 ? 3 : 1)
   TileProduct<Tile>& partial = kSumsInBetween ? sum_in_between : sum;
   sum.clear();
   sum_in_between.clear();
-  bool first = true;
-  // Three turns before the first product, one for each step that precedes it.
-  for (std::int64_t chunk = begin - 3; chunk < end; ++chunk) {
-    take(chunk + 1);
-    // Before the product, so that the few threads that divide and draw do it while others multiply.
-    find(chunk + 2);
-    choose(chunk + 3);
-    if (is_ours(chunk)) {
-      const int side = static_cast<int>(chunk & 1);
+  if (threadIdx.x < Tile) column_sum[threadIdx.x] = 0.0;
+  if (threadIdx.x == 0) {  // read when the block has met once
+    const std::int64_t of_split = static_cast<std::int64_t>(blockIdx.y) * gram.groups + group;
+    sums_place = plan.column_sums + (of_split * tiles + pair.row) * Tile;
+  }
+  constexpr int kChunksPerFlush = kPatchesPerFlush<kArithmetic> / kChunk;
+  // One turn before the first product.
+  for (int chunk = -1; chunk < ours; ++chunk) {
+    const bool more = chunk + 1 < ours;
+    if (more) take(chunk + 1);
+    const int side = chunk & 1;
+    if (chunk >= 0) {
       multiply<Tile, kArithmetic>(partial, left[side], diagonal ? left[side] : right[side]);
-      const std::int64_t done = chunk + 1 - begin;
+      const int done = chunk + 1;
       if (kSumsInBetween && done % (kPatchesPerSum / kChunk) == 0) sum.take(partial);
-      if (done % (kPatchesPerFlush<kArithmetic> / kChunk) == 0) {
-        flush<Tile>(sum, place, first);
-        first = false;
+      if (done % kChunksPerFlush == 0) {
+        flush<Tile>(sum, place, done == kChunksPerFlush);
       }
     }
-    put(chunk + 1);
+    if (more) put(chunk + 1);
+    // Here, where the registers of `put` are free.
+    if (diagonal && chunk >= 0) add_columns<Tile>(left[side], column_sum);
     __syncthreads();
   }
   if (kSumsInBetween) sum.take(partial);
-  flush<Tile>(sum, place, first);
+  flush<Tile>(sum, place, ours < kChunksPerFlush);
+  if (diagonal && threadIdx.x < Tile) {
+    workspace[sums_place + threadIdx.x] = column_sum[threadIdx.x];
+  }
 }
 
 template <int Tile, Arithmetic kArithmetic>
-void launch_tile(const PatchGram& gram, const PatchGramPlan& plan, bool packed, double* workspace,
-                 cudaStream_t stream) {
-  const dim3 grid(static_cast<unsigned>(plan.pairs * gram.groups),
-                  static_cast<unsigned>(plan.splits));
+auto tile_kernel_for(bool packed) {
   // The largest tile in float32 has no registers left for packs: it would spill.
   constexpr int kPack = Tile == 128 && kArithmetic == kFFMA ? 1 : 4;
-  auto* kernel = packed ? tile_kernel<Tile, kArithmetic, kPack> : tile_kernel<Tile, kArithmetic, 1>;
-  launch("patch_gram", kernel, grid, dim3(TileShape<Tile>::kThreads), stream, gram, plan,
-         workspace);
+  return packed ? tile_kernel<Tile, kArithmetic, kPack> : tile_kernel<Tile, kArithmetic, 1>;
 }
 
+// A kernel of a tile, and how many threads a block of it has.
+struct TileKernel {
+  void (*kernel)(PatchGram, PatchGramPlan, double*);
+  int threads;
+};
+
 template <Arithmetic kArithmetic>
-void launch_tiles(const PatchGram& gram, const PatchGramPlan& plan, bool packed, double* workspace,
-                  cudaStream_t stream) {
-  switch (plan.tile) {
+TileKernel choose_tile_kernel(int tile, bool packed) {
+  switch (tile) {
     case 32:
-      return launch_tile<32, kArithmetic>(gram, plan, packed, workspace, stream);
+      return {tile_kernel_for<32, kArithmetic>(packed), TileShape<32>::kThreads};
     case 64:
-      return launch_tile<64, kArithmetic>(gram, plan, packed, workspace, stream);
+      return {tile_kernel_for<64, kArithmetic>(packed), TileShape<64>::kThreads};
     default:
-      return launch_tile<128, kArithmetic>(gram, plan, packed, workspace, stream);
+      return {tile_kernel_for<128, kArithmetic>(packed), TileShape<128>::kThreads};
   }
 }
 
 // One source file each, so that they compile side by side.
-extern template void launch_tiles<k3xTF32>(const PatchGram&, const PatchGramPlan&, bool, double*,
-                                           cudaStream_t);
-extern template void launch_tiles<kTF32>(const PatchGram&, const PatchGramPlan&, bool, double*,
-                                         cudaStream_t);
-extern template void launch_tiles<kFFMA>(const PatchGram&, const PatchGramPlan&, bool, double*,
-                                         cudaStream_t);
+extern template TileKernel choose_tile_kernel<k3xTF32>(int, bool);
+extern template TileKernel choose_tile_kernel<kTF32>(int, bool);
+extern template TileKernel choose_tile_kernel<kFFMA>(int, bool);
 
 }  // namespace sylvinit

@@ -17,6 +17,14 @@ struct Patch {
   std::int64_t owner;
 };
 
+// Patches of a sample; a listed patch is a sample of its own.
+SYLVINIT_HD std::int64_t patches_of_owner(const PatchGram& gram) {
+  if (gram.entry != nullptr) return 1;
+  const std::int64_t width = gram.out_size[0] * gram.out_size[1] * gram.out_size[2];
+  const std::int64_t available = gram.entries_per_sample * width;
+  return gram.draws > 0 && gram.draws < available ? gram.draws : available;
+}
+
 SYLVINIT_HD Patch choose_patch(const PatchGram& gram, std::int64_t p) {
   if (gram.entry != nullptr) return {gram.entry[p], gram.position[p], p};
   const std::int64_t width = gram.out_size[0] * gram.out_size[1] * gram.out_size[2];
@@ -119,13 +127,20 @@ SYLVINIT_HD std::int64_t element_offset(std::int64_t row_offset, const int* taps
   return (outer | inner) < 0 ? -1 : row_offset + column.offset + outer + inner;
 }
 
-// Column f >= 0 beside the patch: the constant, then the one-hot label, then the code; 0 past them.
-SYLVINIT_HD float beside_patch(const PatchGram& gram, int label, std::int64_t p, int f) {
-  if (!has_patch(label)) return 0.0f;
-  if (f == 0) return 1.0f;
-  const int classes = static_cast<int>(gram.classes), code = f - 1 - classes;
-  if (code < 0) return f - 1 == label ? 1.0f : 0.0f;
-  return code < gram.codes ? gram.code[p * gram.code_stride + code] : 0.0f;
+// The columns that are multiplied are x - shift and the code. Their place in z: the constant and
+// the labels lie between.
+SYLVINIT_HD std::int64_t products_of(const PatchGram& gram) {
+  return features_of(gram) + gram.codes;
+}
+
+SYLVINIT_HD std::int64_t place_of_product(const PatchGram& gram, std::int64_t column) {
+  return column < features_of(gram) ? column : column + 1 + gram.classes;
+}
+
+// How many of them lie before a column of z.
+SYLVINIT_HD std::int64_t products_before(const PatchGram& gram, std::int64_t column) {
+  const std::int64_t d = features_of(gram), code = d + 1 + gram.classes;
+  return (column < d ? column : d) + (column > code ? column - code : 0);
 }
 
 // Tile `index` of the upper triangle of tiles x tiles, row by row.

@@ -7,33 +7,12 @@
 
 #include "element.cuh"
 #include "patch_layout.cuh"
+#include "patch_round.cuh"
 
 namespace sylvinit {
 
-// Patches that are in shared memory at a time: two steps of the tensor cores.
-constexpr int kChunk = 16;
 // Columns of padding after each patch, so that the 8 x 4 numbers of a fragment lie in 32 banks.
 constexpr int kPadding = 8;
-
-// Where the patches of a chunk lie.
-struct ChunkPlaces {
-  std::int64_t offset[kChunk];
-  int label[kChunk];
-  int taps[kChunk][kMaxTapSlots];
-};
-
-// Fills the places of a chunk from the rows of its patches.
-__device__ inline void find_places(const PatchGram& gram, const PatchRow* rows,
-                                   ChunkPlaces& places) {
-  const int slots = tap_slots(gram), threads = static_cast<int>(blockDim.x);
-  for (int i = static_cast<int>(threadIdx.x); i < kChunk * slots; i += threads) {
-    const int r = i / slots, slot = i - r * slots;
-    places.taps[r][slot] = tap_offset(gram, rows[r], slot);
-    if (slot > 0) continue;
-    places.offset[r] = rows[r].offset;
-    places.label[r] = rows[r].label;
-  }
-}
 
 // The columns [first, first + Tile) of Z that one thread carries: V neighboring ones, of
 // kChunk / kStride patches.
@@ -49,23 +28,28 @@ class TileColumns {
     shift_ = shifted ? gram.shift + group * d + feature : nullptr;
   }
 
-  // Asks for the numbers of one chunk. Nothing here depends on them, so that they are on their way
-  // until `put`.
-  __device__ void take(const PatchGram& gram, const ChunkPlaces& places, std::int64_t first) {
+  // Asks for the numbers of the chunk that begins with patch `at` of the round and patch `first` of
+  // all. Nothing here depends on them, so that they are on their way until `put`.
+  __device__ void take(const PatchGram& gram, const Round<Threads>& round, int at,
+                       std::int64_t first) {
     if (beside_ >= 0) {
-      outside_ = missing_ = 0;
+      marks_ = 0;
 #pragma unroll
       for (int i = 0; i < kRows; ++i) {
+        const bool there = has_patch(round.row[at + row(i)].label);
+        const float* code = gram.code + (first + row(i)) * gram.code_stride;
 #pragma unroll
         for (int v = 0; v < V; ++v) {
-          bits_[i * V + v] =
-              bits_of_float(beside_patch(gram, places.label[row(i)], first + row(i), beside_ + v));
+          const bool has = there && beside_ + v < gram.codes;
+          words_[i * V + v] = has ? bits_of_float(code[beside_ + v]) : 0u;
         }
       }
     } else if (gram.element_type == kFloat32) {
-      read<std::uint32_t>(gram.x, places);
+      read<std::uint32_t, V>(gram, round, at);
+    } else if constexpr (V == 4) {
+      read<std::uint32_t, 2>(gram, round, at);
     } else {
-      read<std::uint16_t>(gram.x, places);
+      read<std::uint16_t, 1>(gram, round, at);
     }
   }
 
@@ -84,23 +68,28 @@ class TileColumns {
   static constexpr int kAcross = Tile / V;           // threads along the columns
   static constexpr int kStride = Threads / kAcross;  // patches read at a time
   static constexpr int kRows = kChunk / kStride;     // patches of one thread
+  static_assert(kRows <= 16, "a bit of marks_ for each, twice");
 
   static __device__ int row(int i) { return static_cast<int>(threadIdx.x) / kAcross + i * kStride; }
 
-  template <class Bits>
-  __device__ void read(const void* x, const ChunkPlaces& places) {
-    outside_ = missing_ = 0;
+  // V numbers of each patch as so many words, as they lie: taking them apart would wait for them.
+  template <class Word, int Words>
+  __device__ void read(const PatchGram& gram, const Round<Threads>& round, int at) {
+    constexpr int kBytes = sizeof(Word) * Words / V;
+    const int slots = tap_slots(gram);
+    marks_ = 0;
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
-      const int r = row(i);
-      const std::int64_t offset = element_offset(places.offset[r], places.taps[r], column_);
-      outside_ |= (offset < 0 ? 1u : 0u) << i;
-      missing_ |= (has_patch(places.label[r]) ? 0u : 1u) << i;
+      const int r = at + row(i);
+      const std::int64_t offset =
+          element_offset(round.row[r].offset, round.tap + r * slots, column_);
+      marks_ |= (offset < 0 ? 1u : 0u) << i;
+      marks_ |= (has_patch(round.row[r].label) ? 0u : 0x10000u) << i;
       // A load for everyone costs less than a branch around it; element 0 is always there.
-      const auto* address = static_cast<const Bits*>(x) + (offset < 0 ? 0 : offset);
-      const auto pack = *reinterpret_cast<const Pack<Bits, V>*>(address);
+      const char* address = static_cast<const char*>(gram.x) + (offset < 0 ? 0 : offset) * kBytes;
+      const auto pack = *reinterpret_cast<const Pack<Word, Words>*>(address);
 #pragma unroll
-      for (int v = 0; v < V; ++v) bits_[i * V + v] = pack.item[v];
+      for (int w = 0; w < Words; ++w) words_[i * V + w] = pack.item[w];
     }
   }
 
@@ -115,18 +104,24 @@ class TileColumns {
       Pack<float, V> pack;
 #pragma unroll
       for (int v = 0; v < V; ++v) {
-        const float value = outside_ >> i & 1 ? 0.0f : float_of<kType>(bits_[i * V + v]);
-        pack.item[v] = missing_ >> i & 1 ? 0.0f : value - shift[v];
+        const float value = marks_ >> i & 1 ? 0.0f : number<kType>(i, v);
+        pack.item[v] = marks_ >> i & 0x10000 ? 0.0f : value - shift[v];
       }
       *reinterpret_cast<Pack<float, V>*>(&shared[row(i)][across]) = pack;
     }
   }
 
+  template <ElementType kType>
+  __device__ float number(int i, int v) const {
+    if constexpr (kType == kFloat32 || V == 1) return float_of<kType>(words_[i * V + v]);
+    return float_of<kType>(words_[i * V + v / 2] >> (v % 2 * 16) & 0xFFFFu);
+  }
+
   int beside_;  // columns from the first one beside the patch; negative: a feature of the patch
   PatchColumn column_;
-  const float* shift_;             // read again for each chunk: a pointer takes fewer registers
-  std::uint32_t bits_[kRows * V];  // as they were read
-  unsigned outside_, missing_;     // a bit for each patch: a structural zero, no patch
+  const float* shift_;              // read again for each chunk: a pointer takes fewer registers
+  std::uint32_t words_[kRows * V];  // as they were read
+  unsigned marks_;  // for each patch a bit for a structural zero, and one for no patch
 };
 
 }  // namespace sylvinit

@@ -6,6 +6,7 @@
 #include "mma.cuh"
 #include "patch_gram.h"
 #include "patch_tile.cuh"
+#include "tf32.cuh"
 
 namespace sylvinit {
 
@@ -85,10 +86,15 @@ __device__ void multiply_ffma(TileProduct<Tile>& c, const Slice<Tile>& a, const 
   }
 }
 
-// x = high + low up to 2^-22 |x|, both TF32.
-__device__ __forceinline__ void split_tf32(float x, float& high, float& low) {
-  high = round_to_tf32(x);
-  low = round_to_tf32(x - high);
+// The factors of a product on tensor cores: split in two, or (TF32) rounded.
+template <bool kSplit>
+__device__ __forceinline__ void factor(float x, float& high, float& low) {
+  if constexpr (kSplit) {
+    split_tf32(x, high, low);
+  } else {
+    high = round_to_tf32(x);
+    low = 0.0f;
+  }
 }
 
 // One chunk of patches on tensor cores; with kSplit (3xTF32) the factors are split in two, and
@@ -107,7 +113,7 @@ __device__ void multiply_tf32(TileProduct<Tile>& c, const Slice<Tile>& a, const 
     for (int j = 0; j < Shape::kBlocksAcross; ++j)
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
-        split_tf32(b[k + t + 4 * e][across + 8 * j + g], right[j][e], right_low[j][e]);
+        factor<kSplit>(b[k + t + 4 * e][across + 8 * j + g], right[j][e], right_low[j][e]);
       }
 #pragma unroll
     for (int i = 0; i < Shape::kBlocksDown; ++i) {
@@ -115,7 +121,7 @@ __device__ void multiply_tf32(TileProduct<Tile>& c, const Slice<Tile>& a, const 
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         const float value = a[k + t + e / 2 * 4][down + 16 * i + g + e % 2 * 8];
-        split_tf32(value, left[e], left_low[e]);
+        factor<kSplit>(value, left[e], left_low[e]);
       }
       // All blocks of one kind before the next kind: neighboring instructions are independent.
       if constexpr (kSplit) {

@@ -39,8 +39,10 @@ class Rule(NamedTuple):
 # measured on a GPU yet: they come from cuSOLVER's documentation and from what users of other
 # libraries report. bench/gpu_check.py prints a table of times by n and batch to tune them with.
 RULES = (
-    # One call for the whole batch, for every n; in cuSOLVER 11.7.1 (CUDA 12.6.2) and later.
-    Rule("xsyev_batched", "XsyevBatched", 2, None),
+    # One call for the whole batch; in cuSOLVER 11.7.1 (CUDA 12.6.2) and later. A few matrices that
+    # fill a GPU each gain nothing from it, and two of them are decomposed on two streams.
+    Rule("xsyev_batched", "XsyevBatched", 2, 1024),
+    Rule("xsyev_batched", "XsyevBatched", 8, None),
     # Older libraries have one batched routine, by Jacobi rotations: several sweeps of O(n^3), which
     # pays as long as a matrix alone leaves most of a GPU idle.
     Rule("syevj_batched", "syevjBatched", 2, 256),
@@ -53,8 +55,11 @@ _JACOBI_TO = 1024
 # somewhere between 32 and 64 thousand matrices on, or where sizes in bytes pass 32 bits.
 _MOST_MATRICES = 16384
 _MOST_BYTES = 2**31 - 1
-# Workspace of one call: 300 KB a matrix have been reported for XsyevBatched at n = 16.
-_MOST_WORKSPACE = 512 * 2**20
+# Workspace of one call, also as a part of the GPU's memory: 300 KB a matrix have been reported for
+# XsyevBatched at n = 16. What needs more is decomposed in several calls.
+_MOST_WORKSPACE, _PART_OF_MEMORY = 4 * 2**30, 8
+# The first XsyevBatched reads workspace before it has written it.
+_WANTS_ZEROS = (11, 7, 1)
 
 
 class Library(NamedTuple):
@@ -97,7 +102,10 @@ def routines_for(n: int, batch: int, xsyev_batched: bool) -> list[Rule]:
         and (n <= _JACOBI_TO or rule.routine != "syevj_batched")
     ]
     first = [r for r in able if batch >= r.batch_from and (r.n_to is None or n <= r.n_to)]
-    return first + [rule for rule in reversed(able) if rule not in first]
+    once: dict[str, Rule] = {}
+    for rule in [*first, *reversed(able)]:
+        once.setdefault(rule.routine, rule)
+    return list(once.values())
 
 
 def eigh(a: Tensor, notes: list[str] | None = None) -> Pair:
@@ -183,7 +191,11 @@ class _Attempt:
         self.values = scaled.new_empty((batch, n))
         # A code that no routine returns: one that returns none has failed.
         self.info = torch.full((batch,), -(2**31), dtype=torch.int32, device=scaled.device)
-        self._workspace = scaled.new_empty(size, dtype=torch.uint8)
+        # Each call has zeros of its own where they are wanted; else all share what is there.
+        zeros = rule.routine == "xsyev_batched" and library().version <= _WANTS_ZEROS
+        make = scaled.new_zeros if zeros else scaled.new_empty
+        calls = -(-batch // self._chunk) if zeros else 1
+        self._workspace = make((calls, size), dtype=torch.uint8)
 
     def _split(self, n: int, batch: int) -> tuple[int, int]:
         """Matrices in one call, and bytes of workspace for it."""
@@ -193,7 +205,9 @@ class _Attempt:
             return batch, workspace(batch)  # one matrix after the other
         chunk = max(1, min(batch, _MOST_MATRICES, _MOST_BYTES // (8 * n * n)))
         size = workspace(chunk)
-        while chunk > 1 and size > _MOST_WORKSPACE:
+        memory = torch.cuda.get_device_properties(self._index).total_memory
+        most = min(_MOST_WORKSPACE, memory // _PART_OF_MEMORY)
+        while chunk > 1 and size > most:
             chunk = (chunk + 1) // 2
             size = workspace(chunk)
         return chunk, size
@@ -202,13 +216,14 @@ class _Attempt:
         """Queue the work. Uses nothing of torch that belongs to a thread."""
         batch, n = self.values.shape
         place = self.rule.routine, self._index, self._stream
-        workspace = self._workspace.data_ptr(), self._workspace.numel()
+        calls, size = self._workspace.shape
         arrays = self._rows, self.values, self.info
         for first in range(0, 0 if self.failure else batch, self._chunk):
             addresses = [x.data_ptr() + first * x.stride(0) * x.element_size() for x in arrays]
             chunk = min(self._chunk, batch - first)
+            workspace = self._workspace.data_ptr() + first // self._chunk % calls * size
             try:
-                _call("symmetric_eigen", *place, n, chunk, *addresses, *workspace)
+                _call("symmetric_eigen", *place, n, chunk, *addresses, workspace, size)
             except _RoutineError as error:
                 self.failure = str(error)
                 return

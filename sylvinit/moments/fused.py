@@ -161,18 +161,30 @@ def launch_gram(
     args.status = status.data_ptr()
     if shift is not None:
         args.shift = shift.data_ptr()
+    by_class = None
     if labels is not None:
+        by_class = _by_class(labels, classes)
         args.labels, args.classes = labels.data_ptr(), classes
+        args.order, args.starts = (part.data_ptr() for part in by_class)
     if code is not None:
         args.code, args.codes, args.code_stride = code.data_ptr(), code.shape[1], code.stride(0)
+    number = ARITHMETICS.index(arithmetic)
     with _typed_errors():
-        plan = module.plan_patch_gram(args, multiprocessors, tile)
+        plan = module.plan_patch_gram(args, number, multiprocessors, tile)
     with memory_for(f"the tiles of a Gram matrix of {gram.shape[-1]} columns", plan.workspace):
         workspace = torch.empty(plan.workspace // 8, dtype=torch.float64, device=x.device)
     with _typed_errors():
-        module.patch_gram(
-            args, plan, ARITHMETICS.index(arithmetic), gram.data_ptr(), workspace.data_ptr(), stream
-        )
+        module.patch_gram(args, plan, number, gram.data_ptr(), workspace.data_ptr(), stream)
+
+
+def _by_class(labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """Indices of labels, those of a class together; and where each class begins, and the last ends.
+
+    Nothing waits for the device. Labels out of range are outside of all classes.
+    """
+    ordered, order = labels.sort(stable=True)
+    limits = torch.arange(classes + 1, device=labels.device)
+    return order, torch.searchsorted(ordered, limits)
 
 
 @torch.library.custom_op("sylvinit::patch_mean", mutates_args=())
@@ -225,7 +237,9 @@ def launch_mean(
     status = torch.zeros(1, dtype=torch.int32, device=x.device)
     args.status = status.data_ptr()
     with _typed_errors():
-        module.patch_mean(args, count, mean.data_ptr(), stream)
+        size = module.patch_mean_workspace(args, count)
+        workspace = torch.empty(size, dtype=torch.float64, device=x.device)
+        module.patch_mean(args, count, mean.data_ptr(), workspace.data_ptr(), stream)
     return mean
 
 

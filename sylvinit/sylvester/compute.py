@@ -7,6 +7,8 @@ complex128. Factors are opaque: basis and core of a, then of b, in the form of t
   tridiagonal form, by the compiled module.
 - "spectral", Hermitian matrices anywhere, and for many right sides: both diagonalized.
 - "schur", any matrices: Schur forms, on the host, by the compiled module or by SciPy.
+
+Any matrices on a GPU, solved with once, take shifted systems there where those are safe.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import torch
 from torch import Tensor
 
 from sylvinit.errors import SolverError
-from sylvinit.sylvester import lapack, matrices, schur, spectral
+from sylvinit.sylvester import lapack, matrices, schur, shifted, spectral
 from sylvinit.sylvester.matrices import adjoint_of, widen
 from sylvinit.sylvester.outcome import Mode, judge
 
@@ -166,7 +168,13 @@ def solve_once(a: Tensor, b: Tensor, q: Tensor, assume: str) -> Tensor:
     structure, wide_a, wide_b = structure_of(wide_a, wide_b, assume, eps)
     form = choose_form(structure, q.device)
     batch = q.shape[:-2]
-    if form != "tridiagonal" or not (a.shape[:-2] == b.shape[:-2] == batch) or q.numel() == 0:
+    one_batch = a.shape[:-2] == b.shape[:-2] == batch and q.numel() > 0
+    if structure == "gen" and one_batch and shifted.pays(wide_q):
+        inspect("q", wide_q)
+        x = _by_shifts(wide_a, wide_b, wide_q, eps)
+        if x is not None:
+            return narrow(x, q.dtype, True)
+    if form != "tridiagonal" or not one_batch:
         factors = factor(wide_a, wide_b, structure, form)
         return solve(wide_a, wide_b, q, factors, structure, form, adjoint=False, checked=True)
     inspect("q", wide_q)
@@ -181,6 +189,14 @@ def solve_once(a: Tensor, b: Tensor, q: Tensor, assume: str) -> Tensor:
         x, outcome = adjoint_of(x), outcome.swapped()
     judge(outcome, tuple(batch), eps)
     return narrow(x, q.dtype, True)
+
+
+def _by_shifts(a: Tensor, b: Tensor, q: Tensor, eps: float) -> Tensor | None:
+    """See :func:`shifted.solve`; the smaller matrix gets the Schur form."""
+    if q.shape[-2] <= q.shape[-1]:
+        return shifted.solve(a, b, q, eps)
+    x = shifted.solve(adjoint_of(b), adjoint_of(a), adjoint_of(q), eps)
+    return None if x is None else adjoint_of(x)
 
 
 def narrow(x: Tensor, dtype: torch.dtype, checked: bool, names: str = "a, b and q") -> Tensor:

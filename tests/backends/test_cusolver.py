@@ -44,7 +44,8 @@ def used(module: FakeModule) -> list[str]:
 
 def test_first_choices() -> None:
     assert [names(n, 1, True)[0] for n in (1, 32, 4608)] == ["xsyevd"] * 3
-    assert [names(n, 2, True)[0] for n in (1, 32, 4608)] == ["xsyev_batched"] * 3
+    assert [names(n, 2, True)[0] for n in (1, 1024, 1025)] == ["xsyev_batched"] * 2 + ["xsyevd"]
+    assert [names(n, 8, True)[0] for n in (1, 4608)] == ["xsyev_batched"] * 2
     assert [names(n, 2, False)[0] for n in (1, 256, 257)] == ["syevj_batched"] * 2 + ["xsyevd"]
 
 
@@ -256,7 +257,7 @@ def test_large_batches_are_split(module) -> None:
     assert_decomposition(a, *cusolver.eigh(a))
     sizes = [batch for *_, batch in module.calls]
     assert sum(sizes) == 5000
-    assert len(sizes) == 4  # 1250 matrices ask for less than 512 MiB
+    assert len(sizes) == 2  # 2500 matrices ask for less than an eighth of 8 GiB
     module.calls.clear()
     module.workspace = lambda routine, n, batch: 8
     assert_decomposition(a, *cusolver.eigh(a))
@@ -267,6 +268,16 @@ def test_the_number_of_matrices_in_a_call_is_bounded(module) -> None:
     a = symmetric(40000, 1, 1)
     assert_decomposition(a, *cusolver.eigh(a))
     assert [batch for *_, batch in module.calls] == [16384, 16384, 7232]
+
+
+def test_the_first_xsyev_batched_gets_zeros_in_every_call(module, monkeypatch) -> None:
+    """The stand-in of that version looks at its workspace, and leaves something in it."""
+    monkeypatch.setattr(cusolver, "_MOST_MATRICES", 2)
+    module.version = (11, 7, 1)
+    a, notes = symmetric(7, 4, 4), []
+    assert_decomposition(a, *cusolver.eigh(a, notes))
+    assert used(module) == ["xsyev_batched"] * 4
+    assert notes == []
 
 
 def test_a_failure_of_a_part_is_one_of_the_batch(module, monkeypatch) -> None:

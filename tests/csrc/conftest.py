@@ -12,7 +12,7 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """patch_gram's kernels on host threads, as the module that they are on a GPU."""
     path = tmp_path_factory.mktemp("shim") / "_cuda_shim.so"
     bindings = [CSRC / "cuda" / "patch_gram_bindings.cpp", ROOT / "tests/csrc/shim_module.cpp"]
-    build_on_host_threads([*KERNELS, *bindings], path, "-O1")
+    build_on_host_threads([*KERNELS, *bindings], path, "-O1", "-DSYLVINIT_GATHERED_NUMBERS=20000")
     spec = importlib.util.spec_from_file_location("_cuda_shim", path)
     assert spec is not None
     assert spec.loader is not None

@@ -7,6 +7,7 @@
 
 #include "patch_gram.h"
 #include "patch_gram_reference.h"
+#include "patch_sums.h"
 
 using namespace sylvinit;
 
@@ -18,15 +19,17 @@ void compare(const char* name, PatchGram gram, int tile, Arithmetic arithmetic) 
   int status = 0;
   gram.status = &status;
   const std::size_t columns = columns_of(gram);
-  const PatchGramPlan plan = plan_patch_gram(gram, 4, tile);
+  const PatchGramPlan plan = plan_patch_gram(gram, arithmetic, 4, tile);
   std::vector<double> out(gram.groups * rows_of(gram) * columns), exact(out.size());
   // Exactly as much as was asked for, so that a step past the end is seen.
   std::vector<double> workspace(plan.workspace / sizeof(double), NAN);
   patch_gram(gram, plan, arithmetic, out.data(), workspace.data(), nullptr);
   patch_gram_reference(gram, exact.data());
-  std::vector<float> mean(gram.groups * features_of(gram));
-  patch_mean(gram, gram.n, mean.data(), nullptr);
-  double worst = 0.0;
+  std::vector<float> mean(gram.groups * features_of(gram)), exact_mean(mean.size());
+  std::vector<double> sums(sums_for_mean(gram, gram.n).workspace, NAN);
+  patch_mean(gram, gram.n, mean.data(), sums.data(), nullptr);
+  patch_mean_reference(gram, gram.n, exact_mean.data());
+  double worst = mean == exact_mean ? 0.0 : 1.0;
   for (std::size_t i = 0; i < out.size(); ++i)
     worst = std::fmax(worst, std::fabs(out[i] - exact[i]));
   const bool good = worst == 0.0 && status == 0;
@@ -71,7 +74,8 @@ PatchGram convolution(const std::vector<float>& x, int groups, std::int64_t chan
 
 int main() {
   const std::vector<float> x = integers(4 * 16 * 30), code = integers(120 * 2);
-  const std::vector<std::int64_t> labels = {1, 0, 2, 1};
+  const std::vector<std::int64_t> labels = {1, 0, 2, 1}, order = {1, 0, 3, 2};
+  const std::vector<std::int64_t> starts = {0, 1, 3, 4};
   for (const Arithmetic arithmetic : {k3xTF32, kFFMA}) {
     PatchGram gram = convolution(x, 1, 8, true);  // 73 columns and quads
     compare("channels_last", gram, 32, arithmetic);
@@ -79,6 +83,8 @@ int main() {
     gram.draws = 7;
     gram.n = 28;
     gram.labels = labels.data();
+    gram.order = order.data();
+    gram.starts = starts.data();
     gram.classes = 3;
     gram.code = code.data();
     gram.codes = gram.code_stride = 2;
@@ -87,6 +93,12 @@ int main() {
   PatchGram gram = convolution(x, 1, 8, true);
   gram.n = 40;
   compare("two tiles of 64", gram, 64, k3xTF32);
+  gram = convolution(x, 1, 16, false);  // five tiles across: gathered to rows
+  gram.draws = 9;
+  gram.n = 36;
+  gram.code = code.data();
+  gram.codes = gram.code_stride = 2;
+  compare("gathered", gram, 32, k3xTF32);
   const std::vector<std::int64_t> entry = {3, 0, 0}, position = {29, 0, 17};
   gram = convolution(x, 1, 3, false);
   gram.axis[2].mode = kReflect;

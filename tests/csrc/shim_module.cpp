@@ -4,6 +4,7 @@
 #include "bindings.h"
 #include "patch_gram.h"
 #include "patch_gram_reference.h"
+#include "tf32.cuh"
 
 namespace py = pybind11;
 
@@ -25,6 +26,11 @@ PYBIND11_MODULE(_cuda_shim, m) {
     return py::make_tuple(pair.row, pair.column);
   });
   m.def("split_begin", &split_begin);
+  m.def("split_tf32", [](std::uint32_t bits) {
+    float high, low;
+    split_tf32(float_of_bits(bits), high, low);
+    return py::make_tuple(bits_of_float(high), bits_of_float(low));
+  });
   m.def("patch_gram_reference", [](const PatchGram& gram, std::uintptr_t out) {
     patch_gram_reference(gram, reinterpret_cast<double*>(out));
   });

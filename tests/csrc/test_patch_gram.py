@@ -76,9 +76,10 @@ def test_ones_count_the_patches(shim: Any, n: int) -> None:
 def test_more_patches_than_one_sum_in_float32(shim: Any, arithmetic: str, n: int) -> None:
     """Past kPatchesPerFlush (1024 in ffma, else 4096) the tiles are added up in float64."""
     x, layout = integers(n, 2), PatchLayout.of(None, (), 1)
-    plan = shim.plan_patch_gram(layout.arguments(shim, x), 1, 32)
+    number = fused.ARITHMETICS.index(arithmetic)
+    plan = shim.plan_patch_gram(layout.arguments(shim, x), number, 1, 128)
     assert n // plan.splits > {"ffma": 1024, "3xtf32": 4096}[arithmetic]
-    gram, _ = run(shim, x, layout, arithmetic=arithmetic, multiprocessors=1, tile=32)
+    gram, _ = run(shim, x, layout, arithmetic=arithmetic, multiprocessors=1, tile=128)
     assert torch.equal(gram, expected(x, layout)[0])
 
 
@@ -105,6 +106,56 @@ def test_accuracy(shim: Any, arithmetic: str, mean: float) -> None:
     d = shift.shape[1]
     error = ((gram - exact)[:, :d, :d].abs() / (z.mT @ z)).max()
     assert float(error) <= BOUNDS[arithmetic]
+
+
+@pytest.mark.parametrize(("n", "classes"), [(1600, 2), (200, 50), (40, 1), (17, 90)])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_classes_of_any_number(shim: Any, n: int, classes: int, channels_last: bool) -> None:
+    """Several parts of a class, classes of a few patches, of one, and without any."""
+    x = integers(n // 4 + 1, 5, 4, 4)
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    layout = PatchLayout.of(
+        PatchGeometry((3, 3), (1, 1), (1, 1), (0, 0), (0, 0)), (2, 2), 1, tap_major=channels_last
+    )
+    labels = integers(len(x), seed=4).long().abs() * 7 % classes
+    beside = {"labels": labels, "classes": classes, "shift": integers(1, 45, seed=5)}
+    gram, status = run(shim, x, layout, tile=64, multiprocessors=16, **beside)
+    assert torch.equal(gram, expected(x, layout, **beside)[0])
+    assert status == 0
+
+
+@pytest.mark.parametrize("arithmetic", fused.ARITHMETICS)
+@pytest.mark.parametrize(
+    ("groups", "tile", "dtype"),
+    [(1, 32, torch.float32), (2, 32, torch.bfloat16), (1, 64, torch.float16)],
+)
+def test_patches_that_are_gathered_first(
+    shim: Any, groups: int, tile: int, dtype: torch.dtype, arithmetic: str
+) -> None:
+    """Three tiles across and more, read one by one; a few patches at a time, and padded rows."""
+    x = integers(7, groups * 21, 6, 7, dtype=dtype)
+    geometry = PatchGeometry((3, 3), (2, 1), (1, 1), (1, 1), (1, 1))
+    size = geometry.output_size((6, 7))
+    layout = PatchLayout.of(geometry, size, groups, tap_major=False, draws=19)
+    n, d = layout.patches(x, None), 189
+    beside = {"shift": integers(groups, d, seed=1), "code": integers(n, 2, seed=2)}
+    beside.update(labels=integers(7, seed=3).long() % 3, classes=3)
+    args = layout.arguments(shim, x)
+    gathered = shim.plan_patch_gram(args, fused.ARITHMETICS.index(arithmetic), 4, tile).gathered
+    assert 0 < gathered < n
+    gram, status = run(shim, x, layout, tile=tile, arithmetic=arithmetic, start=0.5, **beside)
+    exact = expected(x, layout, **beside)[0]
+    assert torch.equal(gram, exact + torch.full_like(exact, 0.5).triu())
+    assert status == 0
+
+
+def test_a_listed_patch_that_does_not_exist_is_seen_where_patches_are_gathered(shim: Any) -> None:
+    x = integers(3, 21, 6, 7)
+    geometry = PatchGeometry((3, 3), (1, 1), (1, 1), (1, 1), (1, 1))
+    layout = PatchLayout.of(geometry, (6, 7), 1, tap_major=False)
+    listed = {"entry": torch.tensor([0, 3]), "position": torch.tensor([5, 0])}
+    assert run(shim, x, layout, tile=32, **listed)[1] == 2
 
 
 def test_repeats_bit_for_bit(shim: Any) -> None:
@@ -206,12 +257,32 @@ def test_workspace_does_not_grow_with_the_patches(shim: Any) -> None:
 
     def workspace(n: int, d: int) -> int:
         args = layout.arguments(shim, torch.empty(1, d).expand(n, d))
-        return shim.plan_patch_gram(args, 132).workspace
+        return shim.plan_patch_gram(args, 0, 132).workspace
 
     for d in (27, 575, 4608):
         assert workspace(10**8, d) == workspace(10**6, d)
-    # 132 multiprocessors with four blocks each, and a tile of 128 in float64 for every block.
-    assert workspace(10**8, 575) <= 132 * 4 * 128 * 128 * 8 * 1.1
+    # 132 multiprocessors that run one block at a time, at most four times, and a tile of 128 in
+    # float64 for every block.
+    assert workspace(10**8, 576) <= 132 * 4 * 128 * 128 * 8 * 1.1
+
+
+@pytest.mark.parametrize("d", [3, 27, 64, 148, 576, 1152, 4608])
+@pytest.mark.parametrize("n", [1, 16, 100, 1280, 10_240, 10**6])
+def test_blocks_fill_the_device(shim: Any, n: int, d: int) -> None:
+    """Against all other numbers of parts, in chunks that the last block waits for."""
+    args = PatchLayout.of(None, (), 1).arguments(shim, torch.empty(1, d).expand(n, d))
+    plan = shim.plan_patch_gram(args, 0, 132)
+    threads = {32: 32, 64: 128, 128: 256}[plan.tile]
+    resident, chunks = 132 * max(1, 256 // threads), -(-n // 16)
+
+    def longest(splits: int) -> int:
+        return -(-plan.pairs * splits // resident) * -(-chunks // splits)
+
+    assert 1 <= plan.splits <= max(2, 4 * resident // plan.pairs)
+    assert plan.splits <= chunks
+    # What a block takes to begin, and its tile in the workspace, are worth some 20 chunks.
+    best = min(map(longest, range(1, max(2, 4 * resident // plan.pairs) + 1)))
+    assert longest(plan.splits) <= 1.1 * best + 25
 
 
 @pytest.mark.parametrize(
@@ -224,6 +295,7 @@ def test_workspace_does_not_grow_with_the_patches(shim: Any) -> None:
         ({"element_type": 3}, "element_type"),
         ({"entry_stride": -1}, "strides"),
         ({"classes": 2}, "labels need classes"),
+        ({"classes": 2, "labels": 64, "status": 64}, "by class"),
         ({"x": 0}, "null pointer"),
         ({"draws": 2**32}, "draws"),
     ],
@@ -233,7 +305,7 @@ def test_arguments_out_of_range(shim: Any, change: dict[str, int], message: str)
     for name, value in change.items():
         setattr(args, name, value)
     with pytest.raises(ValueError, match=message):
-        shim.plan_patch_gram(args, 132)
+        shim.plan_patch_gram(args, 0, 132)
 
 
 def test_too_many_taps(shim: Any) -> None:

@@ -31,4 +31,4 @@ def test_no_findings(sanitizers: str, tmp_path: Path) -> None:
     build_on_host_threads([*KERNELS, MAIN], program, *flags, shared=False)
     done = subprocess.run([program], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count(": ok") == 7
+    assert done.stdout.count(": ok") == 8

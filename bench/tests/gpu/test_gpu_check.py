@@ -12,7 +12,7 @@ import fake_cuda
 import gpu_check
 import pytest
 import torch
-from gpu import building, evidence, sanitizing, testing
+from gpu import building, evidence, machine, sanitizing, testing
 from gpu.context import Context
 from gpu.floor import floor_seconds, gram_work
 from gpu.processes import Done, execute
@@ -20,16 +20,20 @@ from gpu.timing import Clock, Timing
 
 from sylvinit.backends import extension
 
-QUICK_STEPS = "environment,build,sanitizer,ceilings,gram,sylvester,initialize,all_patches,eigen"
+QUICK_STEPS = "environment,build,ceilings,gram,eigen,initialize,sylvester,sanitizer,all_patches"
 
 
 @pytest.fixture(scope="module")
 def dry(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The document of a dry run of all steps but the tests, which have one of their own."""
-    output = tmp_path_factory.mktemp("dry") / "result.json"
+    output = tmp_path_factory.mktemp("dry")
     arguments = ["--dry-run", "--in-process", "--output", str(output)]
     assert gpu_check.main([*arguments, "--only", QUICK_STEPS]) == 0
-    return json.loads(output.read_text())
+    return read(output)
+
+
+def read(output: Path) -> dict[str, Any]:
+    return json.loads((output / "results.json").read_text())
 
 
 def test_every_step_of_a_dry_run_leaves_results(dry: dict[str, Any]) -> None:
@@ -43,7 +47,7 @@ def test_every_step_of_a_dry_run_leaves_results(dry: dict[str, Any]) -> None:
     assert results["ceilings"]["copy_bytes_per_s"] > 0
     row = results["gram"]["beside"][0]
     assert row["floor_s"] > 0
-    for name in ("gather", "unfold", "product"):
+    for name in ("gather", "halves", "unfold", "product"):
         assert row[f"{name}_ratio"] == pytest.approx(row[f"{name}_s"] / row["ours_s"])
     assert results["sylvester"]["equations"][0]["pos_residual"] < 1e-13
     assert [row["network"] for row in results["initialize"]["networks"]] == [
@@ -61,25 +65,50 @@ def test_a_dry_run_is_no_evidence(dry: dict[str, Any]) -> None:
 
 
 def test_a_dry_run_is_kept_out_of_the_results(capsys: pytest.CaptureFixture[str]) -> None:
-    inside = str(gpu_check.ROOT / "bench" / "results" / "dry.json")
+    inside = str(gpu_check.ROOT / "bench" / "results" / "dry")
     with pytest.raises(SystemExit):
         gpu_check.main(["--dry-run", "--output", inside])
     assert "choose an --output" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_it_stops_and_writes_nothing(
+def test_without_a_gpu_it_stops_and_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Else it would build for minutes, and then every step would fail."""
-    output = tmp_path / "result.json"
-    for steps in ([], ["--only", "gram"]):
-        assert gpu_check.main(["--in-process", "--output", str(output), *steps]) == 2
+    for steps in (["--call", "1"], ["--call", "2"], ["--only", "gram"]):
+        assert gpu_check.main(["--in-process", "--output", str(tmp_path), *steps]) == 2
         captured = capsys.readouterr()
-        assert "--dry-run" in captured.err
-        assert "build" not in captured.out
-        assert "gram" not in captured.out
-        assert not output.exists()
+        assert "no GPU" in captured.err
+        assert "build, at most" not in captured.out
+        assert set(read(tmp_path)["steps"]) == {"environment"}
+
+
+def test_a_failed_build_stops_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else the other steps would measure plain torch under the name of this library."""
+
+    def fail(context: Context) -> None:
+        raise RuntimeError("the build failed with status 1")
+
+    monkeypatch.setattr(machine, "run", lambda context: context.put(gpu="some"))
+    monkeypatch.setattr(building, "run", fail)
+    assert gpu_check.main(["--in-process", "--output", str(tmp_path), "--call", "1"]) == 2
+    assert list(read(tmp_path)["steps"]) == ["environment", "build"]
+    assert "the build failed with status 1" in capsys.readouterr().err
+
+
+def test_the_calls_have_every_step_but_one_and_fit() -> None:
+    """Steps before the last may take all they are allowed, and the last still has half a minute."""
+    seen: set[str] = set()
+    for names, seconds in gpu_check.CALLS.values():
+        seen |= set(names)
+        assert set(names) <= set(gpu_check.STEPS)
+        limits = [gpu_check.STEPS[name].seconds for name in names]
+        built = gpu_check.STEPS["build"].seconds if names[-1] == "sanitizer" else 0.0
+        assert sum(limits[:-1]) - built <= seconds - 39
+    assert set(gpu_check.STEPS) - seen == {"all_patches"}
 
 
 def test_targets_are_collected(dry: dict[str, Any]) -> None:
@@ -108,7 +137,7 @@ def steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     modules = {
         "raises": "def run(context):\n    context.put(before=1)\n    raise ValueError('mine')\n",
         "ends": "import os\ndef run(context):\n    context.put(before=2)\n    os._exit(3)\n",
-        "hangs": "import time\ndef run(context):\n    context.put(before=3)\n    time.sleep(60)\n",
+        "hangs": "import time\ndef run(context):\n    context.put(before=3)\n    time.sleep(15)\n",
         "works": "def run(context):\n    context.put(seen=sorted(context.earlier))\n",
     }
     for name, text in modules.items():
@@ -133,12 +162,13 @@ def steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 def test_a_step_that_fails_does_not_stop_the_others(steps: Path, tmp_path: Path) -> None:
     """In processes of their own, as on a GPU."""
-    output = tmp_path / "result.json"
+    output = tmp_path / "results"
     command = [sys.executable, str(steps), "--dry-run", "--output", str(output)]
     command += ["--only", "raises,ends,works"]
     done = execute(command, 100)
     assert done.code == 1, done.output
-    found = json.loads(output.read_text())["steps"]
+    assert [path.name for path in output.iterdir()] == ["results.json"]
+    found = read(output)["steps"]
     assert found["raises"]["status"] == "failed"
     assert "ValueError: mine" in found["raises"]["error"]
     assert found["raises"]["results"] == {"before": 1}
@@ -150,11 +180,11 @@ def test_a_step_that_fails_does_not_stop_the_others(steps: Path, tmp_path: Path)
 
 
 def test_a_step_that_hangs_is_stopped(steps: Path, tmp_path: Path) -> None:
-    output = tmp_path / "result.json"
+    output = tmp_path / "results"
     command = [sys.executable, str(steps), "--dry-run", "--output", str(output)]
     done = execute([*command, "--only", "hangs", "--seconds", "3"], 60)
     assert done.code == 1, done.output
-    found = json.loads(output.read_text())["steps"]["hangs"]
+    found = read(output)["steps"]["hangs"]
     assert found["status"] == "timed out"
     assert found["results"] == {"before": 3}
     assert found["seconds"] < 30
@@ -175,17 +205,31 @@ def test_cases_that_no_time_is_left_for() -> None:
     assert context.results["out of time"] == ["1", "2"]
 
 
-def test_results_of_an_earlier_run_are_kept(dry: dict[str, Any], tmp_path: Path) -> None:
-    previous, output = tmp_path / "previous.json", tmp_path / "result.json"
-    previous.write_text(json.dumps(dry))
-    arguments = ["--dry-run", "--in-process", "--previous", str(previous)]
-    gpu_check.main([*arguments, "--output", str(output), "--only", "ceilings"])
-    found = json.loads(output.read_text())
-    assert set(found["steps"]) == set(dry["steps"])
-    assert found["steps"]["gram"] == dry["steps"]["gram"]
-    previous.write_text(json.dumps({**dry, "csrc": "another"}))
-    with pytest.raises(SystemExit, match="other sources"):
-        gpu_check.main([*arguments, "--output", str(output)])
+def test_rows_of_a_step_outlive_the_whole_run(steps: Path, tmp_path: Path) -> None:
+    output = tmp_path / "results"
+    command = [sys.executable, str(steps), "--dry-run", "--output", str(output), "--only", "hangs"]
+    execute(command, 8)  # stops all of it
+    assert json.loads((output / "hangs.part.json").read_text()) == {"before": 3}
+
+
+def test_results_of_several_runs_are_joined(dry: dict[str, Any], tmp_path: Path) -> None:
+    """A step of a full run is kept where a later one is quick or has failed."""
+    steps = dry["steps"]
+    first = {**dry, "steps": {name: steps[name] for name in ("environment", "gram")}}
+    gram = {**steps["gram"], "results": {}}
+    second = {**dry, "steps": {"eigen": steps["eigen"], "gram": {**gram, "quick": True}}}
+    third = {**dry, "steps": {"gram": {**gram, "status": "timed out"}}}
+    paths = [tmp_path / f"{index}.json" for index in range(3)]
+    for path, document in zip(paths, (first, second, third), strict=True):
+        path.write_text(json.dumps(document))
+    output = tmp_path / "joined"
+    gpu_check.main(["--merge", *map(str, paths), "--output", str(output)])
+    found = read(output)
+    assert set(found["steps"]) == {"environment", "gram", "eigen"}
+    assert found["steps"]["gram"] == steps["gram"]
+    paths[1].write_text(json.dumps({**second, "csrc": "another"}))
+    with pytest.raises(SystemExit, match="csrc"):
+        gpu_check.main(["--merge", *map(str, paths), "--output", str(output)])
 
 
 # ---------------------------------------------------------------------------------------- evidence
@@ -201,26 +245,33 @@ def full(**changes: Any) -> dict[str, Any]:
     }
     for name, change in changes.items():
         results[name].update(change)
-    steps = {name: {"status": "ok", "results": value} for name, value in results.items()}
-    return {"dry_run": False, "quick": False, "steps": steps}
+    steps = {
+        name: {"status": "ok", "quick": False, "results": value} for name, value in results.items()
+    }
+    return {"dry_run": False, "steps": steps}
+
+
+def quick(name: str) -> dict[str, Any]:
+    document = full()
+    document["steps"][name]["quick"] = True
+    return document
 
 
 def test_the_line_of_a_run_that_passed(tmp_path: Path) -> None:
     line, reason = evidence.verdict(full())
     assert line == {"csrc": "0123", "device": "NVIDIA H100", "date": "2027-01-02"}
     assert reason == ""
-    path = tmp_path / "verified.json"
-    path.write_text("[]\n")
-    for _ in range(2):
-        evidence.record(line, path)
-    assert json.loads(path.read_text()) == [line]
+    evidence.record(line, tmp_path)
+    before = json.loads(evidence.VERIFIED.read_text())
+    assert json.loads((tmp_path / "verified.json").read_text()) == [*before, line]
 
 
 @pytest.mark.parametrize(
     ("document", "reason"),
     [
         ({**full(), "dry_run": True}, "dry run"),
-        ({**full(), "quick": True}, "quick"),
+        (quick("tests"), "quick"),
+        (quick("sanitizer"), "quick"),
         (full(tests={"passed": False}), "tests has not passed"),
         (full(sanitizer={"passed": False}), "sanitizer has not passed"),
         (full(sanitizer={"passed": None}), "sanitizer has not passed"),
@@ -288,13 +339,28 @@ def test_counts_of_a_file(tmp_path: Path) -> None:
         "def test_bad():\n    raise ValueError('no')\n"
         "def test_left_out():\n    pytest.skip('no GPU')\n"
     )
-    found = testing.test_file(path, 60, {})
+    found = testing.test_file(path, lambda: 60, {})
     assert (found["passed"], found["failed"], found["skipped"]) == (1, 1, 1)
     assert found["ended"]
     assert found["skips"] == {"no GPU": 1}
     assert found["figures"] == [{"test": "test_good", "figure": "error", "value": "0.5"}]
     assert "ValueError: no" in found["failures"][0]["message"]
     assert not testing.all_passed([found])
+
+
+def test_counts_of_a_file_that_is_stopped(tmp_path: Path) -> None:
+    path = tmp_path / "test_long.py"
+    path.write_text(
+        "import pytest, time\n"
+        "@pytest.mark.parametrize('name', ['a b', 'c::d'])\n"
+        "def test_good(name):\n    pass\n"
+        "def test_bad():\n    raise ValueError('no')\n"
+        "def test_long():\n    time.sleep(60)\n"
+    )
+    found = testing.test_file(path, lambda: 20, {})
+    assert (found["passed"], found["failed"], found["skipped"]) == (2, 1, 0)
+    assert found["failures"][0]["test"] == "test_bad"
+    assert not found["ended"]
 
 
 def test_what_counts_as_passed() -> None:
@@ -349,7 +415,7 @@ def test_filter_for_the_kernels_of_this_library() -> None:
 
 def test_eigen_table_with_an_extension(monkeypatch: pytest.MonkeyPatch) -> None:
     """The direct calls, on memory of the CPU."""
-    from gpu import direct, eigen
+    from gpu import direct, eigen, sylvester
 
     module, _ = fake_cuda.install(monkeypatch)
     monkeypatch.setattr(extension, "reason", lambda: "")
@@ -365,6 +431,9 @@ def test_eigen_table_with_an_extension(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(row["best"] in direct.ROUTINES for row in rows)
     assert "failures" not in context.results
     assert {name for name, *_ in module.calls} == set(direct.ROUTINES)
+    sylvester.run(context)
+    assert "failures" not in context.results
+    assert context.results["equations"][0]["eigenvalue_part"] > 0
 
 
 def test_the_build_that_is_installed() -> None:

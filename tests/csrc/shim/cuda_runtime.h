@@ -101,6 +101,12 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 threads, cudaStream_t
   for (std::thread& thread : team) thread.join();
 }
 
+// Blocks of a kernel on a multiprocessor: as many as fit registers of 256 for each thread.
+template <class... Parameters>
+int resident_blocks(void (*)(Parameters...), int threads) {
+  return threads < 256 ? 256 / threads : 1;
+}
+
 // x rounded to 10 bits of fraction, nearest, ties away from zero.
 inline float round_to_tf32(float x) {
   std::uint32_t bits;
