@@ -55,6 +55,52 @@ def _best_norms(model: nn.Module, samples: Samples, seed: int) -> sylvinit.Repor
     return report
 
 
+def _first(model: nn.Module, samples: Samples, seed: int) -> sylvinit.Report:
+    """The first layer and the head from the data: of a ViT, the embedding of patches."""
+    plan = sylvinit.initialize_(model, samples, preset="best", dry_run=True)
+    layers = [layer.name for layer in plan.layers if layer.status == "planned"]
+    include = [layers[0], *([plan.head] if plan.head else [])]
+    return sylvinit.initialize_(
+        model, samples, preset="best", include=include, seed=seed, progress=False
+    )
+
+
+def _mimetic(model: nn.Module, samples: Samples, seed: int) -> sylvinit.Report:
+    """Mimetic attention (Trockman and Kolter 2023, section 3), and a solved head.
+
+    In every head W_q^T W_k = 0.7 Z + 0.7 I, cut to the head's rank, and in every attention
+    W_proj W_v = 0.4 Z - 0.4 I, with Z normal of variance 1 / d.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    found = [x for x in model.modules() if hasattr(x, "qkv") and hasattr(x, "num_heads")]
+    if not found:
+        raise LookupError("mimetic: the network has no attention with a qkv projection")
+    with torch.no_grad():
+        for attention in found:
+            make_mimetic(attention, generator)
+    return sylvinit.initialize_head_(model, samples, seed=seed, progress=False)
+
+
+def make_mimetic(attention: Any, generator: torch.Generator) -> None:
+    """Write the weights of one attention module (qkv, proj, num_heads)."""
+    d, heads = attention.qkv.in_features, attention.num_heads
+    q, k, v = attention.qkv.weight.chunk(3)
+
+    def product(noise: float, identity: float) -> tuple[Tensor, Tensor]:
+        z = torch.randn(d, d, generator=generator, dtype=torch.float64) * d**-0.5
+        left, values, right = torch.linalg.svd(noise * z + identity * torch.eye(d).double())
+        return left * values.sqrt(), values.sqrt()[:, None] * right
+
+    for head in range(heads):
+        left, right = product(0.7, 0.7)
+        rows = slice(head * d // heads, (head + 1) * d // heads)
+        q[rows].copy_(left[:, : d // heads].mT)
+        k[rows].copy_(right[: d // heads])
+    left, right = product(0.4, -0.4)
+    attention.proj.weight.copy_(left)
+    v.copy_(right)
+
+
 @torch.no_grad()
 def scale_rows(model: nn.Module, example: nn.Module) -> None:
     """Give rows of weights the norms that they have in another network of the same modules."""
@@ -81,6 +127,8 @@ ARMS: dict[str, Arm] = {
     "own+head": _own_head,
     "best-body": _best_body,
     "best-norms": _best_norms,
+    "first": _first,
+    "mimetic": _mimetic,
 }
 
 
