@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
     say(
         f"{task['name']}: {task['network']}, {task['train_samples_per_class']} training images per "
         f"class, {task['test_samples']} test images; own start: {task['start']}\n"
-        f"test accuracy in %, mean and standard deviation over {len(task['seeds'])} seeds; "
+        f"test accuracy in %, mean and standard deviation over seeds ({len(task['seeds'])}); "
         f"{result.seconds:.0f} s in all\n"
     )
     after = f"after {task['epochs']} epochs"
@@ -61,4 +61,6 @@ def run(arguments: argparse.Namespace) -> None:
         before, trained = (f"{mean:.1f} ± {std:.1f}" for mean, std in (row.before, row.after))
         seconds = f"{row.init_seconds:.2f} s"
         say(f"{row.method:<18}{before:>18}{trained:>18}{seconds:>18}")
+    starts = ", ".join(run.start for run in result.runs if run.start)
+    say(f"\nauto chose, seed by seed: {starts}")
     say(f"\npicture: {picture}\nnumbers: {numbers}")
