@@ -28,9 +28,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--size", metavar="N", type=int, default=64, help="pixels of its images (default 64)"
     )
     parser.add_argument(
-        "--out", metavar="DIR", default="sylvinit-demo", help="default: %(default)s"
+        "--out",
+        metavar="DIR",
+        default="sylvinit-demo",
+        help="where to write (default: %(default)s)",
     )
-    parser.add_argument("--seeds", metavar="N", type=int, default=3, help="default: %(default)s")
+    parser.add_argument(
+        "--seeds", metavar="N", type=int, default=3, help="repetitions (default: 3)"
+    )
     parser.add_argument(
         "--epochs",
         metavar="N",
