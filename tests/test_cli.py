@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import runpy
 import subprocess
 import sys
@@ -354,6 +355,7 @@ def test_demo_writes_picture_and_numbers(
     assert cli.main(["demo", "--out", str(out), "--seeds", "1", "--epochs", "1"]) == 0
     captured = capsys.readouterr()
     assert "solved head" in captured.out
+    assert re.search("auto chose, seed by seed: (own|best)", captured.out)
     assert str(out / "sylvinit-demo.png") in captured.out
     assert captured.err.count("before training") == 3  # progress, a line for each training
     assert json.loads((out / "sylvinit-demo.json").read_text())["task"]["epochs"] == 1

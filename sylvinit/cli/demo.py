@@ -28,9 +28,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--size", metavar="N", type=int, default=64, help="pixels of its images (default 64)"
     )
     parser.add_argument(
-        "--out", metavar="DIR", default="sylvinit-demo", help="default: %(default)s"
+        "--out",
+        metavar="DIR",
+        default="sylvinit-demo",
+        help="where to write (default: %(default)s)",
     )
-    parser.add_argument("--seeds", metavar="N", type=int, default=3, help="default: %(default)s")
+    parser.add_argument(
+        "--seeds", metavar="N", type=int, default=3, help="repetitions (default: 3)"
+    )
     parser.add_argument(
         "--epochs",
         metavar="N",
@@ -52,7 +57,7 @@ def run(arguments: argparse.Namespace) -> None:
     say(
         f"{task['name']}: {task['network']}, {task['train_samples_per_class']} training images per "
         f"class, {task['test_samples']} test images; own start: {task['start']}\n"
-        f"test accuracy in %, mean and standard deviation over {len(task['seeds'])} seeds; "
+        f"test accuracy in %, mean and standard deviation over seeds ({len(task['seeds'])}); "
         f"{result.seconds:.0f} s in all\n"
     )
     after = f"after {task['epochs']} epochs"
@@ -61,4 +66,6 @@ def run(arguments: argparse.Namespace) -> None:
         before, trained = (f"{mean:.1f} ± {std:.1f}" for mean, std in (row.before, row.after))
         seconds = f"{row.init_seconds:.2f} s"
         say(f"{row.method:<18}{before:>18}{trained:>18}{seconds:>18}")
+    starts = ", ".join(run.start for run in result.runs if run.start)
+    say(f"\nauto chose, seed by seed: {starts}")
     say(f"\npicture: {picture}\nnumbers: {numbers}")

@@ -41,7 +41,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "classes, label maps or numbers) or a cifar-10-batches-py folder; uint8 inputs are scaled "
         "to [0, 1]",
     )
-    add("--out", metavar="FILE.safetensors", required=True, type=Path)
+    add("--out", metavar="FILE.safetensors", required=True, type=Path, help="where to write them")
     add("--report", metavar="FILE.json", type=Path, help="write the report there, too")
     add("--weights", metavar="FILE", type=Path, help="load these first (.safetensors, .pt)")
     add("--head-only", action="store_true", help="solve the classifier, leave the rest alone")

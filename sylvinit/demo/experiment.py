@@ -43,6 +43,7 @@ class Run:
         accuracy: from 0 to 1: before training and after each epoch.
         init_seconds: for weights and batch norm statistics.
         train_seconds: for all epochs, without evaluation.
+        start: which one preset "auto" chose; empty for the other methods.
     """
 
     method: str
@@ -50,6 +51,7 @@ class Run:
     accuracy: list[float]
     init_seconds: float
     train_seconds: float
+    start: str = ""
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,9 @@ def run_experiment(task: Task, seeds: int = 3, epochs: int | None = None) -> Res
             own = task.make(seed)
             for method in METHODS:
                 model = copy.deepcopy(own)
-                init_seconds = _initialize(method, model, samples, task, seed)
+                tick = time.perf_counter()
+                chosen = _initialize(method, model, samples, task, seed)
+                init_seconds = time.perf_counter() - tick
                 if seed == 0:
                     views[method] = _view(model, samples, task.test)
                 curve, train_seconds = _curve(model, samples, task, epochs, seed, bar)
@@ -157,7 +161,7 @@ def run_experiment(task: Task, seeds: int = 3, epochs: int | None = None) -> Res
                     "seed %d, %-14s  before training %5.1f %%, after %d epochs %5.1f %%",
                     *(seed, method, 100 * curve[0], epochs, 100 * curve[-1]),
                 )
-                runs.append(Run(method, seed, curve, init_seconds, train_seconds))
+                runs.append(Run(method, seed, curve, init_seconds, train_seconds, chosen))
     description = {
         "name": task.name,
         "network": task.network,
@@ -173,27 +177,27 @@ def run_experiment(task: Task, seeds: int = 3, epochs: int | None = None) -> Res
     return Result(description, runs, time.perf_counter() - start, views)
 
 
-def _initialize(method: str, model: nn.Module, samples: Samples, task: Task, seed: int) -> float:
-    """Initialize ``model``, which has its own start, and return the seconds it took."""
-    start = time.perf_counter()
+def _initialize(method: str, model: nn.Module, samples: Samples, task: Task, seed: int) -> str:
+    """Initialize ``model``, which has its own start, and return which start was chosen."""
     if method != SYLVINIT:
         calibrate_norm(model, samples.inputs)
     with warnings.catch_warnings():
         # Few samples are the point of the demo: that they are few is no news.
         warnings.simplefilter("ignore", SylvinitWarning)
         if method == SYLVINIT:
-            sylvinit.initialize_(
+            report = sylvinit.initialize_(
                 *(model, samples),
                 preset=PRESET,
                 seed=seed,
                 microbatch=task.microbatch,
                 progress=False,
             )
-        elif method == HEAD:
+            return next((found.name for found in report.candidates if found.chosen), "")
+        if method == HEAD:
             sylvinit.initialize_head_(
                 model, samples, seed=seed, microbatch=task.microbatch, progress=False
             )
-    return time.perf_counter() - start
+    return ""
 
 
 def _curve(
@@ -219,7 +223,9 @@ def _curve(
 def _view(model: nn.Module, samples: Samples, test: Samples) -> View:
     convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
     few = Samples(samples.inputs[:2], samples.labels[:2])
-    head = sylvinit.initialize_head_(model, few, dry_run=True).head
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SylvinitWarning)  # two samples have few classes
+        head = sylvinit.initialize_head_(model, few, dry_run=True).head
     if not convolutions or head is None:
         raise ModelError("model: the demo shows networks with a convolution and a last layer")
     features: list[Tensor] = []

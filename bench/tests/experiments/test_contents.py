@@ -16,7 +16,8 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def without_code(page: Path) -> str:
-    return re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    text = page.read_text(encoding="utf-8")
+    return re.sub(r"^```.*?^```|^<!-- python$.*?^-->", "", text, flags=re.M | re.S)
 
 
 @pytest.mark.parametrize(
