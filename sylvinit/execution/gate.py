@@ -30,9 +30,9 @@ OWN, CALIBRATED, BEST = "own", "own, calibrated", "best"
 # Standard errors by which the network's own start has to be ahead of "best" to be kept: with a
 # hundred samples the error says little, and on it alone half of what "best" gains would be lost.
 LEAD = 2.0
-# How many times as many directions the features of "best" may spread over. Where they spread over
-# more, rows that were scaled to one output variance have made noise as loud as what tells the
-# samples apart, layer by layer, and training ends lower whatever the error says before it.
+# Where the features of "best" spread over so many times as many directions, they may be noise: rows
+# scaled to one output variance make all directions equally loud, layer by layer. Then "best" must
+# not be behind at all.
 SPREAD = 2.5
 
 _NORMS = (
@@ -48,9 +48,9 @@ def choose(run: Run, plan: Worklist) -> Attempt:
     """Write the better start; ``plan`` is the worklist of preset "best".
 
     The network's own start is kept where it is ahead of "best" by more than LEAD standard errors of
-    their difference, where the features of "best" spread over more than SPREAD times as many
-    directions, and where they tell no more of the labels than their mean. A candidate whose
-    activations are not finite, or whose equations cannot be solved, is out.
+    their difference, or at all where the features of "best" spread over more than SPREAD times as
+    many directions. A candidate whose activations are not finite, or whose equations cannot be
+    solved, is out.
 
     Raises:
         NonFiniteError, SolverError: of "best", where no candidate is left.
@@ -136,16 +136,11 @@ class _Comparison:
         error = float(behind.std()) / math.sqrt(len(behind))
         candidates[BEST].standard_error = error
         spread = scores[BEST].spread / max(scores[name].spread for name in scores if name != BEST)
+        why = "a head does better on its features than on those of 'best'"
         if spread > SPREAD:
-            why = f"the features of 'best' spread over {spread:.1f} times as many directions"
-        elif scores[BEST].error >= 1:
-            why = "the features of 'best' tell no more of the labels than their mean"
-        elif float(behind.mean()) > LEAD * error:
-            why = "a head does better on its features than on those of 'best'"
-        else:
-            return BEST, ""
-        candidates[BEST].reason = why
-        return kept, why
+            why += f", which spread over {spread:.1f} times as many directions"
+        lead = LEAD if spread <= SPREAD else 0.0
+        return (kept, why) if float(behind.mean()) > lead * error else (BEST, "")
 
     def _error(self, name: str) -> float:
         return self.scores[name].error

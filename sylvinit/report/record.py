@@ -100,7 +100,7 @@ class Candidate:
         standard_error: of the difference between its error and that of the start it is compared
             with, over samples; nan for that start.
         chosen: whether it was written.
-        reason: why it has no score, or was not taken although it had the lower error.
+        reason: why it has no score.
     """
 
     name: str

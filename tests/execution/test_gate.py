@@ -121,9 +121,9 @@ def scripted(monkeypatch: pytest.MonkeyPatch, **found: tuple[float, float]) -> N
         ((0.5, 3.0), (0.5, 3.0), "best"),
         ((0.5, 3.0), (0.59, 3.0), "best"),  # 1.7 standard errors behind
         ((0.5, 3.0), (0.65, 3.0), "own"),  # 2.6
-        ((0.5, 3.0), (0.3, 7.0), "best"),
-        ((0.5, 3.0), (0.3, 8.0), "own"),  # over more than 2.5 times as many directions
-        ((1.2, 3.0), (1.1, 3.0), "own"),  # nothing is known of the labels
+        ((0.5, 3.0), (0.51, 7.0), "best"),
+        ((0.5, 3.0), (0.51, 8.0), "own"),  # behind, over more than 2.5 times as many directions
+        ((0.5, 3.0), (0.49, 8.0), "best"),
     ],
 )
 def test_the_rule(
