@@ -80,5 +80,6 @@ def fill_with_mixtures(
 
 def _orthogonal(n: int, generator: np.random.Generator) -> Tensor:
     """A Haar-distributed orthogonal matrix (Mezzadri 2007)."""
-    q, r = np.linalg.qr(generator.standard_normal((n, n)))
-    return torch.from_numpy(q * np.sign(np.diag(r)))
+    # By torch: the threads of NumPy's library would wait for those of torch, which spin.
+    q, r = torch.linalg.qr(torch.from_numpy(generator.standard_normal((n, n))))
+    return q * r.diagonal().sign()
