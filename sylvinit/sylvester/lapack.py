@@ -44,6 +44,8 @@ LARGEST = 32000
 # is left the threads. On 2 cores, BLAS alone gains nothing up to 256 and a factor of 1.3 at 512;
 # with more cores than equations nothing has been measured.
 _SMALL_BATCH_UP_TO = 256
+# Up to this size BLAS takes one thread by itself.
+_NO_THREADS = 32
 # Flops from which a thread is worth starting, which takes about 20 microseconds.
 _WORTH_A_THREAD = 1e6
 
@@ -68,14 +70,17 @@ _limiting = threading.Lock()
 
 
 @contextlib.contextmanager
-def blas_for(threads: int) -> Iterator[None]:
-    """BLAS on one thread while several threads of ours call it.
+def blas_for(threads: int, size: int = 0) -> Iterator[None]:
+    """BLAS on one thread while several threads of ours call it, or for matrices of a small size.
 
     OpenBLAS lets them wait for each other's turn on its own threads. On 2 cores, for batches of
     16 equations, the speed-up over one thread is 1.4 to 1.8 for sizes 32 to 512 with BLAS held
-    back, 0.6 to 0.8 for 128 and more without (bench/bench_solver.py::test_threads).
+    back, 0.6 to 0.8 for 128 and more without (bench/bench_solver.py::test_threads). One small
+    matrix gains nothing from them, and between two operations of torch, whose threads still spin,
+    they wait for a core: a network of many small layers took twice as long on 2 cores.
     """
-    if threads < 2 or not _limiting.acquire(blocking=False):
+    held = threads > 1 or _NO_THREADS < size <= _SMALL_BATCH_UP_TO
+    if not held or not _limiting.acquire(blocking=False):
         yield  # another caller holds BLAS back already, and gives its threads back in its time
         return
     try:
@@ -121,7 +126,7 @@ def decompose(name: str, x: Tensor, form: str) -> tuple[Tensor, Tensor]:
     core = torch.zeros(shape, dtype=core_dtype(form, x.dtype), device="cpu")
     threads = threads_for(count, n, n)
     options = basis.data_ptr(), core.data_ptr(), x.dtype.is_complex, threads
-    with blas_for(threads):
+    with blas_for(threads, n):
         failed = _lapack.decompose(getattr(_lapack, form.upper()), x.data_ptr(), count, n, *options)
     if failed >= 0:
         raise SolverError(
@@ -184,7 +189,7 @@ def solve(
         call, flag = _lapack.solve_general, mode.adjoint
     threads = threads_for(count, k, d)
     options = x.dtype.is_complex, mode.eps, flag, mode.checked, threads
-    with blas_for(threads):
+    with blas_for(threads, max(k, d)):
         found = call(operands, count, d, k, *options)
     return x, Outcome(Status(found[0]), *found[1:])
 
@@ -224,5 +229,5 @@ def principal_rows(
     count, n, _ = operands[0].shape
     batch = _lapack.PrincipalBatch(*(tensor.data_ptr() for tensor in operands))
     most = operands[-1].shape[1]
-    with blas_for(threads):
+    with blas_for(threads, n):
         return _lapack.principal_rows(batch, count, n, most, lam, copies, dual, threads) < 0
