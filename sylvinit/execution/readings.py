@@ -107,7 +107,10 @@ def read_classes(
     missing = ignore_index in found
     found.discard(ignore_index)
     if not found:
-        raise LabelError(f"all labels are ignore_index={ignore_index}: no row is left")
+        raise LabelError(
+            f"all labels are ignore_index={ignore_index}: no row is left; give labels, or another "
+            "ignore_index"
+        )
     if min(found) < 0:
         raise LabelError(
             f"labels must not be negative, got {min(found)}; drop those samples, or name the value "
