@@ -241,11 +241,11 @@ def _misfit(labels: Tensor, head: Head) -> str | None:
     """Why labels are no targets of this head's outputs; None if they are."""
     shape, k = tuple(labels.shape), head.outputs
     if labels.is_complex():
-        return f"labels are {labels.dtype}"
+        return f"labels are {labels.dtype}, expected integers, floats or booleans"
     if k == 1 or _column_axis(labels, head) is not None:
         return None
     where = "in axis 1" if head.channels_first and labels.ndim > 2 else "in axis 1 or the last one"
-    return f"targets are {shape}, and the head has {k} outputs, expected as many columns {where}"
+    return f"targets are {shape}, and the head has {k} outputs, expected as many columns, {where}"
 
 
 def _column_axis(labels: Tensor, head: Head) -> int | None:
