@@ -126,9 +126,11 @@ def check_used(argument: str, patterns: Iterable[str], names: Sequence[str]) -> 
         if not any(matches(name, pattern) for name in names):
             shown = ", ".join(name or "''" for name in names[:8])
             shown += ", ..." if len(names) > 8 else ""
+            remedy = "write 'block.*' for all that a module contains"
+            if any(pattern in name for name in names):
+                remedy = f"{'*' + pattern + '*'!r} matches every name with {pattern!r} in it"
             raise OptionError(
-                f"{argument}: the pattern {pattern!r} matches no layer; names are {shown}; write "
-                "'block.*' for all that a module contains"
+                f"{argument}: the pattern {pattern!r} matches no layer; names are {shown}; {remedy}"
             )
 
 

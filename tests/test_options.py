@@ -389,6 +389,11 @@ def test_labels_that_nothing_uses() -> None:
     assert warned(mlp().double(), (ENOUGH, targets), head_code="pca")[1] == [message]
 
 
+def test_labels_of_a_head_that_is_left_out_are_no_surprise() -> None:
+    assert warned(mlp().double(), (ENOUGH, LABELS), include="0")[1] == []
+    assert warned(mlp().double(), (ENOUGH, LABELS), exclude="4")[1] == []
+
+
 def test_without_labels_the_head_is_not_one_hot() -> None:
     report, texts = warned(mlp().double(), ENOUGH)
     assert texts == ["the head 4 is solved with code 'pca' and without labels: data has no labels"]

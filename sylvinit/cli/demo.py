@@ -19,28 +19,32 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--data",
         metavar="DIR",
         help="a cifar-10-batches-py folder: ResNet-20, 100 images a class (minutes); with --model "
-        "a folder with a folder of images for each class, or with train and test of these",
+        "a folder that has a folder of images for each class, or train and test with these",
     )
     parser.add_argument(
-        "--model", metavar="timm:NAME", help="a model of timm, as timm:resnet18; needs --data"
+        "--model", metavar="timm:NAME", help="a model of timm, such as timm:resnet18; needs --data"
     )
     parser.add_argument(
-        "--size", metavar="N", type=int, default=64, help="pixels of its images (default 64)"
+        "--size",
+        metavar="N",
+        type=int,
+        default=64,
+        help="resize images to N x N pixels, with --model (default 64)",
     )
     parser.add_argument(
         "--out",
         metavar="DIR",
         default="sylvinit-demo",
-        help="where to write (default: %(default)s)",
+        help="folder for the picture and the numbers (default: %(default)s)",
     )
     parser.add_argument(
-        "--seeds", metavar="N", type=int, default=3, help="repetitions (default: 3)"
+        "--seeds", metavar="N", type=int, default=3, help="number of repetitions (default: 3)"
     )
     parser.add_argument(
         "--epochs",
         metavar="N",
         type=int,
-        help="default: 15 (digits), 5 (CIFAR-10), 10 (--model)",
+        help="epochs of training (default: 15 for digits, 5 for CIFAR-10, 10 with --model)",
     )
 
 

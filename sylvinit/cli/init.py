@@ -41,29 +41,35 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "classes, label maps or numbers) or a cifar-10-batches-py folder; uint8 inputs are scaled "
         "to [0, 1]",
     )
-    add("--out", metavar="FILE.safetensors", required=True, type=Path, help="where to write them")
-    add("--report", metavar="FILE.json", type=Path, help="write the report there, too")
-    add("--weights", metavar="FILE", type=Path, help="load these first (.safetensors, .pt)")
-    add("--head-only", action="store_true", help="solve the classifier, leave the rest alone")
+    add(
+        "--out",
+        metavar="FILE.safetensors",
+        required=True,
+        type=Path,
+        help="where to write the weights",
+    )
+    add("--report", metavar="FILE.json", type=Path, help="write the report there")
+    add("--weights", metavar="FILE", type=Path, help="start from these weights (.safetensors, .pt)")
+    add("--head-only", action="store_true", help="solve the classifier alone")
     add(
         "--preset",
         choices=["auto", "best", "paper", "frozen"],
-        help="auto (default), the network's own start or best, whichever a head does better on; "
-        "best, for networks that will be trained; paper, the same without scaled rows; or frozen "
-        "for hidden layers that will not be trained",
+        help="auto (default): the network's own start or best, whichever serves a head better; "
+        "best: for networks that will be trained; paper: the same without scaled rows; frozen: for "
+        "hidden layers that will not be trained",
     )
     add(
         "--code",
         action="append",
         metavar="[PATTERN=]CODE",
         help="pca, lda, ica, kmeans, discriminant, correlated, one of them with -pairs, onehot; "
-        "may be given for several patterns of layer names",
+        "repeatable, with a pattern of layer names each",
     )
     add(
         "--lam",
         action="append",
         metavar="[PATTERN=]LAMBDA",
-        help="weight of the encoding loss (default 10)",
+        help="weight of the encoding loss (default 10); repeatable as --code",
     )
     add("--head", metavar="NAME", help="the classifier; default: the last layer executed")
     add(
@@ -72,11 +78,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="code of the head: onehot (the default for classes), targets (for floats), pca, ...; "
         "with --head-only also logistic and ridge, the more accurate ones on pretrained features",
     )
-    add("--patches", metavar="N|all", help="patches of each sample")
-    add("--include", action="append", metavar="PATTERN", help="only layers that match; repeatable")
-    add("--exclude", action="append", metavar="PATTERN", help="but not these; repeatable")
-    add("--microbatch", metavar="N", type=int, help="samples that pass through the model at once")
-    add("--max-samples", metavar="N", type=int, help="use at most so many")
+    add("--patches", metavar="N|all", help="patches to draw from each sample")
+    add(
+        "--include",
+        action="append",
+        metavar="PATTERN",
+        help="only layers whose names match; repeatable",
+    )
+    add("--exclude", action="append", metavar="PATTERN", help="leave these layers out; repeatable")
+    add("--microbatch", metavar="N", type=int, help="samples in one forward pass")
+    add("--max-samples", metavar="N", type=int, help="use the first N samples at most")
     add(
         "--rescale",
         choices=["variance", "none"],
@@ -87,13 +98,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="G|depth|none",
         help="scale of batch norms that end a residual branch (default: the preset's)",
     )
-    add("--ignore-index", metavar="N", type=int, help="labels to leave out (default -100)")
-    add("--balance", action="store_true", default=None, help="classes count alike in the head")
+    add("--ignore-index", metavar="N", type=int, help="the label of unlabeled rows (default -100)")
+    add(
+        "--balance",
+        action="store_true",
+        default=None,
+        help="let all classes count alike in the head",
+    )
     add("--backend", metavar="NAME", help="auto (default), cpu, torch or cuda")
-    add("--device", metavar="DEVICE", help="move the model there first, as cuda:0")
-    add("--seed", metavar="N", type=int, help="of patch positions and codes (default 0)")
+    add("--device", metavar="DEVICE", help="where to compute, such as cuda:0")
+    add("--seed", metavar="N", type=int, help="seed of patch positions and codes (default 0)")
     parser.epilog = (
-        "Started by torchrun, every process takes its part of the rows and one writes the weights: "
+        "Under torchrun every process takes its part of the rows, and one writes the weights: "
         "torchrun --nproc-per-node 4 -m sylvinit init ..."
     )
 
@@ -125,7 +141,10 @@ def run(arguments: argparse.Namespace) -> None:
         options["patches"] = _number("--patches", options["patches"], int)
     extra = ["--" + name.replace("_", "-") for name in options if name in _NOT_OF_HEADS]
     if arguments.head_only and extra:
-        raise OptionError(f"{', '.join(extra)}: not with --head-only, which solves a single layer.")
+        raise OptionError(
+            f"{', '.join(extra)}: not with --head-only, which solves a single layer; leave out one "
+            "or the other."
+        )
 
     import sylvinit
     from sylvinit.distributed.launcher import launched

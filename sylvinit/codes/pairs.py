@@ -45,8 +45,8 @@ class SignPairs:
         if isinstance(self.code, (OneHot, Targets)):
             raise OptionError(
                 "code of sign pairs must have entries of either sign, such as components; got "
-                f"{self.code.name!r}, whose entries stand for one class each, or one target: the "
-                f"negative of it is none. Use {self.code.name!r} alone"
+                f"{self.code.name!r}, and the negative of a class or target is no class or target. "
+                f"Use {self.code.name!r} alone"
             )
         if is_mirrored(self.code):
             raise OptionError(

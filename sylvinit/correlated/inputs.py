@@ -138,7 +138,8 @@ def _results(
     found = {watch.layer.name: watch.result() for watch in watches if watch.inputs.moments}
     if not found:
         raise ModelError(
-            "the forward pass reached no Conv1d, Conv2d or Conv3d with more than one tap"
+            "the forward pass reached no Conv1d, Conv2d or Conv3d with more than one tap; other "
+            "layers have no spatial filters to correlate"
         )
     return ranks.broadcast("matrices", Message(found)).meta
 

@@ -82,7 +82,8 @@ def report_of(run: Run, attempt: Attempt) -> Report:
     report.warnings.extend([*worklist.warnings, *texts, *_texts_by_kind(report.layers)])
     first = run.batches[0]
     given = first.labels is not None and not run.forward.requires_labels(first.inputs)
-    if given and not worklist.uses_labels:
+    # Where include and exclude leave the head out, nobody expects its labels to be used.
+    if given and not (worklist.uses_labels or worklist.head_left_out):
         report.warnings.append("labels were given but no code used them")
     return report
 

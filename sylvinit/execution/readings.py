@@ -107,7 +107,10 @@ def read_classes(
     missing = ignore_index in found
     found.discard(ignore_index)
     if not found:
-        raise LabelError(f"all labels are ignore_index={ignore_index}: no row is left")
+        raise LabelError(
+            f"all labels are ignore_index={ignore_index}: no row is left; give labels, or another "
+            "ignore_index"
+        )
     if min(found) < 0:
         raise LabelError(
             f"labels must not be negative, got {min(found)}; drop those samples, or name the value "
@@ -238,11 +241,11 @@ def _misfit(labels: Tensor, head: Head) -> str | None:
     """Why labels are no targets of this head's outputs; None if they are."""
     shape, k = tuple(labels.shape), head.outputs
     if labels.is_complex():
-        return f"labels are {labels.dtype}"
+        return f"labels are {labels.dtype}, expected integers, floats or booleans"
     if k == 1 or _column_axis(labels, head) is not None:
         return None
     where = "in axis 1" if head.channels_first and labels.ndim > 2 else "in axis 1 or the last one"
-    return f"targets are {shape}, and the head has {k} outputs, expected as many columns {where}"
+    return f"targets are {shape}, and the head has {k} outputs, expected as many columns, {where}"
 
 
 def _column_axis(labels: Tensor, head: Head) -> int | None:

@@ -46,7 +46,10 @@ class Supervision:
         self._labels = [batch.labels for batch in batches if batch.labels is not None]
         self.classes = self._classes()
         if options.balance and isinstance(self.classes, str):
-            raise OptionError(f"balance=True needs class labels, and {self.classes}")
+            raise OptionError(
+                f"balance=True needs class labels, but {self.classes}; pass integer classes as "
+                "(inputs, labels), or leave balance out"
+            )
 
     def _classes(self) -> ClassReading | str:
         """The classes in the data, or why there are none that a code could use.
@@ -79,8 +82,8 @@ class Supervision:
         classes = self.classes
         if isinstance(classes, str):
             raise LabelError(
-                f"code {code.name!r} of layer {layer.name} needs labels, classes as integers, and "
-                f"{classes}; pass (inputs, labels), or choose a code without labels"
+                f"code {code.name!r} of layer {layer.name} needs labels (integer classes), "
+                f"but {classes}; pass (inputs, labels), or choose a code without labels"
             )
         if classes.kind.of_rows and needs_sample_means(code):
             raise LabelError(
@@ -123,8 +126,8 @@ class Supervision:
         if not self._labels:
             code = asked or self._options.preset.labeled_head
             raise LabelError(
-                f"code {code.name!r} of layer {layer.name} needs labels and data has no labels; "
-                "pass (inputs, labels)"
+                f"code {code.name!r} of layer {layer.name} needs labels, but data has none; pass "
+                "(inputs, labels)"
             )
         groups, outputs, _ = layer.get_weight().shape
         bias = bool(writable_biases([layer]))

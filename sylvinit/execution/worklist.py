@@ -77,6 +77,11 @@ class Worklist:
         tasks = (self.task_of.get(id(point)) for point in self._survey.order)
         return list({id(task): task for task in tasks if task is not None}.values())
 
+    @property
+    def head_left_out(self) -> bool:
+        """Whether include and exclude leave the classifier out."""
+        return self._head is not None and not self.options.selects(self._head.name)
+
     def lines(self) -> Iterator[str]:
         """What is done to every layer, as far as it must be the same on all ranks."""
         for task in self.in_order():

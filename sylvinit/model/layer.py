@@ -122,7 +122,10 @@ class Layer:
             return factors_of(self.owner, norm)
         value = getattr(self.owner, attribute)
         if not isinstance(value, nn.Parameter):
-            raise ModelError(f"{self.name}.{attribute} is a {type(value).__name__}, no parameter")
+            raise ModelError(
+                f"{self.name}.{attribute} must be a torch.nn.Parameter, got {type(value).__name__}"
+                "; leave the layer out with exclude="
+            )
         return [value]
 
 
@@ -184,12 +187,16 @@ def assign(module: nn.Module, attribute: str, value: Tensor) -> None:
         setattr(module, attribute, value)
     except (NotImplementedError, RuntimeError, ValueError) as error:
         raise ModelError(
-            f"the parametrization of {attribute} cannot be inverted: {error}"
+            f"the parametrization of {attribute} cannot be inverted ({error}); leave the layer out "
+            "with exclude="
         ) from error
     written = getattr(module, attribute)
     bound = 1e3 * torch.finfo(value.dtype).eps * float(value.abs().max())
     if not float((written - value).abs().max()) <= bound:
-        raise ModelError(f"the parametrization of {attribute} cannot represent the new weight")
+        raise ModelError(
+            f"the parametrization of {attribute} cannot represent the new weight; leave the layer "
+            "out with exclude="
+        )
 
 
 Factory = Callable[[nn.Module, str], list[Layer]]

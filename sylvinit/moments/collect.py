@@ -206,7 +206,10 @@ class InputCollector:
             DeviceMemoryError: there is no memory for it.
         """
         if self.moments is None:
-            raise ModelError(f"layer {self.name} received no rows from the data")
+            raise ModelError(
+                f"layer {self.name} received no rows from the data; give more samples, or leave it "
+                "out with exclude="
+            )
         held = [self.moments] if self._means is None else [self.moments, self._means]
         # Where rows are fewer than features, they and their means stay as they are.
         few = reduce and self.moments.n < self.moments.d_in

@@ -271,7 +271,10 @@ def _check(
             f"{layout.entries_per_sample} entries in {layout.groups} groups"
         )
     if (labels is None) != (classes == 0) or (entry is None) != (position is None):
-        raise DataError("labels come with classes, and entry with position")
+        raise DataError(
+            "labels need classes above 0, entry needs position, and the other way round; got only "
+            "one of a pair"
+        )
     size = columns(x, layout, classes, code)
     if layout.first_row < 0 or layout.rows < 0 or layout.first_row + layout.rows > size:
         raise OptionError(

@@ -94,7 +94,8 @@ def patch_moments(
         raise DataError("x holds no samples: at least one is needed")
     if min(out_size) < 1:
         raise DataError(
-            f"x of spatial size {tuple(x.shape[2:])} is smaller than the kernel's reach"
+            f"x of spatial size {tuple(x.shape[2:])} is smaller than the kernel's reach, with its "
+            "dilation; use larger inputs, a smaller kernel or more padding"
         )
     labels = None if labels is None else labels.to(x.device)
     rows = Rows.one_each(x.shape[0], prod(out_size))

@@ -183,7 +183,7 @@ def solve_once(a: Tensor, b: Tensor, q: Tensor, assume: str) -> Tensor:
         wide_a, wide_b, wide_q = wide_b, wide_a, adjoint_of(wide_q)
     found = lapack.solve_hermitian_direct(wide_a, wide_b, wide_q, eps, structure == "pos")
     if found is None:  # values were checked above
-        raise SolverError("the matrices changed while they were being solved with")
+        raise SolverError("a or b was changed by another thread during the solve; pass copies")
     x, outcome = found
     if swap:
         x, outcome = adjoint_of(x), outcome.swapped()

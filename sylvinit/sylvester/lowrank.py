@@ -155,7 +155,8 @@ def lowrank_solve(
     )
     if outcome.status == Status.NEGATIVE:
         raise MatrixError(
-            f"a must be positive semi-definite, but has the eigenvalue {outcome.a.real:.6g}"
+            f"a must be positive semi-definite, but has the eigenvalue {outcome.a.real:.6g}; use "
+            "solve_sylvester with b = lam X X^H"
         )
     judge(outcome, tuple(batch), eps, checked)
     return compute.narrow(w, q.dtype, checked, "a, x and q").contiguous()

@@ -56,13 +56,13 @@ def solve_lyapunov(a: Tensor, q: Tensor, *, discrete: bool = False) -> Tensor:
         return _bilinear(a, q) if discrete else solve_sylvester(a, a.mH, q)
     except SingularEquationError as error:
         pair, equation, remedy = (
-            ("product of {} is 1", "X - A X A^H = Q", "scale a")
+            ("x conj(y) = 1", "X - A X A^H = Q", "scale a")
             if discrete
-            else ("sum of {} is 0", "A X + X A^H = Q", "shift a (a + c I)")
+            else ("x + conj(y) = 0", "A X + X A^H = Q", "shift a (a + c I)")
         )
         raise SingularEquationError(
-            f"the {pair.format('an eigenvalue of a and the conjugate of one')} up to rounding, so "
-            f"that {equation} has no solution or infinitely many; {remedy}"
+            f"a has eigenvalues x and y with {pair} up to rounding, so {equation} has no solution "
+            f"or infinitely many; {remedy}"
         ) from error
 
 

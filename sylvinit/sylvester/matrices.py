@@ -39,7 +39,10 @@ def adjoint_of(x: Tensor) -> Tensor:
 def check_matrix(name: str, x: object) -> Tensor:
     """A dense floating tensor of at least two dimensions."""
     if not isinstance(x, Tensor):
-        raise OptionTypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
+        raise OptionTypeError(
+            f"{name} must be a torch.Tensor, got {type(x).__name__}; convert it with "
+            "torch.as_tensor()"
+        )
     if x.dtype not in REAL:
         expected = ", ".join(str(dtype).removeprefix("torch.") for dtype in REAL)
         raise OptionTypeError(f"{name} must be {expected}, got {x.dtype}; convert it with .to()")
@@ -48,7 +51,7 @@ def check_matrix(name: str, x: object) -> Tensor:
     if x.ndim < 2:
         raise MatrixError(
             f"{name} must have at least 2 dimensions (..., rows, columns), got shape "
-            f"{tuple(x.shape)}"
+            f"{tuple(x.shape)}; write a vector v as the column v[:, None]"
         )
     return x
 

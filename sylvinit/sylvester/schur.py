@@ -24,7 +24,10 @@ def decompose(a: Tensor) -> tuple[Tensor, Tensor]:
         try:
             form, basis = scipy.linalg.schur(a[at].numpy(), output=output)
         except scipy.linalg.LinAlgError as error:
-            raise SolverError(f"the Schur form of size {a.shape[-1]} failed: {error}") from error
+            raise SolverError(
+                f"the Schur form of a matrix of size {a.shape[-1]} failed ({error}); scale the "
+                "matrices to similar size"
+            ) from error
         forms[at], vectors[at] = torch.from_numpy(form), torch.from_numpy(basis)
     return vectors, forms
 

@@ -257,7 +257,7 @@ def test_pairs_by_name_and_of_what_there_are_none(monkeypatch: pytest.MonkeyPatc
     for name in ("correlated", "discriminant", "ica", "kmeans", "lda", "pca"):
         assert get_code(f"{name}-pairs") == SignPairs(get_code(name))
     for code in (OneHot(), Logistic()):
-        with pytest.raises(OptionError, match=f"sign pairs .* got '{code.name}', .* one class"):
+        with pytest.raises(OptionError, match=f"sign pairs .* got '{code.name}', .* no class"):
             SignPairs(code)
         with pytest.raises(OptionError, match=f"got '{code.name}'"):
             get_code(f"{code.name}-pairs")
@@ -277,11 +277,13 @@ def test_pairs_by_name_and_of_what_there_are_none(monkeypatch: pytest.MonkeyPatc
 def test_a_classifier_has_no_pairs(name: str) -> None:
     model, data = model_and_data()
     before = [parameter.detach().clone() for parameter in model.parameters()]
-    with pytest.raises(OptionError, match=r"head_code must be 'auto' or a code: .*one class each"):
+    with pytest.raises(
+        OptionError, match=r"head_code must be 'auto' or a code: .*no class or target"
+    ):
         sylvinit.initialize_(model, data, preset="best", head_code=name)
     with pytest.raises(OptionError, match="head_code"):
         sylvinit.initialize_head_(model, data, head_code=name)
-    with pytest.raises(OptionError, match="one class each"):
+    with pytest.raises(OptionError, match="no class or target"):
         sylvinit.initialize_(model, data, code=name)
     for old, new in zip(before, model.parameters(), strict=True):
         assert torch.equal(old, new)

@@ -36,9 +36,9 @@ def split_labels(item: Any) -> tuple[Any, Any]:
         if len(item) == 2:
             return item[0], item[1]
         raise DataError(
-            f"a batch of {len(item)} members cannot be told apart; use (inputs, labels), where "
-            "inputs may be a tuple of arguments or a list with one tensor for each sample, or a "
-            "dict of keyword arguments, which forward_fn= may pick from"
+            f"a batch has {len(item)} members, and nothing says which are inputs and which labels; "
+            "use (inputs, labels), where inputs may be a tuple of arguments or a list with one "
+            "tensor for each sample, or use a dict of keyword arguments. forward_fn= may pick some"
         )
     return item, None
 

@@ -23,13 +23,13 @@ def refuse_packed(value: Any, start: int) -> None:
     """Raise DataError for a PackedSequence or nested tensor: their rows belong to nobody."""
     if isinstance(value, PackedSequence):
         raise DataError(
-            f"the batch at sample {start} holds a PackedSequence, which does not tell whose its "
-            f"rows are; undo it with torch.nn.utils.rnn.pad_packed_sequence and {_PADDED}"
+            f"the batch at sample {start} holds a PackedSequence, which does not say which sample "
+            f"a row belongs to; undo it with torch.nn.utils.rnn.pad_packed_sequence and {_PADDED}"
         )
     if isinstance(value, Tensor) and value.is_nested:
         raise DataError(
-            f"the batch at sample {start} holds a nested tensor, which does not tell whose its "
-            f"rows are; undo it with .to_padded_tensor(0.0) and {_PADDED}"
+            f"the batch at sample {start} holds a nested tensor, which does not say which sample a "
+            f"row belongs to; undo it with .to_padded_tensor(0.0) and {_PADDED}"
         )
     if isinstance(value, Mapping):
         value = list(value.values())

@@ -104,7 +104,8 @@ def _read(mask: Any, name: str, inputs: Any, size: int, start: int) -> Tensor:
         if name and isinstance(inputs, Mapping):
             remedy = f"padding_mask=lambda inputs: inputs[{name!r}] == 0"
         raise DataError(
-            f"{what} holds negative numbers: a mask that is added to scores; give {remedy}"
+            f"{what} holds negative numbers, as a mask does that is added to attention scores; "
+            f"give {remedy}"
         )
     return mask != 0
 

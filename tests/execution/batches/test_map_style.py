@@ -132,7 +132,7 @@ def test_extra_columns_are_named() -> None:
     model = mlp()
     with unchanged(model), pytest.raises(DataError, match=message):
         sylvinit.initialize_(model, named, preset="best")
-    with unchanged(model), pytest.raises(DataError, match=r"batch of 3 members .*forward_fn="):
+    with unchanged(model), pytest.raises(DataError, match=r"batch has 3 members.*forward_fn="):
         sylvinit.initialize_(model, Tensors(ROWS, Y, Y), preset="best")
 
     def call(model: nn.Module, inputs: dict[str, Any]) -> Tensor:

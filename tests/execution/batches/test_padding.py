@@ -223,14 +223,14 @@ BAD: list[tuple[str, Any, Any, type[Exception], str]] = [
         DATA | {"mask": MASKS["added to scores"][2]},
         "mask",
         DataError,
-        r"negative numbers: .*padding_mask=lambda inputs: inputs\['mask'\] == 0",
+        r"negative numbers, .*padding_mask=lambda inputs: inputs\['mask'\] == 0",
     ),
     (
         "added to scores, among arguments",
         ((TOKENS, MASKS["added to scores"][2]), Y),
         "mask",
         DataError,
-        "negative numbers: .*true at real tokens, as in mask == 0",
+        "negative numbers, .*true at real tokens, as in mask == 0",
     ),
 ]
 
