@@ -212,6 +212,8 @@ def survey_lines(survey: Survey) -> Iterator[str]:
     yield f"last layer {survey.last and survey.last.name}"
     yield f"parameter behind the last layer: {survey.final_parameter}"
     yield f"{len(survey.branches)} residual branches"
+    for shares in survey.sums:
+        yield f"output: {[(survey.names[x], share) for x, share in shares.items()]}"
 
 
 def share_calls(survey: Survey, ranks: Ranks) -> None:
