@@ -186,7 +186,11 @@ def share_rules(rules: RowRules, survey: Survey, ranks: Ranks) -> RowRules:
     }
     constant = sorted(place[layer] for layer in rules.constant)
     shared = RowRules()
-    for theirs, unchanged in ranks.gather("rules of rows", (own, constant)):
+    last = {place[layer] for layer in rules.last_tokens}
+    found_by = ranks.gather("rules of rows", (own, constant, last))
+    last = set.intersection(*(their_last for _, _, their_last in found_by))
+    shared.last_tokens.update(id(points[index]) for index in last)
+    for theirs, unchanged, _ in found_by:
         if theirs and not shared.found:
             shared.constant.update(id(points[index]) for index in unchanged)
         for shapes, found in theirs.items():
