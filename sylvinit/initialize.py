@@ -18,6 +18,7 @@ from sylvinit.execution.attempt import Run
 from sylvinit.execution.batches import Forward, Padding, read_batches
 from sylvinit.execution.gate import choose
 from sylvinit.execution.guard import CallerModes, ModelGuard
+from sylvinit.execution.read_rows import has_tokens, reads_last_tokens
 from sylvinit.execution.replicas import (
     SAME_ORDER,
     Replicas,
@@ -298,6 +299,14 @@ def _solve_all(
     if not survey.layers:
         raise nothing_to_solve(survey, options)
     rules = find_row_rules(survey, batches, forward, caller, guard)
+    head = next((x for x in survey.layers if x.name == options.head), survey.last)
+    if (
+        head is not None
+        and options.row_to_sample is None
+        and has_tokens(survey, head, batches[0].labels)
+        and reads_last_tokens(head, batches, forward, caller, guard)
+    ):
+        rules.last_tokens.add(id(head))
     rules = share_rules(rules, survey, ranks)
     run = Run(survey, rules, batches, forward, caller, replicas)
     worklist = run.worklist(options)

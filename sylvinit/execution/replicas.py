@@ -186,7 +186,11 @@ def share_rules(rules: RowRules, survey: Survey, ranks: Ranks) -> RowRules:
     }
     constant = sorted(place[layer] for layer in rules.constant)
     shared = RowRules()
-    for theirs, unchanged in ranks.gather("rules of rows", (own, constant)):
+    last = {place[layer] for layer in rules.last_tokens}
+    found_by = ranks.gather("rules of rows", (own, constant, last))
+    last = set.intersection(*(their_last for _, _, their_last in found_by))
+    shared.last_tokens.update(id(points[index]) for index in last)
+    for theirs, unchanged, _ in found_by:
         if theirs and not shared.found:
             shared.constant.update(id(points[index]) for index in unchanged)
         for shapes, found in theirs.items():
@@ -212,6 +216,8 @@ def survey_lines(survey: Survey) -> Iterator[str]:
     yield f"last layer {survey.last and survey.last.name}"
     yield f"parameter behind the last layer: {survey.final_parameter}"
     yield f"{len(survey.branches)} residual branches"
+    for shares in survey.sums:
+        yield f"output: {[(survey.names[x], share) for x, share in shares.items()]}"
 
 
 def share_calls(survey: Survey, ranks: Ranks) -> None:

@@ -52,6 +52,8 @@ class RowRules:
 
     found: dict[Shapes, dict[Place, RowRule | None]] = field(default_factory=dict)
     constant: set[int] = field(default_factory=set)  # layers whose input does not depend on data
+    # Layers of which only the output at the last token of a sample reaches the model's output.
+    last_tokens: set[int] = field(default_factory=set)
 
     def of(self, layer: Layer, call: int, batch: Batch) -> RowRule | None:
         """The rule of a layer at a call; what was not seen is like the first batch and call."""

@@ -56,6 +56,8 @@ class Survey:
         self.bypassed: set[nn.Module] = set()  # whose weight was used without a call
         # Name of the parameter of a product outside of all layers that follows the last one.
         self.final_parameter: str | None = None
+        # For tensors in the model's output: layers that they are weighted sums of, and the weights.
+        self.sums: list[dict[nn.Module, float]] = []
 
     @property
     def layers(self) -> list[Layer]:
@@ -218,7 +220,8 @@ def _run(survey: Survey, batch: Batch, call: Callable[[Batch], Any], caller: Cal
         stack.enter_context(forward_modes(caller))
         stack.enter_context(trace)
         stack.enter_context(noted(batch, "to see which layers run"))
-        call(batch)
+        output = call(batch)
+    survey.sums = trace.shares_in(output)
     survey.rectified, survey.branches = trace.rectified, trace.branches
     survey.final_parameter, survey.addends = trace.final_parameter, trace.addends
     survey.bypassed = {module for module, names in held.items() if names & trace.unheld}

@@ -15,6 +15,7 @@ from sylvinit.execution.batches import Batch
 from sylvinit.execution.finite import InputWatch, non_finite_input
 from sylvinit.execution.guard import ModelGuard
 from sylvinit.execution.lockstep import Arrival
+from sylvinit.execution.read_rows import last_tokens
 from sylvinit.execution.row_rules import RowRules
 from sylvinit.execution.supervision import Reading
 from sylvinit.model import Layer
@@ -117,10 +118,21 @@ class LayerUnit:
             start=batch.start,
             labels=None if self._reading is None else batch.read(self._reading, x.device),
             rule=rule,
-            mask=batch.mask,
+            mask=self._mask(layer, x, batch),
             raw=self._inputs.raw and x.dtype.itemsize >= 4 and batch.holds(x),
         )
         self.seconds += time.perf_counter() - begin
+
+    def _mask(self, layer: Layer, x: Tensor, batch: Batch) -> Tensor | None:
+        """Which tokens count: those that are no padding, of a head maybe the last ones alone."""
+        if not self.task.head or self.task.labels.of_rows or self._row_to_sample is not None:
+            return batch.mask
+        if id(layer) not in self._rules.last_tokens:
+            if layer.geometry is None and x.ndim == 3 and x.shape[1] > 1 and not self._row_note:
+                self._row_note = "all rows of a sample are taken with its label"
+            return batch.mask
+        self._row_note = "only the last token of a sample is read: the others are left out"
+        return last_tokens(batch.mask, batch.size, x.shape[1])
 
     @property
     def count(self) -> int:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from math import prod
+
+from torch import nn
 
 from sylvinit.backends import choose
 from sylvinit.codes import Code, OneHot, Targets
@@ -55,13 +58,14 @@ class Worklist:
         self._rules, self._first_batch = rules, batches[0]
         self._holders = parameter_holders(survey.names)
         self._taken: Counter[tuple[object, ...]] = Counter()  # code entries that siblings have
-        self._head = self._find_head()
+        self._heads = self._find_heads()  # the last one gives its name to the report
         groups = self._by_weight()
-        self.head = self._solvable_head()  # its name, or None
+        self._leave_heads()
+        self.head = self._heads[-1].name if self._heads else None
         for layers in groups:
             unit = self._unit(layers)
             self.task_of.update((id(layer), unit) for layer in layers)
-        self.warnings.extend(self._supervision.warnings)
+        self.warnings.extend(dict.fromkeys(self._supervision.warnings))
         self._select_norms()
         self._give_gains()
         self.skips.add_rest()
@@ -101,7 +105,7 @@ class Worklist:
         """Why a layer or normalization is not asked for, or cannot be looked at."""
         options = self.options
         kept = options.kept and (options.head_only or isinstance(point, Layer))
-        if kept and (options.keeps_head or point is not self._head):
+        if kept and (options.keeps_head or point not in self._heads):
             return options.kept
         if isinstance(point, Norm) and not options.calibrate_norm:
             return options.kept or "not asked for: calibrate_norm is false"
@@ -112,6 +116,19 @@ class Worklist:
         if id(point) in self._rules.constant:
             return "its input does not depend on the data"
         return None
+
+    def _find_heads(self) -> list[Layer]:
+        """The classifier, last, and those whose outputs are added to its own."""
+        head = self._find_head()
+        if head is None:
+            return []
+        shares = self._shares(head)
+        others = (x for x in self._survey.layers if x.module in shares and x is not head)
+        return [*(x for x in others if _outputs(x) == _outputs(head)), head]
+
+    def _shares(self, head: Layer) -> dict[nn.Module, float]:
+        """What the network's output is a weighted sum of, if the head's output is among that."""
+        return next((x for x in self._survey.sums if head.module in x), {})
 
     def _find_head(self) -> Layer | None:
         """The classifier: the layer named by ``head=``, or the one whose last call was the last.
@@ -145,20 +162,20 @@ class Worklist:
             self.warnings.append(f"{text}: no head is solved; head= names one")
         return None
 
-    def _solvable_head(self) -> str | None:
-        """Name of the head; None, with a warning, if it was selected but cannot be solved."""
-        head = self._head
-        if head is None or head.name not in self.skips.reports:
-            return None if head is None else head.name
-        report = self.skips.reports[head.name]
-        text = f"the head {report.title} is not solved: {report.reason}"
-        if self.options.head_only:
-            kinds = [REMEDIES[kind] for kind in report.remarks]
-            remedy = kinds[0] if kinds else "untie or unfreeze this one"
-            raise ModelError(f"{text}; name another layer with head=, or {remedy}")
-        if self.options.selects(head.name) and not self.options.keeps_head:
-            self.warnings.append(text)
-        return None
+    def _leave_heads(self) -> None:
+        """Forget heads that cannot be solved, with a warning for those that were selected."""
+        left = [head for head in self._heads if head.name in self.skips.reports]
+        all_left = len(left) == len(self._heads)
+        for head in left:
+            report = self.skips.reports[head.name]
+            text = f"the head {report.title} is not solved: {report.reason}"
+            if self.options.head_only and (all_left or head.name == self.options.head):
+                kinds = [REMEDIES[kind] for kind in report.remarks]
+                remedy = kinds[0] if kinds else "untie or unfreeze this one"
+                raise ModelError(f"{text}; name another layer with head=, or {remedy}")
+            if self.options.selects(head.name) and not self.options.keeps_head:
+                self.warnings.append(text)
+        self._heads = [head for head in self._heads if head not in left]
 
     def _by_weight(self) -> list[list[Layer]]:
         """Layers that may be solved, grouped by the weight they share, in order of first calls."""
@@ -200,12 +217,14 @@ class Worklist:
         first = layers[0]
         weight = first.get_weight()
         groups, outputs, _ = weight.shape
-        is_head = self._head in layers
+        heads = [head for head in self._heads if head in layers]
+        is_head = bool(heads)
+        names_report = is_head and self._heads[-1] in heads
         found = self._supervision.of_head(first) if is_head else ""
         if isinstance(found, str):
             code = self._hidden_code(first)
             reading = self._supervision.of_code(code, first) if code.needs_labels else None
-            if is_head:
+            if names_report:
                 self.warnings.append(
                     f"the head {first.name or '(model)'} is solved with code {code.name!r} and "
                     f"without labels: {found}"
@@ -234,11 +253,17 @@ class Worklist:
             balanced=options.balance,
             rescale=options.rescale == "variance" and not is_head,
             units=reading.units if isinstance(reading, TargetReading) else None,
+            share=self._share() if solves_head else 1.0,
         )
         calls = sum(survey.calls[module] for module in {layer.module for layer in layers})
         backend = choose(options.backend, weight.device)
         said = survey.recognized.notes
         notes = [said[layer.module] for layer in layers if layer.module in said]
+        if solves_head and names_report and len(self._heads) > 1:
+            others = [head for head in self._heads if head not in heads]
+            notes.append(
+                f"heads as well: {_names(others)}; the network's output is a weighted sum of all"
+            )
         unit = LayerUnit(
             layers,
             calls,
@@ -248,7 +273,7 @@ class Worklist:
             self._rules,
             notes,
             reading,
-            scored=options.gated and solves_head and reading is not None,
+            scored=options.gated and solves_head and names_report and reading is not None,
         )
         if solves_head and isinstance(reading, ClassReading):
             rest = groups * outputs - reading.present
@@ -260,6 +285,13 @@ class Worklist:
                     f"{first.name or '(model)'} {kind_of_rest}"
                 )
         return unit
+
+    def _share(self) -> float:
+        """The factor of every head's solution with which their weighted sum solves the equation."""
+        if len(self._heads) == 1:
+            return 1.0
+        shares = self._shares(self._heads[-1])
+        return 1 / sum(shares[head.module] for head in self._heads)
 
     def _hidden_code(self, layer: Layer) -> Code:
         """The code that was asked for, else that of the preset."""
@@ -312,6 +344,10 @@ class Worklist:
                 "branch_gain has no effect: no batch normalization that is calibrated and has a "
                 "scale of its own ends a residual branch whose last layer is solved"
             )
+
+
+def _outputs(layer: Layer) -> int:
+    return prod(layer.get_weight().shape[:2])
 
 
 def _names(layers: list[Layer]) -> str:

@@ -9,6 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from sylvinit.model.sums import ADDITIONS, Term, WeightedSum, sum_after
+
 # By name, for torch, torch.nn.functional and torch.Tensor have most of them in versions of their
 # own. What stands in no list is taken to make something new of all its tensors.
 #
@@ -30,7 +32,6 @@ _PRODUCTS = frozenset(
     | {"__rmatmul__", "tensordot", "inner", "cdist", "lstm", "gru", "rnn_tanh", "rnn_relu"}
     | {"scaled_dot_product_attention", "multi_head_attention_forward"}
 )
-_ADDITIONS = frozenset({"add", "__add__", "__radd__", "__iadd__"})
 # The same values in another shape or type; in evaluation mode dropout is one of them.
 _RESHAPES = frozenset(
     {"contiguous", "clone", "to", "float", "double", "half", "bfloat16", "type", "type_as", "view"}
@@ -67,6 +68,7 @@ class _Trace:
     # of the layer and of that input.
     projected: tuple[int, int] | None = None
     unrectified: frozenset[nn.Module] = frozenset()  # the layers whose outputs it still stands for
+    sum: WeightedSum | None = None  # of outputs of layers, if it is nothing but that
 
     def is_made_from(self, number: int) -> bool:
         return bool(self.past >> number & 1)
@@ -89,6 +91,8 @@ class ForwardTrace(TorchFunctionMode):
     ``final_parameter`` is the name of the parameter in the last product outside of all layers with
     something made of the last layer's output: a classifier written as ``x @ self.prototypes.T``,
     say. Tensors made of parameters alone count as parameters. ``parameters`` maps ids to names.
+
+    Sums of outputs of layers, such as the mean of two classifiers, are told by :meth:`shares_in`.
     """
 
     def __init__(self, parameters: Mapping[int, str]) -> None:
@@ -115,8 +119,17 @@ class ForwardTrace(TorchFunctionMode):
         self._inside.pop()
         trace = self._product(_tensors(inputs), module)
         unrectified = frozenset({module}) if follow else frozenset()
-        self._set(output, replace(trace, unrectified=unrectified))
+        own = WeightedSum({trace.number: Term(module, trace.past, 1.0)}) if follow else None
+        self._set(output, replace(trace, unrectified=unrectified, sum=own))
         self._last_layer, self.final_parameter = trace.number, None
+
+    def shares_in(self, output: Any) -> list[dict[nn.Module, float]]:
+        """For every tensor in the model's output: coefficients of the layers that it is a sum of.
+
+        Empty where it is no sum, or where one of the layers has a part in what another is made of.
+        """
+        sums = map(self._sum_of, _tensors(output))
+        return [{} if found is None else found.shares() for found in sums]
 
     def enter_norm(self, module: nn.Module) -> None:
         """The forward of a batch normalization begins."""
@@ -151,10 +164,24 @@ class ForwardTrace(TorchFunctionMode):
         is_product = name in _PRODUCTS and not self._inside
         if is_product and names and trace is not None and trace.is_made_from(self._last_layer):
             self.final_parameter = names[0]
+        if trace is not None:
+            trace = replace(trace, sum=self._sum_after(name, args, kwargs))
         output = func(*args, **kwargs)
         if trace is not None:
             self._set(args[0] if name == "__setitem__" else output, trace)
         return output
+
+    def _sum_after(
+        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> WeightedSum | None:
+        if name not in _RESHAPES:
+            return sum_after(name, args, kwargs, self._sum_of)
+        given = self._sum_of(args[0]) if args else None
+        return None if given is None or given.stacked is not None else given
+
+    def _sum_of(self, x: Any) -> WeightedSum | None:
+        trace = self._traces.get(id(x))
+        return None if trace is None else trace.sum
 
     def _after(
         self, name: str, tensors: list[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -167,7 +194,7 @@ class ForwardTrace(TorchFunctionMode):
             return given
         if name == "batch_norm":
             return replace(self._numbered(given), norm=self._norm, projected=given.projected)
-        if name in _ADDITIONS and "alpha" not in kwargs and _have_one_shape(args):
+        if name in ADDITIONS and "alpha" not in kwargs and _have_one_shape(args):
             return self._sum(*args)
         if name in _RECTIFIERS or (name in _CLAMPS and _is_at_zero(args, kwargs)):
             self.rectified |= given.unrectified

@@ -49,6 +49,7 @@ class LayerTask:
     balanced: bool  # whether a logistic head has equal priors
     rescale: bool  # to unit output variance; never the last layer
     units: TargetUnits | None = None  # of the targets
+    share: float = 1.0  # of the solution, for one of several heads that add up to it
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,13 @@ def solve_and_write(
         solution = _solve(layers, task, stats, outputs)
         if task.units is not None:
             task.units.restore(solution)
+        if task.share != 1.0:
+            solution.weight, solution.bias = (
+                solution.weight * task.share,
+                solution.bias * task.share,
+            )
+            if solution.deviation is not None:
+                solution.deviation = solution.deviation * task.share
     if task.rescale:
         scaled = scale_rows(solution.weight, stats, inputs, old_weight, solution.deviation)
         solution.weight, solution.bias = scaled.weight, scaled.bias

@@ -1,0 +1,129 @@
+"""Which outputs of layers a tensor is a weighted sum of, seen from the functions of torch.
+
+A network with several classifiers answers with their mean, (a(x) + b(x)) / 2, or with the mean of a
+stack of them: each of them is a head then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+_SCALINGS = frozenset({"mul", "multiply", "__mul__", "__rmul__", "__imul__"})
+_DIVISIONS = frozenset({"div", "divide", "true_divide", "__truediv__", "__itruediv__"})
+ADDITIONS = frozenset({"add", "__add__", "__radd__", "__iadd__"})
+# What is made of an answer in the end. A sum of two of these is no longer linear.
+_ANSWERS = frozenset({"softmax", "log_softmax", "sigmoid", "logsigmoid"})
+
+
+@dataclass(frozen=True)
+class Term:
+    """A layer's output in a sum."""
+
+    layer: nn.Module
+    past: int  # numbers of all outputs on the way to it, as bits
+    coefficient: float
+
+
+@dataclass(frozen=True)
+class WeightedSum:
+    """Terms by the numbers of their outputs."""
+
+    terms: Mapping[int, Term]
+    stacked: tuple[int, int] | None = None  # how many sums lie along which axis; this is their mean
+    is_answer: bool = False  # the sum has gone through a function and stays what it is
+
+    def shares(self) -> dict[nn.Module, float]:
+        """Coefficients of all layers; empty where one of them has a part in another or a minus."""
+        found: dict[nn.Module, float] = {}
+        for number, term in self.terms.items():
+            other = (x for n, x in self.terms.items() if n != number and x.layer is not term.layer)
+            if term.coefficient <= 0 or any(x.past >> number & 1 for x in other):
+                return {}
+            found[term.layer] = found.get(term.layer, 0.0) + term.coefficient
+        return found
+
+
+def sum_after(
+    name: str,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    known: Callable[[Any], WeightedSum | None],
+) -> WeightedSum | None:
+    """What the function ``name`` of torch makes of tensors, as far as it is a weighted sum.
+
+    ``known`` tells the sum that a tensor is. Functions that only reshape are none of these.
+    """
+    first, second = cast("tuple[Any, Any]", (*args, None, None)[:2])
+    if name == "stack":
+        return _stack(first, kwargs.get("dim", second) or 0, known)
+    given = known(first)
+    if name in ADDITIONS and "alpha" not in kwargs:
+        return _add(first, kwargs.get("other", second), known)
+    if given is None:
+        return None
+    if name in _ANSWERS:
+        return replace(given, is_answer=True)
+    if given.is_answer:
+        return None
+    if name in _SCALINGS and _is_number(second):
+        return _scaled(given, float(second))
+    if name in _DIVISIONS and _is_number(second) and second and not kwargs:
+        return _scaled(given, 1 / float(second))
+    if name in ("mean", "sum"):
+        return _reduced(name, given, first, kwargs.get("dim", second))
+    return None
+
+
+def _add(a: Any, b: Any, known: Callable[[Any], WeightedSum | None]) -> WeightedSum | None:
+    one, other = known(a), known(b)
+    if one is None or other is None:  # sum() begins with 0
+        return one if _is_number(b) and b == 0 else None
+    if a.shape != b.shape or one.is_answer or other.is_answer or one.stacked != other.stacked:
+        return None
+    return replace(one, terms=_joined(one.terms, other.terms))
+
+
+def _stack(
+    tensors: Any, axis: int, known: Callable[[Any], WeightedSum | None]
+) -> WeightedSum | None:
+    if not isinstance(tensors, (tuple, list)) or not tensors:
+        return None
+    terms: Mapping[int, Term] = {}
+    for x in tensors:
+        found = known(x)
+        if found is None or found.is_answer or found.stacked is not None:
+            return None
+        terms = _joined(terms, _scaled(found, 1 / len(tensors)).terms)
+    return WeightedSum(terms, (len(tensors), axis % (tensors[0].ndim + 1)))
+
+
+def _reduced(name: str, given: WeightedSum, x: Tensor, axes: Any) -> WeightedSum | None:
+    """The mean or sum over the axis of a stack."""
+    if given.stacked is None:
+        return None
+    count, axis = given.stacked
+    axes = [axes] if isinstance(axes, int) else axes
+    if not isinstance(axes, (tuple, list)) or [i % x.ndim for i in axes] != [axis]:
+        return None
+    return replace(_scaled(given, count if name == "sum" else 1), stacked=None)
+
+
+def _joined(one: Mapping[int, Term], other: Mapping[int, Term]) -> Mapping[int, Term]:
+    joined = dict(one)
+    for number, term in other.items():
+        before = joined[number].coefficient if number in joined else 0.0
+        joined[number] = replace(term, coefficient=before + term.coefficient)
+    return joined
+
+
+def _scaled(given: WeightedSum, factor: float) -> WeightedSum:
+    terms = {n: replace(x, coefficient=factor * x.coefficient) for n, x in given.terms.items()}
+    return replace(given, terms=terms)
+
+
+def _is_number(x: Any) -> bool:
+    return isinstance(x, (int, float)) and not isinstance(x, bool)

@@ -1,0 +1,171 @@
+"""Networks whose answer is the mean or the sum of several classifiers."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable
+
+import pytest
+import torch
+from driver_helpers import CLASSES, assert_identical, images, unchanged, weights_of
+from torch import Tensor, nn
+
+import sylvinit
+from sylvinit.errors import ModelError
+
+X, Y = images(40)
+ROWS = X.flatten(1)[:, :12]
+NUMBERS = torch.stack((3 + ROWS[:, 0] - ROWS[:, 1], 100 * ROWS[:, 2]), dim=1)
+Answer = Callable[[list[Tensor]], Tensor]
+
+
+class Several(nn.Module):
+    """A body and some heads, whose outputs become one."""
+
+    def __init__(self, answer: Answer, heads: int = 2, outputs: int = CLASSES) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(2)
+            self.body = nn.Linear(12, 14)
+            self.heads = nn.ModuleList(nn.Linear(14, outputs) for _ in range(heads))
+        self.answer = answer
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.body(x).relu()
+        return self.answer([head(features) for head in self.heads])
+
+
+ANSWERS: dict[str, Answer] = {
+    "mean": lambda y: (y[0] + y[1]) / 2,
+    "stack": lambda y: torch.stack(y).mean(dim=0),
+    "sum": lambda y: y[0] + y[1],
+    "weights": lambda y: 0.3 * y[0] + 2.0 * y[1],
+}
+
+
+@pytest.mark.parametrize("head_code", ["onehot", "logistic"])
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_the_answer_is_that_of_one_head(answer: str, head_code: str) -> None:
+    alone = Several(lambda y: y[0], heads=1)
+    model = Several(ANSWERS[answer])
+    model.body.load_state_dict(alone.body.state_dict())
+    for x in (alone, model):
+        report = sylvinit.initialize_(x, (ROWS, Y), head_code=head_code, preset="best")
+    # Float32 rounding of two weights in place of one.
+    assert torch.allclose(model(ROWS), alone(ROWS), atol=1e-4)
+    assert report.head == "heads.1"
+    assert [report[f"heads.{i}"].code for i in range(2)] == [head_code] * 2
+    said = "heads as well: heads.0; the network's output is a weighted sum of all"
+    assert said in report["heads.1"].notes
+
+
+@pytest.mark.parametrize("head_code", ["targets", "ridge"])
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_targets_keep_their_units(answer: str, head_code: str) -> None:
+    alone = Several(lambda y: y[0], 1, 2)
+    model = Several(ANSWERS[answer], 2, 2)
+    for x in (alone, model):
+        sylvinit.initialize_head_(x, (ROWS, NUMBERS), head_code=head_code)
+    one, two = (x(ROWS).detach() for x in (alone, model))
+    assert torch.allclose(one, two, atol=1e-4 * float(NUMBERS.abs().max()))
+
+
+class Tokens(nn.Module):
+    """Two heads, each on a token of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.other = nn.Linear(6, CLASSES), nn.Linear(6, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, two = self.head(x[:, 0]), self.other(x[:, 1])
+        return torch.stack((one, two)) if self.training else (one + two) / 2
+
+
+def test_each_head_reads_its_own_features() -> None:
+    x = ROWS.view(40, 2, 6)
+    model = Tokens()
+    sylvinit.initialize_head_(model, (x, Y), head_code="onehot")
+    for index, name in enumerate(("head", "other")):
+        alone = nn.Sequential(nn.Linear(6, CLASSES))
+        sylvinit.initialize_head_(alone, (x[:, index], Y), head_code="onehot")
+        expected = alone(x[:, index])
+        assert torch.allclose(model.get_submodule(name)(x[:, index]), expected, atol=1e-5)
+
+
+def test_an_ensemble_of_networks() -> None:
+    members = nn.ModuleList(Several(lambda y: y[0], heads=1) for _ in range(3))
+
+    class Ensemble(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.members = members
+
+        def forward(self, x: Tensor) -> Tensor:
+            answers = [member(x) for member in self.members]
+            return functools.reduce(torch.add, answers) / len(answers)
+
+    report = sylvinit.initialize_(Ensemble(), (ROWS, Y), preset="best")
+    codes = {layer.name: layer.code for layer in report.solved}
+    assert [codes[f"members.{i}.heads.0"] for i in range(3)] == ["onehot"] * 3
+    assert [codes[f"members.{i}.body"] for i in range(3)] == ["pca"] * 3
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda y: torch.cat(y, dim=1)[:, CLASSES:],
+        lambda y: y[1] - y[0],
+        lambda y: y[1] + y[0].relu(),
+        lambda y: y[1] * y[0].sigmoid(),
+    ],
+)
+def test_others_have_one_head(answer: Answer) -> None:
+    report = sylvinit.initialize_(Several(answer), (ROWS, Y), preset="best")
+    assert report.head == "heads.1"
+    assert [report[f"heads.{i}"].code for i in range(2)] == ["pca", "onehot"]
+    assert not any("heads as well" in note for note in report["heads.1"].notes)
+
+
+def test_a_head_that_is_left_alone_leaves_the_others() -> None:
+    model = Several(ANSWERS["mean"])
+    model.heads[1].requires_grad_(False)
+    with pytest.warns(sylvinit.SylvinitWarning, match=r"head heads\.1 is not solved: frozen"):
+        report = sylvinit.initialize_head_(model, (ROWS, Y))
+    assert report.head == "heads.0"
+    model = Several(ANSWERS["mean"])
+    model.heads[1].requires_grad_(False)
+    with unchanged(model), pytest.raises(ModelError, match=r"head heads\.1 is not solved"):
+        sylvinit.initialize_head_(model, (ROWS, Y), head="heads.1")
+    model.requires_grad_(False)
+    with unchanged(model), pytest.raises(ModelError, match=r"head heads\.. is not solved"):
+        sylvinit.initialize_head_(model, (ROWS, Y))
+
+
+def test_a_head_by_name_is_one_of_the_sum() -> None:
+    model = Several(ANSWERS["mean"])
+    named = copy.deepcopy(model)
+    sylvinit.initialize_head_(model, (ROWS, Y))
+    assert sylvinit.initialize_head_(named, (ROWS, Y), head="heads.0").head == "heads.0"
+    assert_identical(weights_of(model), weights_of(named))
+
+
+def test_the_choice_of_a_start_is_made_on_one_of_them() -> None:
+    report = sylvinit.initialize_(Several(ANSWERS["mean"]), (ROWS, Y))
+    alone = sylvinit.initialize_(Several(lambda y: y[0], heads=1), (ROWS, Y))
+    assert [x.error for x in report.candidates] == [x.error for x in alone.candidates]
+    assert report.head == "heads.1"
+
+
+@pytest.mark.parametrize("name", ["levit_128s", "deit_tiny_distilled_patch16_224"])
+def test_distilled_networks(name: str) -> None:
+    timm = pytest.importorskip("timm")
+    sizes = {"embed_dim": 24, "depth": 1, "num_heads": 2} if name.startswith("deit") else {}
+    model = timm.create_model(name, num_classes=CLASSES, **sizes)
+    x = nn.functional.interpolate(X, size=224)
+    report = sylvinit.initialize_head_(model, (x, Y), head_code="logistic")
+    heads = [layer.name for layer in report.solved]
+    assert len(heads) == 2
+    assert report.head in heads
+    assert float((model.eval()(x).argmax(dim=1) == Y).float().mean()) > 0.9
