@@ -102,9 +102,10 @@ def initialize_(
             "auto": the network's own start or "best": both are run on the data, and the features
             before the head are compared. The own start is kept where a head does better on it with
             samples that it has not seen: the held-out error of a ridge regression of the labels
-            (ten folds of the samples, at most 2,000 rows) is lower by two standard errors of the
-            difference, or at all where the features of "best" spread over more than 2.5 times as
-            many directions and so may be noise. The head is solved either way.
+            (ten folds of the samples, at most 2,000 rows) is lower by 1.5 standard errors of the
+            difference. Where the features of "best" spread over more than 2.5 times as many
+            directions and so may be noise, it is kept unless "best" is ahead by as much. The head
+            is solved either way.
             ``report.candidates`` has the scores. Without a head that is solved from labels, "best"
             for networks of convolutions with batch norm or without any normalization, and nothing
             for others. With a code, include, exclude or rescale of yours it is "best", without a

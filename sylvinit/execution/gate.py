@@ -29,10 +29,10 @@ OWN, CALIBRATED, BEST = "own", "own, calibrated", "best"
 
 # Standard errors by which the network's own start has to be ahead of "best" to be kept: with a
 # hundred samples the error says little, and on it alone half of what "best" gains would be lost.
-LEAD = 2.0
+LEAD = 1.5
 # Where the features of "best" spread over so many times as many directions, they may be noise: rows
-# scaled to one output variance make all directions equally loud, layer by layer. Then "best" must
-# not be behind at all.
+# scaled to one output variance make all directions equally loud, layer by layer. Then it is "best"
+# that has to be ahead by LEAD standard errors.
 SPREAD = 2.5
 
 _NORMS = (
@@ -48,9 +48,9 @@ def choose(run: Run, plan: Worklist) -> Attempt:
     """Write the better start; ``plan`` is the worklist of preset "best".
 
     The network's own start is kept where it is ahead of "best" by more than LEAD standard errors of
-    their difference, or at all where the features of "best" spread over more than SPREAD times as
-    many directions. A candidate whose activations are not finite, or whose equations cannot be
-    solved, is out.
+    their difference. Where the features of "best" spread over more than SPREAD times as many
+    directions, it is kept unless "best" is ahead by as much. A candidate whose activations are not
+    finite, or whose equations cannot be solved, is out.
 
     Raises:
         NonFiniteError, SolverError: of "best", where no candidate is left.
@@ -136,10 +136,13 @@ class _Comparison:
         error = float(behind.std()) / math.sqrt(len(behind))
         candidates[BEST].standard_error = error
         spread = scores[BEST].spread / max(scores[name].spread for name in scores if name != BEST)
-        why = "a head does better on its features than on those of 'best'"
+        lead, why = LEAD, "a head does better on its features than on those of 'best'"
         if spread > SPREAD:
-            why += f", which spread over {spread:.1f} times as many directions"
-        lead = LEAD if spread <= SPREAD else 0.0
+            lead, why = (
+                -LEAD,
+                "a head does not do better by 1.5 standard errors on the features of ",
+            )
+            why += f"'best', which spread over {spread:.1f} times as many directions"
         return (kept, why) if float(behind.mean()) > lead * error else (BEST, "")
 
     def _error(self, name: str) -> float:

@@ -59,6 +59,7 @@ class Worklist:
         self._holders = parameter_holders(survey.names)
         self._taken: Counter[tuple[object, ...]] = Counter()  # code entries that siblings have
         self._heads = self._find_heads()  # the last one gives its name to the report
+        self._classifier = self._heads[-1] if self._heads else None  # solved or not
         groups = self._by_weight()
         self._leave_heads()
         self.head = self._heads[-1].name if self._heads else None
@@ -84,7 +85,8 @@ class Worklist:
     @property
     def head_left_out(self) -> bool:
         """Whether include and exclude leave the classifier out."""
-        return self._head is not None and not self.options.selects(self._head.name)
+        classifier = self._classifier
+        return classifier is not None and not self.options.selects(classifier.name)
 
     def lines(self) -> Iterator[str]:
         """What is done to every layer, as far as it must be the same on all ranks."""
