@@ -168,7 +168,7 @@ class Worklist:
         """Forget heads that cannot be solved, with a warning for those that were selected."""
         left = [head for head in self._heads if head.name in self.skips.reports]
         all_left = len(left) == len(self._heads)
-        for head in left:
+        for head in reversed(left):  # the last one is what people call the head
             report = self.skips.reports[head.name]
             text = f"the head {report.title} is not solved: {report.reason}"
             if self.options.head_only and (all_left or head.name == self.options.head):
