@@ -87,18 +87,17 @@ def digits() -> str:
     return span(gap(best, found[arm][50]) for arm in RANDOM)
 
 
-def _least(name: str) -> float:
-    rows = load("initialize_cpu")["benchmarks"]
-    return min(row["min"] for row in rows if row["name"].startswith(name))
+def _resnet20() -> dict[str, Any]:
+    rows = load("initialize_speed")["rows"]
+    return next(row for row in rows if row["case"].startswith("ResNet-20"))
 
 
 def forward() -> str:
-    return f"{_least('test_forward'):.2f} s"
+    return f"{_resnet20()['forward']:.2f} s"
 
 
 def initialize() -> str:
-    seconds = _least("test_initialize")
-    return f"{seconds:.2f} s ({seconds / _least('test_forward'):.1f}x)"
+    return f"{_resnet20()['initialize']:.2f} s ({_resnet20()['ratio']:.1f}x)"
 
 
 def memory() -> str:
