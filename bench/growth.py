@@ -123,6 +123,8 @@ def _in_a_process(case: tuple[int, int, int, int]) -> dict[str, float]:
 def _exponent(before: dict[str, Any], after: dict[str, Any]) -> float:
     grown = [i for i in range(4) if before["case"][i] != after["case"][i]]
     ratio = after["case"][grown[0]] / before["case"][grown[0]]
+    if ratio < 1.2:
+        return math.nan  # too little to tell from noise
     return math.log(after["seconds"] / before["seconds"]) / math.log(ratio)
 
 
@@ -178,9 +180,9 @@ def main() -> None:
                 f"{row['mib']:7.1f} {row.get('exponent', math.nan):7.2f}",
                 flush=True,
             )
-    if arguments.out:
-        stored = {"environment": environment(), "sweeps": results}
-        arguments.out.write_text(json.dumps(stored, indent=2) + "\n")
+        if arguments.out:
+            stored = {"environment": environment(), "sweeps": results}
+            arguments.out.write_text(json.dumps(stored, indent=2) + "\n")
     if arguments.plot:
         plot(results, arguments.plot)
 
