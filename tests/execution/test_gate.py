@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import warnings
 from typing import Any
 
 import pytest
@@ -15,21 +14,9 @@ import sylvinit
 from sylvinit.errors import NonFiniteError
 from sylvinit.execution import units
 from sylvinit.moments.row_sample import SampledRows
-from sylvinit.report import Report
 from sylvinit.solve.held_out import HeldOut
-from tests.driver_helpers import assert_identical, initialized, mlp, unchanged, weights_of
-
-
-def auto(model: nn.Module, data: Any, **options: Any) -> Report:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", sylvinit.SylvinitWarning)
-        return sylvinit.initialize_(model, data, **options)
-
-
-def chosen(report: Report) -> str:
-    names = [candidate.name for candidate in report.candidates if candidate.chosen]
-    assert len(names) == 1
-    return names[0]
+from tests.driver_helpers import assert_identical, initialized, unchanged, weights_of
+from tests.gate_helpers import Normalized, auto, chosen, noisy_classes
 
 
 class Fixed(nn.Module):
@@ -51,16 +38,6 @@ class Fixed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.body(x))
-
-
-def noisy_classes(*, loud: str, n: int = 200) -> tuple[Tensor, Tensor]:
-    """Four columns of signal and eight of noise; the one that is loud is what components find."""
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(n) % 4
-    signal = torch.eye(4)[labels] + 0.05 * torch.randn(n, 4, generator=generator)
-    noise = torch.randn(n, 8, generator=generator)
-    gains = {"noise": (0.1, 10.0), "signal": (10.0, 0.1)}[loud]
-    return torch.cat((gains[0] * signal, gains[1] * noise), dim=1), labels
 
 
 def test_its_own_start_is_kept_where_it_does_better() -> None:
@@ -139,19 +116,6 @@ def test_the_rule(
     # The standard deviation of n - 1 in the difference, sign by sign.
     error = (own[0] + best[0]) / 2 / math.sqrt(99)
     assert report.candidates[1].standard_error == pytest.approx(error, rel=0.02)
-
-
-class Normalized(nn.Module):
-    """Batch norm behind features of very different size."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Linear(12, 8)
-        self.norm = nn.BatchNorm1d(8)
-        self.head = nn.Linear(8, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.norm(self.body(x)).relu())
 
 
 @pytest.mark.parametrize("winner", ["own", "own, calibrated", "best"])
@@ -385,89 +349,3 @@ def test_only_classes_that_there_are_count() -> None:
     many = auto(model, (data[0], data[1] * 1200)).candidates
     assert [x.error for x in few] == pytest.approx([x.error for x in many])
     assert all(x.spread > 1 for x in few)
-
-
-# --------------------------------------------------------------------------------- without labels
-
-
-class OwnNorm(nn.Module):
-    """As a library defines its own, with a scale."""
-
-    def __init__(self, groups: int, channels: int) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(channels, 1, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.scale * x / x.square().mean(dim=1, keepdim=True).sqrt()
-
-
-class ConvNormActivation(nn.Sequential):
-    """A block, named after what is inside."""
-
-
-def blocks(norm: type[nn.Module] | None, *, window: int = 3) -> nn.Module:
-    middle = [] if norm is None else [norm(6) if norm is nn.BatchNorm2d else norm(2, 6)]
-    first = nn.Conv2d(3, 6, window, padding=window // 2)
-    return nn.Sequential(
-        first, *middle, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4)
-    )
-
-
-@pytest.mark.parametrize("norm", [nn.BatchNorm2d, None])
-def test_without_labels_networks_of_convolutions_are_initialized(norm: Any) -> None:
-    torch.manual_seed(0)
-    model, x = blocks(norm), torch.randn(20, 3, 8, 8)
-    expected = initialized(copy.deepcopy(model), x, preset="best")
-    report = auto(model, x)
-    assert report.candidates == []
-    assert_identical(weights_of(model), expected)
-
-
-@pytest.mark.parametrize(
-    "model",
-    [blocks(nn.GroupNorm), blocks(nn.BatchNorm2d, window=1), blocks(OwnNorm), mlp()],
-    ids=["group norm", "no windows", "a norm of its own", "dense"],
-)
-def test_without_labels_others_keep_their_own_start(model: nn.Module) -> None:
-    x = torch.randn(20, 3, 8, 8) if isinstance(model[0], nn.Conv2d) else None
-    x = torch.randn(20, model[0].in_features) if x is None else x
-    before = {name: p.clone() for name, p in model.state_dict().items()}
-    with pytest.warns(sylvinit.SylvinitWarning, match="preset='best'") as caught:
-        report = sylvinit.initialize_(model, x)
-    assert len(caught) == 1
-    assert not report.solved
-    assert report.head is None
-    assert_identical(dict(model.state_dict()), before)
-
-
-def test_blocks_named_after_a_norm_and_parametrizations_are_none() -> None:
-    torch.manual_seed(0)
-    model = ConvNormActivation(*blocks(nn.BatchNorm2d))
-    model[0] = nn.utils.parametrizations.weight_norm(model[0])
-    assert auto(model, torch.randn(20, 3, 8, 8)).solved
-
-
-@pytest.mark.parametrize("case", ["code", "frozen", "one class"])
-def test_a_head_that_no_labels_are_scored_with(case: str) -> None:
-    """The own body is kept; the head is solved where it can be."""
-    torch.manual_seed(0)
-    data, model = noisy_classes(loud="signal"), Normalized()
-    options: dict[str, Any] = {"head_code": "pca"} if case == "code" else {}
-    if case == "frozen":
-        model.head.weight.requires_grad_(False)
-    labels = torch.zeros_like(data[1]) if case == "one class" else data[1]
-    body = model.body.weight.clone()
-    report = auto(model, (data[0], labels), **options)
-    assert torch.equal(model.body.weight, body)
-    assert (report["head"].status == "solved") == (case != "frozen")
-    assert any("no start can be compared" in text for text in report.warnings)
-    if case == "one class":
-        assert chosen(report) == "own"
-        assert "start: own, by a rule" in str(report)
-
-
-def test_a_network_that_is_a_head_alone_has_nothing_to_choose() -> None:
-    model, data = nn.Sequential(nn.Linear(12, 4)), noisy_classes(loud="signal")
-    report = auto(model, data)
-    assert report.candidates == []
-    assert report["0"].status == "solved"
