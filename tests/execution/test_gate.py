@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from driver_helpers import assert_identical, initialized, unchanged, weights_of
+from gate_helpers import Normalized, auto, chosen, noisy_classes
 from torch import Tensor, nn
 
 import sylvinit
@@ -15,8 +17,6 @@ from sylvinit.errors import NonFiniteError
 from sylvinit.execution import units
 from sylvinit.moments.row_sample import SampledRows
 from sylvinit.solve.held_out import HeldOut
-from tests.driver_helpers import assert_identical, initialized, unchanged, weights_of
-from tests.gate_helpers import Normalized, auto, chosen, noisy_classes
 
 
 class Fixed(nn.Module):

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from driver_helpers import assert_identical, initialized, mlp, weights_of
+from gate_helpers import Normalized, auto, chosen, noisy_classes
 from torch import Tensor, nn
 
 import sylvinit
-from tests.driver_helpers import assert_identical, initialized, mlp, weights_of
-from tests.gate_helpers import Normalized, auto, chosen, noisy_classes
 
 
 class OwnNorm(nn.Module):
