@@ -12,12 +12,17 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
 from experiments.analysis import Estimate, estimate
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from panel.arms import AUTO
+from panel.pairs import PAIRS
+from panel.plan import FOLDER, USER, read
+from panel.summary import rows
 from torch import Tensor, nn
 
 import sylvinit
@@ -140,6 +145,41 @@ def cost() -> Figure:
     return figure
 
 
+# ----------------------------------------------------------------------------- the gate's choice
+
+
+def gate() -> Figure:
+    """What "best" and "auto" gain over the own start after training, mean of a pair's cells."""
+    cells = [cell for pair in PAIRS for cell in pair.cells]
+    table = rows(cells, read(PAIRS, FOLDER), AUTO, USER)
+    gains: dict[str, list[tuple[float, float]]] = {}
+    for row in table:
+        if row.gap is not None and row.best is not None:
+            means = row.best.gap.mean, row.gap.gap.mean
+            gains.setdefault(row.cell.pair.title, []).append(means)
+    found = {title: tuple(map(fmean, zip(*cell, strict=True))) for title, cell in gains.items()}
+    found = dict(sorted(found.items(), key=lambda item: item[1][0]))
+    figure = Figure(figsize=(9.6, 0.7 + 0.27 * len(found)), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    for place, (best, auto) in enumerate(found.values()):
+        axes.plot([best, auto], [place, place], color=GRAY, lw=1.5, alpha=0.6, zorder=1)
+    for index, (color, label) in enumerate(((BLUE, 'preset="best"'), (RED, 'preset="auto"'))):
+        values = [gain[index] for gain in found.values()]
+        axes.scatter(values, range(len(found)), color=color, label=label, s=36, zorder=2)
+    axes.axvline(0, color="black", lw=1)
+    axes.set_yticks(range(len(found)), list(found))
+    axes.set_xscale("symlog", linthresh=2, linscale=0.8)
+    ticks: list[int] = [-50, -20, -10, -5, -2, -1, 0, 1, 2, 5, 10, 20, 50]
+    low, high = (end(value for gain in found.values() for value in gain) for end in (min, max))
+    ticks = [x for x in ticks if low - 1 <= x <= high + 1]
+    axes.set_xticks(ticks, [f"{x:+d}" if x else "own start" for x in ticks])
+    axes.minorticks_off()
+    axes.set_xlabel("points of accuracy, R2 or intersection over union after training")
+    axes.legend(frameon=False, loc="lower right")
+    add_grid(axes)
+    return figure
+
+
 # ---------------------------------------------------------------------------------------- filters
 
 
@@ -230,7 +270,7 @@ def pipeline() -> Figure:
 
 
 DRAWN: dict[str, Callable[[], Figure]] = {
-    function.__name__: function for function in (few_images, cost, filters, pipeline)
+    function.__name__: function for function in (few_images, cost, gate, filters, pipeline)
 }
 
 

@@ -19,6 +19,7 @@ RATES: dict[str, tuple[float, ...]] = {
     "AdamW": (3e-4, 1e-3, 3e-3),
 }
 TEST_SEEDS = (0, 1, 2, 3, 4)
+SEEN_SEEDS = (0, 1)  # that the rule of "auto" was chosen on, with some networks and recipes
 CHOICE_SEEDS = (100, 101)  # of the samples, weights and batches that rates are chosen with
 
 

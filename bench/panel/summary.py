@@ -11,7 +11,7 @@ from typing import Any
 from experiments.analysis import Comparison, compare, holm
 
 from panel.arms import BEST, OWN
-from panel.pairs import TEST_SEEDS, Cell, Run
+from panel.pairs import SEEN_SEEDS, TEST_SEEDS, Cell, Run
 from panel.plan import Records, protocol_rate
 
 SIGNIFICANT = 0.05
@@ -106,6 +106,16 @@ def criteria(found: Sequence[Row], arm: str) -> list[Criterion]:
         _kept(known, arm),
         _seconds(known, arm),
     ]
+
+
+def unseen_mean(found: Sequence[Row], arm: str) -> float:
+    """Mean difference to the own start over seeds that the rule was not chosen on; NaN: none."""
+    gaps = [
+        fmean(ours[seed]["after"] - own[seed]["after"] for seed in seeds)
+        for ours, own in ((row.runs[arm], row.runs[OWN]) for row in found)
+        if (seeds := ours.keys() & own.keys() - set(SEEN_SEEDS))
+    ]
+    return fmean(gaps) if gaps else math.nan
 
 
 def winning(found: Sequence[Row]) -> list[Row]:

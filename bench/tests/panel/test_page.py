@@ -97,6 +97,21 @@ def test_seeds_that_are_missing_are_said_first(
     assert "{4 seeds}" in page(two_pairs, tmp_path, AUTO)
 
 
+def test_seeds_that_the_rule_was_not_chosen_on(
+    two_pairs: list[Pair], made_up: Any, tmp_path: Path
+) -> None:
+    records = results(two_pairs, made_up, lambda cell: (4.0, 3.0))
+    for line in records.values():
+        if line["arm"] == AUTO and line["cell"]["split"] == "test":
+            line["after"] = 51.5 if line["seed"] < 2 else line["seed"] + 50.0  # 2 to 4
+        elif line["arm"] == OWN:
+            line["after"] = 50.0
+    text = page(two_pairs, stored(records, tmp_path), AUTO)
+    assert "the first 2 seeds; on the others alone the mean difference is +3.00" in " ".join(
+        text.split()
+    )
+
+
 def test_without_results_nothing_is_claimed(two_pairs: list[Pair], tmp_path: Path) -> None:
     lines = first_lines(two_pairs, tmp_path)
     assert not any(line.startswith("- met") for line in lines)
