@@ -1,11 +1,12 @@
-"""The figures of the README, from the stored results: python bench/front_page.py [--check]
+"""Figures of README and docs/when.md, from the stored results: python bench/front_page.py [--check]
 
-A figure stands between <!-- figure: NAME --> and <!-- end -->. Without --check the README is
+A figure stands between <!-- figure: NAME --> and <!-- end -->. Without --check the pages are
 rewritten; with it, figures that differ are listed and the exit status is 1.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import statistics
@@ -14,8 +15,15 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from panel.arms import AUTO
+from panel.pairs import PAIRS
+from panel.plan import FOLDER, USER, read
+from panel.summary import Row, rows
+from panel.table import in_short
+
 ROOT = Path(__file__).resolve().parent.parent
 README, RESULTS = ROOT / "README.md", ROOT / "bench" / "results"
+PAGES = (README, ROOT / "docs" / "when.md")
 RANDOM = ("He normal", "He uniform", "Xavier normal", "Xavier uniform", "orthogonal")
 _FIGURE = re.compile(r"(<!-- figure: (?P<name>\w+) -->)(?P<text>.*?)(<!-- end -->)", re.DOTALL)
 
@@ -105,6 +113,23 @@ def memory() -> str:
     return f"{peak['initialize_'] / peak['forward, one batch']:.2f}x"
 
 
+@functools.cache
+def _panel() -> list[Row]:
+    cells = [cell for pair in PAIRS for cell in pair.cells]
+    return rows(cells, read(PAIRS, FOLDER), AUTO, USER)
+
+
+def panel() -> str:
+    """A row for each pair, between lines of its own."""
+    return f"\n{in_short(_panel(), AUTO)}\n"
+
+
+def panel_mean() -> str:
+    """Points of auto over the own start, mean over cells."""
+    mean = statistics.fmean(row.gap.gap.mean for row in _panel() if row.gap is not None)
+    return f"{mean:+.1f}".replace("-", "\N{MINUS SIGN}")
+
+
 def _ratio(problem: str) -> float:
     return next(
         row["median"]
@@ -125,7 +150,7 @@ FIGURES: dict[str, Callable[[], str]] = {
     function.__name__: function
     for function in (
         *(few_images, frozen, new_head, segmentation, digits),
-        *(forward, initialize, memory, solver, solver_batch),
+        *(forward, initialize, memory, solver, solver_batch, panel, panel_mean),
     )
 }
 
@@ -136,16 +161,18 @@ def with_figures(page: str) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    page = README.read_text("utf-8")
-    now = with_figures(page)
-    if arguments != ["--check"]:
-        README.write_text(now, "utf-8")
-        return 0
-    pairs = zip(_FIGURE.finditer(page), _FIGURE.finditer(now), strict=True)
-    wrong = [(old["name"], old["text"], new["text"]) for old, new in pairs if old[0] != new[0]]
-    for name, old, new in wrong:
-        print(f"{name}: README has {old!r}, the results {new!r}")
-    return int(bool(wrong))
+    wrong = 0
+    for path in PAGES:
+        page = path.read_text("utf-8")
+        now = with_figures(page)
+        if arguments != ["--check"]:
+            path.write_text(now, "utf-8")
+            continue
+        for old, new in zip(_FIGURE.finditer(page), _FIGURE.finditer(now), strict=True):
+            if old[0] != new[0]:
+                print(f"{old['name']}: {path.name} has {old['text']!r}, results {new['text']!r}")
+                wrong += 1
+    return int(wrong > 0)
 
 
 if __name__ == "__main__":

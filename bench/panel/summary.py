@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, median
 from typing import Any
 
@@ -76,10 +76,7 @@ def rows(cells: Sequence[Cell], records: Records, arm: str, protocol: str) -> li
         found.append(Row(cell, rates, runs, gap, math.nan, best))
     known = [math.nan if row.gap is None else row.gap.p for row in found]
     adjusted = holm(known, family=len(found))
-    return [
-        Row(row.cell, row.rates, row.runs, row.gap, p, row.best)
-        for row, p in zip(found, adjusted, strict=True)
-    ]
+    return [replace(row, p=p) for row, p in zip(found, adjusted, strict=True)]
 
 
 def criteria(found: Sequence[Row], arm: str) -> list[Criterion]:
@@ -116,6 +113,42 @@ def unseen_mean(found: Sequence[Row], arm: str) -> float:
         if (seeds := ours.keys() & own.keys() - set(SEEN_SEEDS))
     ]
     return fmean(gaps) if gaps else math.nan
+
+
+@dataclass(frozen=True)
+class PairRow:
+    """All cells of a pair as one, each counted alike.
+
+    Attributes:
+        own, arm: means over seeds and cells.
+        gap: their difference, paired over the seeds that all cells have.
+        p: adjusted for all pairs.
+    """
+
+    title: str
+    own: float
+    arm: float
+    gap: Comparison
+    p: float
+
+
+def by_pair(found: Sequence[Row], arm: str) -> list[PairRow]:
+    """A row for each pair whose cells have common seeds."""
+    pairs: dict[str, list[Row]] = {}
+    for row in found:
+        pairs.setdefault(row.cell.pair.title, []).append(row)
+    known: list[PairRow] = []
+    for title, cells in pairs.items():
+        seeds = set.intersection(*({*x.runs[OWN]} & {*x.runs[arm]} for x in cells))
+        own, ours = (
+            {seed: fmean(x.runs[name][seed]["after"] for x in cells) for seed in seeds}
+            for name in (OWN, arm)
+        )
+        gap = compare(ours, own)
+        if gap is not None:
+            known.append(PairRow(title, fmean(own.values()), fmean(ours.values()), gap, gap.p))
+    adjusted = holm([row.p for row in known], family=len(pairs))
+    return [replace(row, p=p) for row, p in zip(known, adjusted, strict=True)]
 
 
 def winning(found: Sequence[Row]) -> list[Row]:

@@ -13,7 +13,16 @@ from experiments.store import Results
 from panel.arms import BEST, OWN
 from panel.pairs import SEEN_SEEDS, TEST_SEEDS, Pair, amount
 from panel.plan import PROTOCOLS, USER, read
-from panel.summary import SIGNIFICANT, By, Criterion, Row, criteria, rows, unseen_mean
+from panel.summary import (
+    SIGNIFICANT,
+    By,
+    Criterion,
+    Row,
+    by_pair,
+    criteria,
+    rows,
+    unseen_mean,
+)
 
 _ABOUT = """
 Written by `python bench/panel table`: do not edit. Test accuracy in per cent, of tables R2 and of
@@ -55,6 +64,16 @@ def page(pairs: Sequence[Pair], folder: Path, arm: str) -> str:
         *_environments(pairs, folder),
     ]
     return "\n".join(lines) + "\n"
+
+
+def in_short(found: Sequence[Row], arm: str) -> str:
+    """A table with a row for each pair."""
+    header = ["network / data", "own start", arm, "difference", "significant"]
+    lines = _head(header)
+    for row in by_pair(found, arm):
+        yes = "yes" if row.p < SIGNIFICANT else "no"
+        lines.append(_line([row.title, f"{row.own:.1f}", f"{row.arm:.1f}", _gap(row.gap), yes]))
+    return "\n".join(lines)
 
 
 def verdict(found: dict[str, list[Row]], arm: str) -> list[str]:

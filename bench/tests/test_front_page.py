@@ -1,4 +1,4 @@
-"""The README says what the stored results say, and not more than it has room for."""
+"""The first pages say what the stored results say, and not more than they have room for."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ PAGE = front_page.README.read_text("utf-8")
 
 def test_figures_are_those_of_the_results(capsys: pytest.CaptureFixture[str]) -> None:
     assert front_page.main(["--check"]) == 0, capsys.readouterr().out
-    shown = re.findall(r"<!-- figure: (\w+) -->", PAGE)
-    assert sorted(shown) == sorted(front_page.FIGURES)
+    pages = "".join(path.read_text("utf-8") for path in front_page.PAGES)
+    assert {*re.findall(r"<!-- figure: (\w+) -->", pages)} == {*front_page.FIGURES}
 
 
 def test_a_figure_by_hand() -> None:
@@ -27,7 +27,7 @@ def test_other_figures_are_noticed(
 ) -> None:
     monkeypatch.setitem(front_page.FIGURES, "memory", lambda: "2.00x")
     assert front_page.main(["--check"]) == 1
-    assert "memory: README has" in capsys.readouterr().out
+    assert "memory: README.md has" in capsys.readouterr().out
 
 
 def test_it_is_short() -> None:

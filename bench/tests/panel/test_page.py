@@ -14,8 +14,8 @@ from panel.arms import AUTO, BEST, OWN
 from panel.cli import main
 from panel.pairs import Cell, Pair
 from panel.plan import EACH, USER
-from panel.summary import criteria, rows, winning
-from panel.table import page
+from panel.summary import by_pair, criteria, rows, winning
+from panel.table import in_short, page
 
 NOISE = np.array([0.3, -0.2, 0.1, -0.4, 0.2])
 
@@ -151,6 +151,23 @@ def test_best_wins_where_it_does_with_both_optimizers(two_pairs: list[Pair], mad
     assert {row.cell.pair.title for row in winning(found)} == {"MLP / other clusters"}
     (kept,) = (item for item in criteria(found, AUTO) if "share" in item.text)
     assert "(4 cells): 0.50" in kept.text
+
+
+def test_a_row_for_each_pair(two_pairs: list[Pair], made_up: Any) -> None:
+    def gains(cell: Cell) -> tuple[float, float]:
+        return 4.0, (3.0 if cell.pair is two_pairs[0] else 0.0) + (cell.optimizer == "SGD")
+
+    records = results(two_pairs, made_up, gains)
+    cells = [cell for pair in two_pairs for cell in pair.cells]
+    found = by_pair(rows(cells, records, AUTO, USER), AUTO)
+    assert [row.title for row in found] == [pair.title for pair in two_pairs]
+    test = scipy.stats.ttest_1samp(np.roll(NOISE, 2) - NOISE + 0.5, 0)  # SGD in half of the cells
+    assert found[1].gap.gap.mean == pytest.approx(0.5)
+    assert found[1].p == pytest.approx(test.pvalue, rel=1e-9)  # the larger of the two
+    assert found[0].p < 0.01
+    lines = in_short(rows(cells, records, AUTO, USER), AUTO).splitlines()
+    assert lines[2].startswith("| MLP / clusters | 50.0 | 53.5 | +3.5 ±")
+    assert [line.rsplit("|")[-2] for line in lines[2:]] == [" yes ", " no "]
 
 
 def test_rates_of_each_arm(pair: Pair, made_up: Any, tmp_path: Path) -> None:
