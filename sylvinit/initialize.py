@@ -34,6 +34,7 @@ from sylvinit.model.obstacles import module_obstacle
 from sylvinit.moments.rows import RowToSample
 from sylvinit.options import ForwardFn, Options, PaddingMask, PresetName
 from sylvinit.report import Report
+from sylvinit.sylvester.lapack import blas_seldom
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -262,7 +263,7 @@ def _initialize(
         model = check_module(model)
         caller = CallerModes.present()
         forward = Forward(model, device_of(model), options.forward_fn)
-        with ModelGuard(model) as guard:
+        with blas_seldom(), ModelGuard(model) as guard:
             replicas = Replicas(model, ranks, guard)
             report = _solve_all(data, options, forward, caller, replicas)
             report.seconds = time.perf_counter() - begin

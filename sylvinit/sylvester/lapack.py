@@ -46,6 +46,9 @@ LARGEST = 32000
 _SMALL_BATCH_UP_TO = 256
 # Up to this size BLAS takes one thread by itself.
 _NO_THREADS = 32
+# Size from which BLAS saves more time with its threads than they then spin (of 105 ms for 1,152, a
+# third on 2 cores).
+_WORTH_WAKING = 1000
 # Flops from which a thread is worth starting, which takes about 20 microseconds.
 _WORTH_A_THREAD = 1e6
 
@@ -67,6 +70,7 @@ def _libraries() -> ThreadpoolController:
 # Held by the caller that limits BLAS. The limit belongs to the process, and OpenBLAS gives it back
 # only to the thread that set it.
 _limiting = threading.Lock()
+_seldom = threading.local()  # .limit: of blas_seldom(), on the thread that is in it
 
 
 @contextlib.contextmanager
@@ -76,9 +80,16 @@ def blas_for(threads: int, size: int = 0) -> Iterator[None]:
     OpenBLAS lets them wait for each other's turn on its own threads. On 2 cores, for batches of
     16 equations, the speed-up over one thread is 1.4 to 1.8 for sizes 32 to 512 with BLAS held
     back, 0.6 to 0.8 for 128 and more without (bench/bench_solver.py::test_threads). One small
-    matrix gains nothing from them, and between two operations of torch, whose threads still spin,
-    they wait for a core: a network of many small layers took twice as long on 2 cores.
+    matrix gains nothing from them.
     """
+    limit = getattr(_seldom, "limit", None)
+    if limit is not None and threads < 2 and size > _WORTH_WAKING:
+        limit.restore_original_limits()
+        try:
+            yield
+        finally:
+            _libraries().limit(limits=1, user_api="blas")
+        return
     held = threads > 1 or _NO_THREADS < size <= _SMALL_BATCH_UP_TO
     if not held or not _limiting.acquire(blocking=False):
         yield  # another caller holds BLAS back already, and gives its threads back in its time
@@ -87,6 +98,24 @@ def blas_for(threads: int, size: int = 0) -> Iterator[None]:
         with _libraries().limit(limits=1, user_api="blas"):
             yield
     finally:
+        _limiting.release()
+
+
+@contextlib.contextmanager
+def blas_seldom() -> Iterator[None]:
+    """BLAS on one thread but for large matrices, for a network whose layers are solved in turn.
+
+    After a call the threads of BLAS spin for some 20 ms and so take the cores from those of torch,
+    which runs the layers in between: on 2 cores ResNet-20 took 3.8 s with them and 2.8 without.
+    """
+    if not _limiting.acquire(blocking=False):
+        yield
+        return
+    try:
+        with _libraries().limit(limits=1, user_api="blas") as _seldom.limit:
+            yield
+    finally:
+        _seldom.limit = None
         _limiting.release()
 
 
