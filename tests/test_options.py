@@ -1,13 +1,11 @@
-"""Options of the drivers, the report, the progress bar and the warnings."""
+"""Options of the drivers, the progress bar and the log."""
 
 from __future__ import annotations
 
 import inspect
 import io
-import json
 import logging
 import sys
-import warnings
 from dataclasses import fields
 from typing import Any
 
@@ -16,7 +14,6 @@ import pytest
 import torch
 from driver_helpers import (
     CLASSES,
-    assert_close,
     assert_identical,
     bits,
     images,
@@ -234,42 +231,6 @@ def test_the_last_layer_is_not_scaled() -> None:
     assert torch.equal(models[0][4].bias, models[1][4].bias)
 
 
-# ----------------------------------------------------------------------------- a layer of one's own
-
-
-def test_register_layer_in_ten_lines() -> None:
-    class MyLinear(nn.Module):
-        def __init__(self, inputs: int, outputs: int) -> None:
-            super().__init__()
-            self.kernel = nn.Parameter(torch.zeros(inputs, outputs))
-
-        def forward(self, x: Tensor) -> Tensor:
-            return x @ self.kernel
-
-    model = nn.Sequential(MyLinear(12, 8), nn.ReLU(), nn.Linear(8, CLASSES))
-    reason = "no layer type is registered for MyLinear; its parameters are kept"
-    assert sylvinit.initialize_(model, (ROWS, Y), preset="best")["0"].reason == reason
-
-    @sylvinit.register_layer(MyLinear)
-    class MyLinearLayer(sylvinit.model.RowLayer):
-        def weight_matrix(self) -> Tensor:
-            return self.module.kernel.t()
-
-        def set_weight_matrix(self, weight: Tensor) -> None:
-            self.module.kernel.copy_(weight.t())
-
-        def tensors(self) -> dict[str, str]:
-            return {"weight": "kernel"}
-
-    report = sylvinit.initialize_(model, (ROWS, Y), preset="best")
-    assert report["0"].status == "solved"
-    plain = nn.Sequential(nn.Linear(12, 8, bias=False), nn.ReLU(), nn.Linear(8, CLASSES))
-    sylvinit.initialize_(plain, (ROWS, Y), preset="best")
-    assert torch.equal(model[0].kernel.t(), plain[0].weight)
-    # x @ kernel and F.linear may sum in different orders.
-    assert_close(weights_of(plain[2]), weights_of(model[2]), 1e-4)
-
-
 # ------------------------------------------------------------------------------- report and outputs
 
 
@@ -294,115 +255,8 @@ def test_the_progress_bar(
     assert ("5/5" in terminal.getvalue()) == shown
 
 
-def test_the_report_in_json() -> None:
-    def no_constants(text: str) -> Any:
-        raise AssertionError(f"{text} is not JSON")
-
-    report = sylvinit.initialize_(small_net(), (X, Y), preset="best", seed=3, lam=2.0)
-    values = json.loads(report.to_json(), parse_constant=no_constants)
-    assert values == report.to_dict()
-    assert values["samples"] == 30
-    assert values["settings"]["seed"] == 3
-    layers = {layer["name"]: layer for layer in values["layers"]}
-    assert layers["conv2"]["status"] == "solved"
-    assert layers["conv2"]["groups"] == 2
-    assert (layers["conv2"]["d_in"], layers["conv2"]["d_out"]) == (36, 4)
-    assert layers["conv2"]["residual"] < 1e-12
-    assert layers["frozen"]["residual"] is None
-    assert values["seconds"] > 0
-
-
-def test_the_report_as_a_table() -> None:
-    report = sylvinit.initialize_(small_net(), (X, Y), preset="best")
-    table = report.table(all=True)
-    rows = {line.split("  ")[0]: line for line in table.splitlines()}
-    assert all(layer.kind in rows[layer.name] for layer in report.layers)
-    assert "skipped: frozen" in rows["frozen"]
-    assert "3 layers solved, 2 normalizations calibrated, 1 left alone; 30 samples" in table
-    with pytest.raises(KeyError):
-        report["nothing"]
-
-
 def test_logging(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG, logger="sylvinit"):
         sylvinit.initialize_(small_net(), (X, Y), preset="best")
     assert "initialized 3 layers" in caplog.text
     assert "conv1: solved" in caplog.text
-
-
-# ----------------------------------------------------------------------------------------- warnings
-
-
-def warned(model: nn.Module, data: Any, **options: Any) -> tuple[sylvinit.Report, list[str]]:
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        report = sylvinit.initialize_(model, data, **{"preset": "best", **options})
-    ours = [item for item in caught if issubclass(item.category, sylvinit.SylvinitWarning)]
-    assert {item.filename for item in ours} <= {__file__}  # points at the caller
-    texts = [str(item.message) for item in ours]
-    assert texts == report.warnings
-    return report, texts
-
-
-ENOUGH = torch.randn(60, 12, generator=torch.Generator().manual_seed(1)).double()
-LABELS = torch.arange(60) % CLASSES
-
-
-def test_no_warning_without_a_cause() -> None:
-    assert warned(mlp().double(), (ENOUGH, LABELS))[1] == []
-
-
-def test_dead_inputs() -> None:
-    x = ENOUGH.clone()
-    x[:, 3:5] = 0.7
-    report, texts = warned(mlp().double(), (x, LABELS))
-    assert any(text.startswith("dead inputs: 0 (2 of 12 never vary); ") for text in texts)
-    assert report["0"].status == "solved"
-
-
-def test_rank_below_outputs() -> None:
-    x = ENOUGH[:, :5] @ ENOUGH[:5]
-    report, texts = warned(mlp().double(), (x, LABELS))
-    assert any(text.startswith("rank < d_out: 0 (rank 5, 8 outputs); ") for text in texts)
-    assert report["0"].filled == 3
-
-
-def test_fewer_patches_than_inputs() -> None:
-    _, texts = warned(mlp().double(), (ENOUGH[:9], LABELS[:9]))
-    assert any(text.startswith("fewer rows than features: 0 (9 for 12); ") for text in texts)
-
-
-def test_near_singular_equation() -> None:
-    x = ENOUGH[:, :3] @ ENOUGH[:3]  # of rank 3, and with it A (5 x 5) and B (12 x 12)
-    report, texts = warned(nn.Linear(12, 5).double(), x, code="kmeans")
-    dropped = (5 - 3) * (12 - 3)
-    start = f"near-singular equation: (model) ({dropped} pairs dropped); "
-    assert any(text.startswith(start) for text in texts)
-    assert any(f"{dropped} near-singular pairs" in note for note in report.layers[0].notes)
-
-
-def test_labels_that_nothing_uses() -> None:
-    message = "labels were given but no code used them"
-    assert warned(mlp().double(), (ENOUGH, LABELS), head_code="pca")[1] == [message]
-    assert message not in warned(mlp().double(), (ENOUGH, LABELS))[1]
-    targets = torch.randn(60, 2, generator=torch.Generator().manual_seed(0))  # of a regression
-    assert warned(mlp().double(), (ENOUGH, targets), head_code="pca")[1] == [message]
-
-
-def test_labels_of_a_head_that_is_left_out_are_no_surprise() -> None:
-    assert warned(mlp().double(), (ENOUGH, LABELS), include="0")[1] == []
-    assert warned(mlp().double(), (ENOUGH, LABELS), exclude="4")[1] == []
-
-
-def test_without_labels_the_head_is_not_one_hot() -> None:
-    report, texts = warned(mlp().double(), ENOUGH)
-    assert texts == ["the head 4 is solved with code 'pca' and without labels: data has no labels"]
-    assert report["4"].code == "pca"
-
-
-def test_many_layers_make_one_warning() -> None:
-    layers = [nn.Linear(12, 12) for _ in range(6)]
-    model = nn.Sequential(*layers, nn.Linear(12, CLASSES)).double()
-    _, texts = warned(model, (ENOUGH[:9], LABELS[:9]))
-    assert len([text for text in texts if text.startswith("fewer rows")]) == 1
-    assert "and 4 more" in next(text for text in texts if text.startswith("fewer rows"))

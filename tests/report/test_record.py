@@ -1,7 +1,12 @@
 from __future__ import annotations
 
-import pytest
+import json
+from typing import Any
 
+import pytest
+from driver_helpers import images, small_net
+
+import sylvinit
 from sylvinit.report import LayerReport, Report
 
 
@@ -21,3 +26,23 @@ def test_rows_have_one_name_and_an_older_alias() -> None:
     assert row[header.index("rows") :].split()[0] == "1234"
     with pytest.raises(AttributeError):
         layer.patches = 1  # type: ignore[misc]
+
+
+def test_the_report_in_json() -> None:
+    def no_constants(text: str) -> Any:
+        raise AssertionError(f"{text} is not JSON")
+
+    report = sylvinit.initialize_(small_net(), images(30), preset="best", seed=3, lam=2.0)
+    values = json.loads(report.to_json(), parse_constant=no_constants)
+    assert values == report.to_dict()
+    assert values["samples"] == 30
+    assert values["settings"]["seed"] == 3
+    layers = {layer["name"]: layer for layer in values["layers"]}
+    assert layers["conv2"]["status"] == "solved"
+    assert layers["conv2"]["groups"] == 2
+    assert (layers["conv2"]["d_in"], layers["conv2"]["d_out"]) == (36, 4)
+    assert layers["conv2"]["residual"] < 1e-12
+    assert layers["frozen"]["residual"] is None
+    assert values["seconds"] > 0
+    with pytest.raises(KeyError):
+        report["nothing"]

@@ -16,6 +16,7 @@ from driver_helpers import (
     CLASSES,
     SkipNet,
     Snapshot,
+    assert_close,
     assert_identical,
     images,
     unchanged,
@@ -183,6 +184,42 @@ def test_a_layer_in_another_thread() -> None:
     names = ("second.weight", "second.bias", "head.weight", "head.bias")
     with unchanged(model, written=names):
         sylvinit.initialize_(model, (ROWS, Y), microbatch=8, exclude="first")
+
+
+# ----------------------------------------------------------------------------- a layer of one's own
+
+
+def test_register_layer_in_ten_lines() -> None:
+    class MyLinear(nn.Module):
+        def __init__(self, inputs: int, outputs: int) -> None:
+            super().__init__()
+            self.kernel = nn.Parameter(torch.zeros(inputs, outputs))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ self.kernel
+
+    model = nn.Sequential(MyLinear(12, 8), nn.ReLU(), nn.Linear(8, CLASSES))
+    reason = "no layer type is registered for MyLinear; its parameters are kept"
+    assert sylvinit.initialize_(model, (ROWS, Y), preset="best")["0"].reason == reason
+
+    @sylvinit.register_layer(MyLinear)
+    class MyLinearLayer(sylvinit.model.RowLayer):
+        def weight_matrix(self) -> Tensor:
+            return self.module.kernel.t()
+
+        def set_weight_matrix(self, weight: Tensor) -> None:
+            self.module.kernel.copy_(weight.t())
+
+        def tensors(self) -> dict[str, str]:
+            return {"weight": "kernel"}
+
+    report = sylvinit.initialize_(model, (ROWS, Y), preset="best")
+    assert report["0"].status == "solved"
+    plain = nn.Sequential(nn.Linear(12, 8, bias=False), nn.ReLU(), nn.Linear(8, CLASSES))
+    sylvinit.initialize_(plain, (ROWS, Y), preset="best")
+    assert torch.equal(model[0].kernel.t(), plain[0].weight)
+    # x @ kernel and F.linear may sum in different orders.
+    assert_close(weights_of(plain[2]), weights_of(model[2]), 1e-4)
 
 
 # ------------------------------------------------------------------------- what is meant to stay

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import json
-import logging
-import re
 import runpy
 import subprocess
 import sys
@@ -17,53 +15,8 @@ from safetensors.torch import load_file, load_model
 from torch import nn
 
 import sylvinit
-from sylvinit import backends, cli
-from sylvinit.demo import experiment
+from sylvinit import cli
 from sylvinit.io.datasets import load_digits
-
-FACTORIES = """
-import torch
-from torch import nn
-
-def net():
-    return nn.Sequential(nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(),
-                         nn.Linear(216, 10))
-
-def tied():
-    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
-    model[3].weight = model[1].weight
-    return model
-
-def regression():
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 2))
-
-def dense():
-    return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 3, 1))
-
-def double():
-    return net().double().to(memory_format=torch.channels_last)
-
-built = net()
-
-def not_a_model():
-    return 3
-
-def broken():
-    raise KeyError("in the user's code")
-"""
-
-
-@pytest.fixture
-def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A current directory with factories and 200 digits."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.delitem(sys.modules, "factories", raising=False)
-    (tmp_path / "factories.py").write_text(FACTORIES)
-    inputs, labels = load_digits().train
-    np.savez(tmp_path / "digits.npz", x=inputs[:200].numpy(), y=labels[:200].numpy())
-    np.save(tmp_path / "unlabeled.npy", inputs[:200].numpy())
-    return tmp_path
 
 
 def init(*arguments: str, model: str = "net", data: str = "digits.npz") -> int:
@@ -77,9 +30,6 @@ def init(*arguments: str, model: str = "net", data: str = "digits.npz") -> int:
 
 def factory(name: str) -> nn.Module:
     return runpy.run_path("factories.py")[name]()
-
-
-# ------------------------------------------------------------------------------------------- init
 
 
 def test_init_writes_weights_that_load(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -301,100 +251,6 @@ def test_interruption_is_reported_as_shells_do(
     assert not (workshop / "weights.safetensors").exists()
 
 
-# ------------------------------------------------------------------------------------ correlation
-
-
-def test_correlation_of_a_file(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 5), nn.Conv2d(8, 4, 3))
-    torch.save(model.state_dict(), "model.pt")
-    arguments = ["correlation", "model.pt", "--per-layer", "--out", "r.txt", "--source", "a test"]
-    assert cli.main(arguments) == 0
-    out, err = capsys.readouterr()
-    assert "56 filters of 12 units in 2 layers" in out
-    assert "distance (taps)  correlation  standard error" in out
-    assert "of 24 filters" in out
-    assert "of 32 filters" in out
-    assert err == ""
-    written = sylvinit.priors.load("r.txt")
-    found = sylvinit.filter_correlation(model)
-    assert (written.filters, written.source) == (56, "a test")
-    assert float((written - found).abs().max()) <= 5e-6  # five decimals are written
-    assert cli.main(["correlation", "model.pt", "--kernel", "5x5"]) == 0
-    assert "64 filters of 8 units in 1 layers" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["missing.pt"], "there is no file missing.pt"),
-        (["digits.npz"], "is no file of weights alone"),
-        (["model.pt", "--kernel", "7"], "kernel sizes found: 3 x 3"),
-        (["model.pt", "--kernel", "3xk"], "--kernel: expected a size as 3x3, 3, or 5, got '3xk'"),
-        (["model.pt", "--kernel", "0"], "kernel_size must be one to three numbers of at least 1"),
-        (["model.pt", "--out", "r.json"], "--out: expected a file ending in .txt"),
-    ],
-)
-def test_correlation_that_cannot_be(
-    workshop: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
-) -> None:
-    torch.save(nn.Conv2d(3, 8, 3).state_dict(), "model.pt")
-    assert cli.main(["correlation", *arguments]) == 2
-    assert message in capsys.readouterr().err
-    assert not Path("r.json").exists()
-
-
-# ------------------------------------------------------------------------------ demo, info, general
-
-
-def test_demo_writes_picture_and_numbers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(experiment, "_VIEWED_SAMPLES", 60)  # t-SNE takes seconds for all of them
-    out = tmp_path / "new" / "folder"
-    assert cli.main(["demo", "--out", str(out), "--seeds", "1", "--epochs", "1"]) == 0
-    captured = capsys.readouterr()
-    assert "solved head" in captured.out
-    assert re.search("auto chose, seed by seed: (own|best)", captured.out)
-    assert str(out / "sylvinit-demo.png") in captured.out
-    assert captured.err.count("before training") == 3  # progress, a line for each training
-    assert json.loads((out / "sylvinit-demo.json").read_text())["task"]["epochs"] == 1
-    assert (out / "sylvinit-demo.png").stat().st_size > 20_000
-    assert logging.getLogger("sylvinit").handlers in ([], [logging.NullHandler])
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--seeds", "0"], "seeds must be at least 1"),
-        (["--data", "."], "neither data_batch_"),
-        (["--model", "timm:resnet18"], "model: expected a folder of images"),
-    ],
-)
-def test_demo_reports_errors_in_one_line(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    arguments: list[str],
-    message: str,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert cli.main(["demo", *arguments]) == 2
-    captured = capsys.readouterr()
-    assert message in captured.err
-    assert captured.err.count("\n") == 1
-
-
-def test_info_names_versions_and_backends(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["info"]) == 0
-    out = capsys.readouterr().out
-    assert f"sylvinit {sylvinit.__version__}" in out
-    assert torch.__version__.split("+")[0] in out
-    for row in backends.table():
-        assert row.name in out
-        assert row.reason in out
-
-
 def test_init_under_torchrun(workshop: Path) -> None:
     """Two processes, each with half of the rows, write the weights of one."""
     common = ["init", "--model", "factories:double", "--data", "digits.npz", "--preset", "best"]
@@ -409,17 +265,3 @@ def test_init_under_torchrun(workshop: Path) -> None:
     assert one.keys() == two.keys()
     for name, x in one.items():
         torch.testing.assert_close(two[name], x, rtol=1e-6, atol=1e-9)
-
-
-def test_version_as_a_module() -> None:
-    command = [sys.executable, "-m", "sylvinit", "--version"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout == f"sylvinit {sylvinit.__version__}\n"
-
-
-@pytest.mark.parametrize("arguments", [[], ["unknown"], ["init", "--model", "a:b"]])
-def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        cli.main(arguments)
-    assert caught.value.code == 2
-    assert "usage: sylvinit" in capsys.readouterr().err

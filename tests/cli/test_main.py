@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import sylvinit
+from sylvinit import backends, cli
+
+
+def test_info_names_versions_and_backends(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["info"]) == 0
+    out = capsys.readouterr().out
+    assert f"sylvinit {sylvinit.__version__}" in out
+    assert torch.__version__.split("+")[0] in out
+    for row in backends.table():
+        assert row.name in out
+        assert row.reason in out
+
+
+def test_version_as_a_module() -> None:
+    command = [sys.executable, "-m", "sylvinit", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == f"sylvinit {sylvinit.__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [[], ["unknown"], ["init", "--model", "a:b"]])
+def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert caught.value.code == 2
+    assert "usage: sylvinit" in capsys.readouterr().err
