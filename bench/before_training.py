@@ -5,7 +5,7 @@
 DIR contains cifar-10-batches-py. Every seed draws its own images and its own He weights. Three
 networks
 a seed: He's random weights, the same with only the head solved, and sylvinit with the paper's
-settings (PCA and one-hot codes, lam 10, 10 patches an image). Batch normalisation is calibrated in
+settings (PCA and one-hot codes, lam 10, 10 patches an image). Batch normalization is calibrated in
 all of them, and all 10,000 test images are classified.
 """
 

@@ -113,11 +113,9 @@ def test_threads(
     """Why lapack.py shares batches out and holds BLAS back: a batch of 16 equations."""
     benchmark.group = f"threads, {structure}, {COUNT} x ({n}, {n})"
     over_batch, in_blas = MANNERS[manner]
-    if in_blas is not None and contenders.POOLS is None:
-        pytest.skip("the threads of BLAS are limited with threadpoolctl")
     threads = over_batch or contenders.ALL_THREADS
     monkeypatch.setattr(lapack, "threads_for", lambda count, k, d: min(count, threads))
-    monkeypatch.setattr(lapack, "blas_for", lambda threads: contextlib.nullcontext())
+    monkeypatch.setattr(lapack, "blas_for", lambda *_: contextlib.nullcontext())
     problem = (contenders.positive if structure == "pos" else contenders.general)(n, n, (COUNT,))
     solve = ours(problem, structure).call
     with limited(in_blas):

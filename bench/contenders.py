@@ -1,44 +1,42 @@
 """Solvers of A X + X B = Q that are measured against each other, and problems for them.
 
-JAX takes part if it is installed. Threads of BLAS are limited with threadpoolctl, which comes with
-scikit-learn; without it SciPy runs with the threads it finds only.
+JAX takes part if it is installed.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax_process
 import numpy as np
 import scipy.linalg
 import scipy.linalg.lapack
+import threadpoolctl
 import torch
 from jax_process import JaxProcess
 from torch import Tensor
 
 import sylvinit
 
-try:
-    import threadpoolctl
-
-    POOLS = threadpoolctl.ThreadpoolController()  # of the libraries that are loaded by now
-except ImportError:
-    POOLS = None
-
+POOLS = threadpoolctl.ThreadpoolController()  # of the libraries that are loaded by now
 ALL_THREADS = torch.get_num_threads()
-THREADS = sorted({1, ALL_THREADS}) if POOLS else [ALL_THREADS]
+THREADS = sorted({1, ALL_THREADS})
 
 
 def libraries() -> dict[str, Any]:
     """Of what is compared: JAX's version, and the BLAS and OpenMP libraries with their threads."""
     jax = metadata.version("jax") if jax_process.AVAILABLE else None
-    return {"jax": jax, "pools": POOLS.info() if POOLS else None}
+    pools = POOLS.info()
+    for pool in pools:
+        pool["file"] = Path(pool.pop("filepath")).name
+    return {"jax": jax, "pools": pools}
 
 
 @contextmanager
@@ -48,7 +46,7 @@ def limited(threads: int | None) -> Iterator[None]:
         yield
         return
     before = torch.get_num_threads()
-    with POOLS.limit(limits=threads) if POOLS else nullcontext():
+    with POOLS.limit(limits=threads):
         torch.set_num_threads(threads)
         try:
             yield

@@ -2,7 +2,7 @@
 
     python bench/solver_speed.py [--large] [--output bench/results/solver_speed.json]
 
-JAX takes part where it is installed, and threadpoolctl (which scikit-learn brings) limits threads:
+JAX takes part where it is installed:
 
     python -m venv DIR && DIR/bin/pip install torch==2.13.0 && DIR/bin/pip install . jax
     DIR/bin/python bench/solver_speed.py --large
@@ -370,10 +370,11 @@ def _store(bench: Bench, options: argparse.Namespace) -> None:
     """After every row: a run that is stopped keeps what it has measured."""
     if options.output is None:
         return
+    settings = {key: str(value) for key, value in vars(options).items() if key != "output"}
     result = {
         "environment": environment(),
         "libraries": contenders.libraries(),
-        "settings": {key: str(value) for key, value in vars(options).items()},
+        "settings": settings,
         "ratios": bench.ratios,
         "targets": bench.targets,
         "rows": bench.rows,

@@ -58,7 +58,7 @@ def check(tool: str, program: str, said: str, limit: float) -> dict[str, Any]:
     if tool == "memcheck" and "--report-api-errors" in said:
         command += ["--report-api-errors", "no"]  # torch asks the driver what it may not know
     command += TARGET
-    # Every tensor has memory of its own, so that a neighbour is not taken for it.
+    # Every tensor has memory of its own, so that a neighbor is not taken for it.
     env = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     return judge(tool, execute(command, limit, env=env, cwd=BENCH))
 
