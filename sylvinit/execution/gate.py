@@ -65,7 +65,7 @@ def choose(run: Run, plan: Worklist) -> Attempt:
     if not (_is_scored(plan) and _is_scored(run.worklist(starts[OWN]))):
         return _by_rule(run, best, "no head is solved from labels", keeps_head=not best.head_code)
     if best.dry_run:
-        attempt = run.attempt(plan)
+        attempt = run.attempt(run.worklist(best))  # that of the own start has taken back its gains
         attempt.candidates = [Candidate(name) for name in starts]
         return attempt
     comparison = _Comparison()

@@ -201,6 +201,20 @@ def test_a_dry_run_lists_the_candidates_and_changes_nothing() -> None:
     assert {layer.status for layer in report.layers} == {"planned"}
 
 
+def test_a_dry_run_has_the_gains_of_branches() -> None:
+    class Residual(Normalized):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Linear(12, 12)
+            self.norm, self.head = nn.BatchNorm1d(12), nn.Linear(12, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head((self.norm(self.body(x)) + x).relu())
+
+    report = auto(Residual(), noisy_classes(loud="signal"), dry_run=True, branch_gain=0.5)
+    assert report["norm"].notes == ["ends a residual branch: scale 0.5"]
+
+
 class Overflows(nn.Module):
     """Its own start is too large for any activation to be finite."""
 
