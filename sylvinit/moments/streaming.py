@@ -136,7 +136,8 @@ class PatchMoments:
                 of your own where reservoirs will be merged.
             weights: float64 (n,), positive: how much every row counts, where that is not the same
                 for all. Then all calls have weights.
-            copy: copy rows that wait to be multiplied; pass False if ``x`` will not be changed.
+            copy: copy what waits to be multiplied; pass False if ``x``, ``labels`` and ``weights``
+                will not be changed.
             labels_checked: the labels are known to be valid; looking at them waits for a GPU.
 
         Raises:
@@ -171,6 +172,8 @@ class PatchMoments:
             check_targets(labels, x.shape[1], self.targets)
         if self._reservoir.capacity:
             self._reservoir.offer(x.to(precise), self.n, priority, labels)
+        if copy:
+            labels, weights = (None if v is None else v.clone() for v in (labels, weights))
         step = self._chunk_rows()
         for begin in range(0, x.shape[1], step):
             part = x[:, begin : begin + step]

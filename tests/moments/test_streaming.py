@@ -203,6 +203,17 @@ def test_rows_are_copied() -> None:
     assert_moments(moments, x)
 
 
+def test_labels_and_weights_are_copied() -> None:
+    x = torch.randn(20, 30, dtype=torch.float64)
+    labels, weights = torch.arange(20) % 3, torch.rand(20, dtype=torch.float64) + 0.5
+    expected = PatchMoments(30, classes=3).update(x, labels.clone(), weights=weights.clone())
+    moments = PatchMoments(30, classes=3).update(x, labels, weights=weights)
+    labels.zero_()
+    weights.fill_(7.0)
+    assert torch.equal(moments.class_means(), expected.class_means())
+    assert torch.equal(moments.class_counts(), expected.class_counts())
+
+
 def test_sums_about_a_shift() -> None:
     x = torch.randn(2, 40, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 2
     y = torch.arange(40) % 3
