@@ -95,9 +95,9 @@ def check_generator(value: Any) -> torch.Generator | None:
     return value
 
 
-def check_choice(argument: str, value: Any, choices: Sequence[Any]) -> Any:
-    """One of the choices."""
-    if value not in choices:
+def check_choice(argument: str, value: Any, choices: Sequence[str]) -> Any:
+    """One of the choices, which are strings."""
+    if not isinstance(value, str) or value not in choices:
         raise OptionError(f"{argument} must be one of {list(choices)}, got {value!r}")
     return value
 

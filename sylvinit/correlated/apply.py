@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from sylvinit.checks import Selection, check_choice, check_number
+from sylvinit.checks import Selection, check_choice, check_flag, check_number
 from sylvinit.correlated.choice import Job, assign_matrices, choose_layers
 from sylvinit.correlated.draw import KAIMING_GAIN, check_drawing, draw_filters, rewound_on_failure
 from sylvinit.distributed import Message, Ranks, join
@@ -117,13 +117,14 @@ def _correlated_init(
     strength = check_number("strength", strength)
     gain = check_drawing(gain, mode, generator)
     check_choice("bias", bias, ("zero", "keep"))
+    dry_run = check_flag("dry_run", dry_run)
     selection = Selection.of(include, exclude)
     device_of(model)  # raises where there is nothing to write to
     with ModelGuard(model):  # a parametrized weight may change buffers when it is computed
         choice = choose_layers(model, selection)
     caveats = assign_matrices(corr, choice, strength)
     settings: dict[str, Any] = {"corr": _described(corr), "strength": strength, "gain": gain}
-    settings |= {"mode": mode, "bias": bias, **selection.settings(), "dry_run": bool(dry_run)}
+    settings |= {"mode": mode, "bias": bias, **selection.settings(), "dry_run": dry_run}
     ranks.agree("arguments", [f"{settings}"], "pass the same arguments on every rank")
     for text in caveats if ranks.rank == 0 else []:
         warnings.warn(text, SylvinitWarning, stacklevel=3)

@@ -8,7 +8,7 @@ from numbers import Integral
 from torch import Tensor
 
 from sylvinit.backends import choose
-from sylvinit.checks import check_choice
+from sylvinit.checks import check_choice, check_count, check_seed
 from sylvinit.errors import DataError, OptionError
 from sylvinit.model.geometry import PADDING_MODES, PatchGeometry
 from sylvinit.moments.fused import ARITHMETICS
@@ -62,7 +62,7 @@ def patch_moments(
     Raises:
         DataError: ``x`` has the wrong number of axes or dtype, no samples, or is too small.
         LabelError: labels are not int64, not one per sample, or out of range.
-        OptionError: a setting is out of its domain.
+        OptionError, OptionTypeError: a setting is out of its domain or of the wrong type.
         BackendError: the backend cannot run here, or not on the device of ``x``.
     """
     dims = x.ndim - 2
@@ -73,12 +73,10 @@ def patch_moments(
         )
     check_choice("padding_mode", padding_mode, PADDING_MODES)
     check_choice("arithmetic", arithmetic, ARITHMETICS)
-    if groups < 1 or x.shape[1] % groups:
+    groups, seed = check_count("groups", groups), check_seed(seed)
+    if x.shape[1] % groups:
         raise OptionError(f"groups must divide the {x.shape[1]} channels of x, got {groups}")
-    if patches != "all" and not (_is_integer(patches) and int(patches) >= 1):
-        raise OptionError(f"patches must be an integer of at least 1, or 'all'; got {patches!r}")
-    if not (_is_integer(seed) and -(2**63) <= seed < 2**63):
-        raise OptionError(f"seed must be an integer of 64 bits, got {seed!r}")
+    count = None if patches == "all" else check_count("patches", patches, "or 'all'")
     pads = _per_axis("padding", padding, dims, 0)
     geometry = PatchGeometry(
         kernel=_per_axis("kernel_size", kernel_size, dims, 1),
@@ -99,7 +97,6 @@ def patch_moments(
         )
     labels = None if labels is None else labels.to(x.device)
     rows = Rows.one_each(x.shape[0], prod(out_size))
-    count = None if patches == "all" else int(patches)
     key = stream_key(seed, name, 0)
     source = PatchSource(x, geometry, groups, out_size, rows, labels, key, start, count)
     moments = PatchMoments(
@@ -113,13 +110,10 @@ def patch_moments(
     return moments.transposed(geometry.taps)
 
 
-def _is_integer(value: object) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
 def _per_axis(name: str, value: int | tuple[int, ...], dims: int, least: int) -> tuple[int, ...]:
     values = tuple(value) if isinstance(value, (tuple, list)) else (value,) * dims
-    if len(values) != dims or any(not _is_integer(v) or v < least for v in values):
+    whole = all(isinstance(v, Integral) and not isinstance(v, bool) for v in values)
+    if len(values) != dims or not whole or min(values) < least:
         raise OptionError(
             f"{name} must be an integer or {dims} integers, at least {least}; got {value!r}"
         )

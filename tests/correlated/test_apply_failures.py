@@ -282,6 +282,12 @@ def test_bad_input(
         correlated_init_(model, corr, dry_run=dry_run, **options)
 
 
+def test_a_dry_run_is_asked_for_by_a_flag() -> None:
+    model = small_net()
+    with unchanged(model), pytest.raises(OptionTypeError, match="dry_run must be True or False"):
+        correlated_init_(model, dry_run="no")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import sylvinit
-from sylvinit.errors import DataError, LabelError, OptionError
+from sylvinit.errors import DataError, LabelError, OptionError, OptionTypeError
 from sylvinit.model.geometry import PADDING_MODES, PatchGeometry
 from sylvinit.moments import patch_source
 from sylvinit.moments.all_patches import correlation_gram, pad_channels_last, window_sums
@@ -285,10 +285,11 @@ def test_half_precision_is_upcast() -> None:
         ({"padding_mode": "circular", "padding": 6, "patches": 2}, DataError, "too small"),
         ({"groups": 3}, OptionError, "groups must divide the 2 channels"),
         ({"groups": 0}, OptionError, "groups"),
-        ({"patches": 0}, OptionError, "patches must be an integer of at least 1, or 'all'; got 0"),
-        ({"patches": True}, OptionError, "patches"),
-        ({"patches": "some"}, OptionError, "patches"),
-        ({"seed": 0.5, "patches": 2}, OptionError, "seed"),
+        ({"groups": 1.0}, OptionTypeError, "groups must be a positive integer"),
+        ({"patches": 0}, OptionError, "patches must be at least 1 or 'all', got 0"),
+        ({"patches": True}, OptionTypeError, "patches"),
+        ({"patches": "some"}, OptionTypeError, "patches"),
+        ({"seed": 0.5, "patches": 2}, OptionTypeError, "seed"),
         ({"seed": 2**63}, OptionError, "seed"),
         ({"reservoir": -1}, OptionError, "reservoir"),
         ({"labels": torch.tensor([0])}, LabelError, r"\(2,\).*\(1,\)"),

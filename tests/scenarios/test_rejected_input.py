@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from driver_helpers import CLASSES, bits, images, small_net, unchanged
@@ -73,6 +74,7 @@ BAD_OPTIONS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"storage": "disk"}, OptionError, "storage must be one of"),
     ({"siblings": "all"}, OptionError, "siblings must be one of"),
     ({"rescale": "lsuv"}, OptionError, "rescale must be one of"),
+    ({"rescale": np.zeros(2)}, OptionError, "rescale must be one of"),
     ({"seed": 0.5}, OptionTypeError, "seed must be an integer"),
     ({"seed": 2**64}, OptionError, "seed must fit into 64 bits"),
     ({"backend": "tpu"}, OptionError, r"backend must be one of \['auto', "),
