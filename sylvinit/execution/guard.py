@@ -142,9 +142,10 @@ def _is_lazy(module: nn.Module) -> bool:
 
 @contextmanager
 def same_random_numbers() -> Iterator[None]:
-    """The generators of torch (CPU), NumPy and Python are as before the block after it, too."""
+    """The generators of torch, NumPy and Python are as before the block after it, too."""
     numpy_state, python_state = np.random.get_state(), random.getstate()
-    with torch.random.fork_rng(devices=[]):
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices=devices):
         try:
             yield
         finally:

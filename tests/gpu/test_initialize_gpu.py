@@ -247,6 +247,24 @@ def test_bitwise_the_same_twice(dtype: torch.dtype, preset: str) -> None:
     assert_identical(first, second)
 
 
+def test_noise_that_is_drawn_there_changes_no_rows() -> None:
+    """Whose the rows are is seen by running the model twice, with the same noise."""
+
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Linear(3, 5), nn.Linear(5, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x + 0.1 * torch.randn(x.shape[1:], device=x.device)
+            return self.head(self.body(x.transpose(0, 1)).tanh().mean(dim=0))
+
+    x, labels = images(30)
+    data = (x.flatten(2).mT.to(DEVICE), labels.to(DEVICE))
+    report = sylvinit.initialize_(Noisy().to(DEVICE), data, preset="best", microbatch=10)
+    assert "row j belongs to sample j mod N, for N samples" in report["body"].notes
+
+
 def test_more_microbatches_wait_no_more_often() -> None:
     """What waits for the GPU, waits once for a layer or once for the data."""
     model, data = built(narrow_resnet), on(DEVICE, pictures())
