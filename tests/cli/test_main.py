@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import subprocess
+import runpy
 import sys
 
 import pytest
@@ -20,10 +20,14 @@ def test_info_names_versions_and_backends(capsys: pytest.CaptureFixture[str]) ->
         assert row.reason in out
 
 
-def test_version_as_a_module() -> None:
-    command = [sys.executable, "-m", "sylvinit", "--version"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout == f"sylvinit {sylvinit.__version__}\n"
+def test_version_as_a_module(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["sylvinit", "--version"])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_module("sylvinit", run_name="__main__")
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"sylvinit {sylvinit.__version__}\n"
 
 
 @pytest.mark.parametrize("arguments", [[], ["unknown"], ["init", "--model", "a:b"]])

@@ -22,16 +22,16 @@ def test_counts_of_a_file(tmp_path: Path) -> None:
     assert not testing.all_passed([found])
 
 
-def test_counts_of_a_file_that_is_stopped(tmp_path: Path) -> None:
-    path = tmp_path / "test_long.py"
+def test_counts_of_a_file_that_does_not_end(tmp_path: Path) -> None:
+    path = tmp_path / "test_stopped.py"
     path.write_text(
-        "import pytest, time\n"
+        "import os, pytest, signal\n"
         "@pytest.mark.parametrize('name', ['a b', 'c::d'])\n"
         "def test_good(name):\n    pass\n"
         "def test_bad():\n    raise ValueError('no')\n"
-        "def test_long():\n    time.sleep(60)\n"
+        "def test_stopped():\n    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    found = testing.test_file(path, lambda: 20, {})
+    found = testing.test_file(path, lambda: 60, {})
     assert (found["passed"], found["failed"], found["skipped"]) == (2, 1, 0)
     assert found["failures"][0]["test"] == "test_bad"
     assert not found["ended"]
