@@ -199,11 +199,6 @@ def networks(
 # --------------------------------------------------------------------------------------- the tables
 
 
-def _interval(values: Sequence[float]) -> str:
-    found = estimate(values)
-    return f"{found.mean:+.3f} ± {found.half:.3f}"
-
-
 def summarize(result: dict[str, Any]) -> str:
     """The stored runs as Markdown."""
     lines = ["| table (rows) | ridge head | RidgeCV | difference | smallest |", "|---" * 5 + "|"]

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sysconfig
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -25,6 +26,19 @@ def find_compiler() -> str:
     if found is None:
         pytest.skip("no C++ compiler (CXX, c++, g++, clang++): csrc/ is not tested")
     return found
+
+
+def built_once(factory: pytest.TempPathFactory, name: str, build: Callable[[Path], None]) -> Path:
+    """The file that ``build`` makes at a path, one for all workers of pytest-xdist."""
+    fcntl = pytest.importorskip("fcntl", reason="locks are those of POSIX")
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "built" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / name).exists():
+            build(folder / name)
+    return folder / name
 
 
 def run(command: list[str]) -> None:

@@ -54,7 +54,7 @@ def needs(page: str) -> list[str]:
 
 def shape(text: str) -> str:
     """A text without its numbers and without how wide columns are: digits differ on machines."""
-    text = re.sub(r"\d+(\.\d+)?(e[-+]?\d+)?", "#", text)
+    text = re.sub(r"(?:(?<=\s)-)?\d+(\.\d+)?(e[-+]?\d+)?", "#", text)
     return "\n".join(" ".join(re.sub("-{3,}", "---", line).split()) for line in text.splitlines())
 
 

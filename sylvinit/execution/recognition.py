@@ -40,13 +40,13 @@ from sylvinit.model import (
     registered_type,
 )
 from sylvinit.model.modules import clean_name, is_hidden
+from sylvinit.model.obstacles import MAPPED
 
 # The solution's scale need not be that of the present weight, by which a quantizer may have been
 # set: the formula has to hold for both of these multiples of it.
 _SCALES = (1.0, 16.0)
 
 _NEVER_RAN = "its forward was not called"
-_HIDDEN = "its input cannot be looked at inside of torch.vmap and the like"
 
 
 @dataclass
@@ -119,7 +119,7 @@ def _look_at(
         readings = _readings(cls, module, name)
         x = Layer.input(readings[0][0], args, kwargs)
         if is_hidden(x):
-            found.reasons[module] = _HIDDEN
+            found.reasons[module] = MAPPED.reason
             return
         with _Probe(module, cls, readings, x, args, kwargs) as probe:
             result = _best_reading(probe)

@@ -102,8 +102,6 @@ class LayerUnit:
         layer, x = arrival.point, arrival.x
         rule = self._rules.of(layer, arrival.call, batch)
         seen = self._row_to_sample is None  # else it is the caller's word
-        count = x[..., 0].numel() if layer.geometry is None else len(x)
-        self.is_expert |= rule is None or rule.fitted(count, batch.size) is None
         if seen and rule is None:
             self._row_note = "its rows belong to no sample: all are taken"
         elif seen and rule is not None and rule.outer > 1:
@@ -121,6 +119,7 @@ class LayerUnit:
             mask=self._mask(layer, x, batch),
             raw=self._inputs.raw and x.dtype.itemsize >= 4 and batch.holds(x),
         )
+        self.is_expert |= self._inputs.ownerless
         self.seconds += time.perf_counter() - begin
 
     def _mask(self, layer: Layer, x: Tensor, batch: Batch) -> Tensor | None:

@@ -52,6 +52,7 @@ class InputCollector:
     moments: PatchMoments | None = field(default=None, init=False)  # features tap-major
     dtype: torch.dtype = field(default=torch.float64, init=False)  # the coarsest of all inputs
     raw: bool = field(default=True, init=False)  # whether all inputs were the data as they came
+    ownerless: bool = field(default=False, init=False)  # whether nobody knew whose some rows are
     note: str = field(default="", init=False)  # on how labels met the rows
     _means: PatchMoments | None = field(default=None, init=False)
     _kernel: tuple[int, ...] = field(default=(), init=False)
@@ -98,6 +99,7 @@ class InputCollector:
             row_to_sample=self.row_to_sample,
         )
         patches = self.patches
+        self.ownerless |= rows is None
         if rows is None:
             if self.labels:
                 raise rows_without_owner(layer.name, tuple(x.shape))

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from compiler import find_compiler
+from compiler import built_once, find_compiler, run
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -85,12 +84,12 @@ class HostFunctions:
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> HostFunctions:
-    library = tmp_path_factory.mktemp("csrc") / "host.so"
     flags = ["-O2", "-std=c++17", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", f"-I{CSRC}"]
-    command = [find_compiler(), *flags, str(HERE / "host_entry.cpp"), "-o", str(library)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return HostFunctions(library)
+    command = [find_compiler(), *flags, str(HERE / "host_entry.cpp"), "-o"]
+    name = "host.so"
+    return HostFunctions(
+        built_once(tmp_path_factory, name, lambda path: run([*command, str(path)]))
+    )
 
 
 @pytest.mark.parametrize("line", KNOWN_ANSWERS.strip().splitlines())

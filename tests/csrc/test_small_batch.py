@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
-from compiler import STRICT, find_compiler
+from compiler import STRICT, built_once, find_compiler, run
 from hypothesis import given
 from hypothesis import strategies as st
 from sylvester_problems import hermitian, residual
@@ -23,15 +22,13 @@ Equations = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    path = tmp_path_factory.mktemp("csrc") / "small_batch.so"
     # The flags of setup.py. One kernel says what all the others do, to the bit, only without
     # contractions.
     flags = ["-O3", "-std=c++17", "-fno-math-errno", "-ffp-contract=off", "-pthread"]
     flags += ["-shared", "-fPIC", *STRICT, f"-I{SOLVER}"]
-    source = HERE / "small_batch_entry.cpp"
-    command = [find_compiler(), *flags, str(source), "-o", str(path)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    command = [find_compiler(), *flags, str(HERE / "small_batch_entry.cpp"), "-o"]
+    name = "small_batch.so"
+    path = built_once(tmp_path_factory, name, lambda path: run([*command, str(path)]))
     return ctypes.CDLL(str(path))
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
-from compiler import find_compiler
+from compiler import built_once, find_compiler, run
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,11 +19,10 @@ TINY = 2 * np.finfo(np.float64).tiny  # of a zero matrix
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    path = tmp_path_factory.mktemp("csrc") / "tridiagonal.so"
     flags = ["-O3", "-std=c++17", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", f"-I{SOLVER}"]
-    command = [find_compiler(), *flags, str(HERE / "tridiagonal_entry.cpp"), "-o", str(path)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    command = [find_compiler(), *flags, str(HERE / "tridiagonal_entry.cpp"), "-o"]
+    name = "tridiagonal.so"
+    path = built_once(tmp_path_factory, name, lambda path: run([*command, str(path)]))
     library = ctypes.CDLL(str(path))
     integer = ctypes.c_int
     real, whole = (np.ctypeslib.ndpointer(x, flags="C") for x in (np.float64, np.int32))

@@ -50,6 +50,31 @@ def test_rows_of_nobody_are_all_taken_by_codes_without_labels() -> None:
     assert frozen["hidden"].code == "pca-pairs"
 
 
+def test_fewer_rows_than_outputs_are_solved_where_the_caller_says_whose_they_are() -> None:
+    """Else they look like those of an expert."""
+
+    class Sorted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.hidden, self.head = nn.Linear(3, 40).double(), nn.Linear(40, CLASSES).double()
+
+        def forward(self, x: Tensor) -> Tensor:
+            rows = x.mean(dim=1)
+            order = rows[:, 0].argsort()
+            return self.head(self.hidden(rows[order])[order.argsort()].relu())
+
+    found = sylvinit.initialize_(Sorted(), (TOKENS, Y), preset="best")["hidden"]
+    assert found.reason == "an expert that got 30 rows, fewer than its 40 outputs"
+    report = sylvinit.initialize_(
+        Sorted(),
+        (TOKENS, Y),
+        preset="best",
+        row_to_sample=lambda name, x, samples: torch.arange(samples) if name == "hidden" else None,
+    )
+    assert report["hidden"].status == "solved"
+    assert report["hidden"].rows == 30
+
+
 @pytest.mark.parametrize("code", ["lda", "discriminant"])
 def test_rows_of_nobody_have_no_labels(code: str) -> None:
     model = Shuffled()
