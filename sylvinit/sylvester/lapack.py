@@ -11,6 +11,7 @@ import functools
 import math
 import threading
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -67,6 +68,18 @@ def _libraries() -> ThreadpoolController:
     return ThreadpoolController()
 
 
+def _of_wheels() -> ThreadpoolController:
+    """Those that wheels of NumPy and SciPy bring along; torch may use any other one, too."""
+    folders = [(x.filepath, Path(x.filepath).parent) for x in _libraries().lib_controllers]
+    brought = [
+        path
+        for path, folder in folders
+        if folder.name in ("numpy.libs", "scipy.libs")
+        or (folder.name == ".dylibs" and folder.parent.name in ("numpy", "scipy"))
+    ]
+    return _libraries().select(filepath=brought)
+
+
 # Held by the caller that limits BLAS. The limit belongs to the process, and OpenBLAS gives it back
 # only to the thread that set it.
 _limiting = threading.Lock()
@@ -88,7 +101,7 @@ def blas_for(threads: int, size: int = 0) -> Iterator[None]:
         try:
             yield
         finally:
-            _libraries().limit(limits=1, user_api="blas")
+            _of_wheels().limit(limits=1, user_api="blas")
         return
     held = threads > 1 or _NO_THREADS < size <= _SMALL_BATCH_UP_TO
     if not held or not _limiting.acquire(blocking=False):
@@ -107,12 +120,15 @@ def blas_seldom() -> Iterator[None]:
 
     After a call the threads of BLAS spin for some 20 ms and so take the cores from those of torch,
     which runs the layers in between: on 2 cores ResNet-20 took 3.8 s with them and 2.8 without.
+    A library that torch itself may multiply with (MKL of conda, OpenBLAS of the system) is left
+    alone.
     """
-    if not _limiting.acquire(blocking=False):
+    libraries = _of_wheels()
+    if not libraries.lib_controllers or not _limiting.acquire(blocking=False):
         yield
         return
     try:
-        with _libraries().limit(limits=1, user_api="blas") as _seldom.limit:
+        with libraries.limit(limits=1, user_api="blas") as _seldom.limit:
             yield
     finally:
         _seldom.limit = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -48,6 +49,20 @@ def test_of_a_call_among_others(threads: int, size: int, expected: int) -> None:
         with contextlib.suppress(ValueError), lapack.blas_for(1, 2000):
             raise ValueError
         assert set(blas_threads()) == {1}
+    assert set(blas_threads()) == {2}
+
+
+def test_a_library_that_torch_may_share_keeps_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere = ThreadpoolController()
+    for library in elsewhere.lib_controllers:
+        library.filepath = f"/opt/lib/{Path(library.filepath).name}"
+    monkeypatch.setattr(lapack, "_libraries", lambda: elsewhere)
+    with lapack.blas_seldom():
+        assert set(blas_threads()) == {2}
+        with lapack.blas_for(1, 200):  # in one call torch has no part
+            assert set(blas_threads()) == {1}
+        with lapack.blas_for(1, 2000):
+            assert set(blas_threads()) == {2}
     assert set(blas_threads()) == {2}
 
 
