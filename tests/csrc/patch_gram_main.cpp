@@ -77,7 +77,7 @@ int main() {
   const std::vector<std::int64_t> labels = {1, 0, 2, 1}, order = {1, 0, 3, 2};
   const std::vector<std::int64_t> starts = {0, 1, 3, 4};
   for (const Arithmetic arithmetic : {k3xTF32, kFFMA}) {
-    PatchGram gram = convolution(x, 1, 8, true);  // 73 columns and quads
+    PatchGram gram = convolution(x, 1, 4, true);  // 37 columns and quads
     compare("channels_last", gram, 32, arithmetic);
     gram = convolution(x, 2, 5, false);  // 46 columns and more, single features
     gram.draws = 7;
