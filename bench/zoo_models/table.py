@@ -32,8 +32,8 @@ _TITLE = "# The zoo of models"
 _METHOD = """## How it was measured
 
 `python bench/zoo.py run` builds networks of three libraries with random weights, gives
-`initialize_` (`preset="best"`) twelve smooth random images or token ids with labels of four classes, each network
-in a process of its own on one thread, and stores what came out. `python bench/zoo.py table` writes
+`initialize_` (`preset="best"`) twelve smooth random images or token ids with labels of four
+classes, each network in a process of its own on one thread, and stores what came out. `python bench/zoo.py table` writes
 this page from it. timm: the smallest model of every family (a file of timm's and the letters that
 names begin with) up to 30 million parameters. transformers: every class for images, sequences and
 causal language, shrunk by the names of its configuration's fields. torchvision: classifiers,
@@ -60,8 +60,8 @@ def _in_short(rows: list[Row], models: int | None) -> str:
     of_all = f" of {models}" if models else ""
     return "\n".join(
         [
-            f"- **{len(tried)}{of_all} networks of timm, transformers and torchvision were tried**; "
-            f"{len(rows) - len(tried)} more could not be built or run by their library here.",
+            f"- **{len(tried)}{of_all} networks of timm, transformers and torchvision were "
+            f"tried**; {len(rows) - len(tried)} more could not be built or run by their library here.",
             f"- **{len(done)} were initialized**, {len(_of(rows, 'refused', 'failed'))} refused, "
             f"{len(_of(rows, 'too slow', 'died'))} ran out of time or memory.",
             f"- Of {len(heads)} heads {solved} were solved; in {len(done) - len(heads)} networks "
