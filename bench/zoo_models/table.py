@@ -33,11 +33,11 @@ _METHOD = """## How it was measured
 
 `python bench/zoo.py run` builds networks of three libraries with random weights, gives
 `initialize_` (`preset="best"`) twelve smooth random images or token ids with labels of four
-classes, each network in a process of its own on one thread, and stores what came out. `python bench/zoo.py table` writes
-this page from it. timm: the smallest model of every family (a file of timm's and the letters that
-names begin with) up to 30 million parameters. transformers: every class for images, sequences and
-causal language, shrunk by the names of its configuration's fields. torchvision: classifiers,
-segmentation models, and detectors through `forward_fn=`.
+classes, each network in a process of its own on one thread, and stores what came out. `python
+bench/zoo.py table` writes this page from it. timm: the smallest model of every family (a file of
+timm's and the letters that names begin with) up to 30 million parameters. transformers: every
+class for images, sequences and causal language, shrunk by the names of its configuration's
+fields. torchvision: classifiers, segmentation models, and detectors through `forward_fn=`.
 
 *Tried* leaves out what the library itself does not build or run here with these inputs. *Head*: the
 last layer is found and a linear map; it is *solved*, and then *right* is how often it has the
@@ -61,7 +61,8 @@ def _in_short(rows: list[Row], models: int | None) -> str:
     return "\n".join(
         [
             f"- **{len(tried)}{of_all} networks of timm, transformers and torchvision were "
-            f"tried**; {len(rows) - len(tried)} more could not be built or run by their library here.",
+            f"tried**; {len(rows) - len(tried)} more could not be built or run by their library "
+            "here.",
             f"- **{len(done)} were initialized**, {len(_of(rows, 'refused', 'failed'))} refused, "
             f"{len(_of(rows, 'too slow', 'died'))} ran out of time or memory.",
             f"- Of {len(heads)} heads {solved} were solved; in {len(done) - len(heads)} networks "
