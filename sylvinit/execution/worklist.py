@@ -120,13 +120,21 @@ class Worklist:
         return None
 
     def _find_heads(self) -> list[Layer]:
-        """The classifier, last, and those whose outputs are added to its own."""
+        """The classifier, last, those whose outputs are added to its own, and auxiliary ones.
+
+        These are outputs of the network as the classifier's is, which is the first of them.
+        """
         head = self._find_head()
         if head is None:
             return []
-        shares = self._shares(head)
-        others = (x for x in self._survey.layers if x.module in shares and x is not head)
-        return [*(x for x in others if _outputs(x) == _outputs(head)), head]
+        alike = {x.module: x for x in self._survey.layers if _outputs(x) == _outputs(head)}
+        answers = [x for x in self._survey.sums if x.keys() & alike.keys()]
+        if self.options.head is not None or not self._shares(head):
+            answers = [self._shares(head)]
+        elif head.module not in answers[0]:
+            head = [x for module, x in alike.items() if module in answers[0]][-1]
+        of_answers = {module for shares in answers for module in shares}
+        return [*(x for m, x in alike.items() if m in of_answers and x is not head), head]
 
     def _shares(self, head: Layer) -> dict[nn.Module, float]:
         """What the network's output is a weighted sum of, if the head's output is among that."""
@@ -255,7 +263,7 @@ class Worklist:
             balanced=options.balance,
             rescale=options.rescale == "variance" and not is_head,
             units=reading.units if isinstance(reading, TargetReading) else None,
-            share=self._share() if solves_head else 1.0,
+            share=self._share(first) if solves_head else 1.0,
         )
         calls = sum(survey.calls[module] for module in {layer.module for layer in layers})
         backend = choose(options.backend, weight.device)
@@ -263,9 +271,9 @@ class Worklist:
         notes = [said[layer.module] for layer in layers if layer.module in said]
         if solves_head and names_report and len(self._heads) > 1:
             others = [head for head in self._heads if head not in heads]
-            notes.append(
-                f"heads as well: {_names(others)}; the network's output is a weighted sum of all"
-            )
+            added = all(head.module in self._shares(first) for head in others)
+            how = "the network's output is a weighted sum of all" if added else "outputs as well"
+            notes.append(f"heads as well: {_names(others)}; {how}")
         unit = LayerUnit(
             layers,
             calls,
@@ -288,12 +296,11 @@ class Worklist:
                 )
         return unit
 
-    def _share(self) -> float:
+    def _share(self, head: Layer) -> float:
         """The factor of every head's solution with which their weighted sum solves the equation."""
-        if len(self._heads) == 1:
-            return 1.0
-        shares = self._shares(self._heads[-1])
-        return 1 / sum(shares[head.module] for head in self._heads)
+        shares = self._shares(head)
+        added = [shares[other.module] for other in self._heads if other.module in shares]
+        return 1 / sum(added) if len(added) > 1 else 1.0
 
     def _hidden_code(self, layer: Layer) -> Code:
         """The code that was asked for, else that of the preset."""

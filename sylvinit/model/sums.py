@@ -6,7 +6,7 @@ stack of them: each of them is a head then.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -36,15 +36,25 @@ class WeightedSum:
     stacked: tuple[int, int] | None = None  # how many sums lie along which axis; this is their mean
     is_answer: bool = False  # the sum has gone through a function and stays what it is
 
-    def shares(self) -> dict[nn.Module, float]:
-        """Coefficients of all layers; empty where one of them has a part in another or a minus."""
-        found: dict[nn.Module, float] = {}
-        for number, term in self.terms.items():
-            other = (x for n, x in self.terms.items() if n != number and x.layer is not term.layer)
-            if term.coefficient <= 0 or any(x.past >> number & 1 for x in other):
+
+def shares_of(sums: Sequence[WeightedSum | None]) -> list[dict[nn.Module, float]]:
+    """Coefficients of the layers in each of a network's outputs.
+
+    Empty for None, and where one of them is negative or has a part in what another layer of any
+    output is made of.
+    """
+    terms = {n: x for found in sums if found is not None for n, x in found.terms.items()}
+
+    def shares(found: WeightedSum) -> dict[nn.Module, float]:
+        coefficients: dict[nn.Module, float] = {}
+        for number, term in found.terms.items():
+            others = (x for x in terms.values() if x.layer is not term.layer)
+            if term.coefficient <= 0 or any(x.past >> number & 1 for x in others):
                 return {}
-            found[term.layer] = found.get(term.layer, 0.0) + term.coefficient
-        return found
+            coefficients[term.layer] = coefficients.get(term.layer, 0.0) + term.coefficient
+        return coefficients
+
+    return [{} if found is None else shares(found) for found in sums]
 
 
 def sum_after(

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from sylvinit.model.sums import ADDITIONS, Term, WeightedSum, sum_after
+from sylvinit.model.sums import ADDITIONS, Term, WeightedSum, shares_of, sum_after
 
 # By name, for torch, torch.nn.functional and torch.Tensor have most of them in versions of their
 # own. What stands in no list is taken to make something new of all its tensors.
@@ -39,6 +39,8 @@ _RESHAPES = frozenset(
     | {"transpose", "permute", "movedim", "swapaxes", "dropout", "dropout1d", "dropout2d"}
     | {"dropout3d", "alpha_dropout", "feature_alpha_dropout"}
 )
+# A weighted sum of layers' outputs stays one.
+_KEEP_SUMS = _RESHAPES | {"interpolate"}
 # They use nothing of their argument but its shape and type.
 _FILLS = frozenset(
     {"ones_like", "zeros_like", "full_like", "empty_like", "rand_like", "randn_like", "new_ones"}
@@ -126,10 +128,9 @@ class ForwardTrace(TorchFunctionMode):
     def shares_in(self, output: Any) -> list[dict[nn.Module, float]]:
         """For every tensor in the model's output: coefficients of the layers that it is a sum of.
 
-        Empty where it is no sum, or where one of the layers has a part in what another is made of.
+        Empty where it is no sum, or where a layer has a part in what another of them is made of.
         """
-        sums = map(self._sum_of, _tensors(output))
-        return [{} if found is None else found.shares() for found in sums]
+        return shares_of(list(map(self._sum_of, _tensors(output))))
 
     def enter_norm(self, module: nn.Module) -> None:
         """The forward of a batch normalization begins."""
@@ -174,7 +175,7 @@ class ForwardTrace(TorchFunctionMode):
     def _sum_after(
         self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> WeightedSum | None:
-        if name not in _RESHAPES:
+        if name not in _KEEP_SUMS:
             return sum_after(name, args, kwargs, self._sum_of)
         given = self._sum_of(args[0]) if args else None
         return None if given is None or given.stacked is not None else given

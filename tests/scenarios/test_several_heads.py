@@ -1,10 +1,11 @@
-"""Networks whose answer is the mean or the sum of several classifiers."""
+"""Networks with several classifiers: their answer is a sum of them, or each is an answer."""
 
 from __future__ import annotations
 
 import copy
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -156,6 +157,60 @@ def test_the_choice_of_a_start_is_made_on_one_of_them() -> None:
     alone = sylvinit.initialize_(Several(lambda y: y[0], heads=1), (ROWS, Y))
     assert [x.error for x in report.candidates] == [x.error for x in alone.candidates]
     assert report.head == "heads.1"
+
+
+class Auxiliary(nn.Module):
+    """A segmentation network whose auxiliary classifier is on an earlier layer and runs last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(2)
+            self.stem, self.body = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 9, 3, padding=1)
+            self.classifier, self.auxiliary = nn.Conv2d(9, CLASSES, 1), nn.Conv2d(8, CLASSES, 1)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        early = self.stem(x).relu()
+        late = self.body(early).relu()
+        size = [2 * side for side in x.shape[-2:]]
+        out = nn.functional.interpolate(self.classifier(late), size, mode="bilinear")
+        return {"out": out, "aux": nn.functional.interpolate(self.auxiliary(early), size)}
+
+
+@pytest.mark.parametrize("labels", [Y, (X[:, 0] > 0).long()])
+def test_auxiliary_classifiers_are_heads(labels: Tensor) -> None:
+    model = Auxiliary()
+    report = sylvinit.initialize_(model, (X, labels), preset="best", patches="all")
+    assert report.head == "classifier"
+    assert "heads as well: auxiliary; outputs as well" in report["classifier"].notes
+    early = model.stem(X).relu()
+    late = model.body(early).relu()
+    for features, name in ((early, "auxiliary"), (late, "classifier")):
+        alone = nn.Conv2d(features.shape[1], CLASSES, 1)
+        given = features.detach(), labels
+        sylvinit.initialize_head_(alone, given, head_code="onehot", patches="all")
+        head = model.get_submodule(name)
+        assert isinstance(head, nn.Conv2d)
+        assert torch.allclose(head.weight, alone.weight, atol=1e-5)
+
+
+def test_one_of_several_outputs_by_name() -> None:
+    report = sylvinit.initialize_head_(Auxiliary(), (X, Y), head="auxiliary")
+    assert [layer.name for layer in report.solved] == ["auxiliary"]
+
+
+def test_what_an_output_is_made_of_is_no_head() -> None:
+    """A code as wide as the classes, returned beside what is made of it."""
+
+    class Returned(Several):
+        def forward(self, x: Tensor) -> Any:
+            code = self.body(x)
+            return code, self.heads[0](code)
+
+    model = Returned(lambda y: y[0], heads=1)
+    model.body, model.heads[0] = nn.Linear(12, CLASSES), nn.Linear(CLASSES, CLASSES)
+    report = sylvinit.initialize_(model, (ROWS, Y), preset="best")
+    assert [report[name].code for name in ("body", "heads.0")] == ["pca", "onehot"]
 
 
 @pytest.mark.parametrize("name", ["levit_128s", "deit_tiny_distilled_patch16_224"])
