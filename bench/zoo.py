@@ -18,6 +18,7 @@ import importlib.metadata
 import json
 import math
 import multiprocessing
+import os
 import re
 import resource
 import sys
@@ -134,7 +135,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=PAGE, help="of the table")
     arguments = parser.parse_args()
     if arguments.command == "run":
-        _PROCESSES.set_forkserver_preload(["zoo_models.measure", "timm", "transformers"])
+        os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)  # for what is imported beforehand
+        modules = [f"zoo_models.{name}_models" for name in LIBRARIES]
+        _PROCESSES.set_forkserver_preload(["environment", "zoo_models.measure", *modules])
         run(arguments)
     elif rows := read(arguments.results):
         arguments.out.write_text(table(list(rows.values())))

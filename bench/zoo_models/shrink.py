@@ -24,6 +24,7 @@ _VOCABULARY = re.compile(r"vocab_size")
 _SPECIAL = re.compile(r"token_id$")
 
 VOCABULARY = 128
+SIDE = 112  # pixels: of images, 7 windows of 16
 _ALL = 1_000
 PAD, START, END = 0, 1, 2
 
@@ -85,6 +86,8 @@ def _small(name: str, value: Any, how: Shrinkage) -> Any:
         return value
     if _VOCABULARY.search(name):
         return min(value, VOCABULARY)
+    if name == "image_size":
+        return min(value, SIDE) if how.divisor > 1 else value
     if _EXPERTS.search(name):
         return min(value, how.experts)
     if _EXPERTS_TAKEN.search(name):

@@ -24,7 +24,7 @@ from .case import (
     count_on_meta,
     smooth_images,
 )
-from .shrink import END, LADDER, VOCABULARY, Shrinkage, small_fields
+from .shrink import END, LADDER, SIDE, VOCABULARY, Shrinkage, small_fields
 
 logging.getLogger("transformers").setLevel(logging.ERROR)
 
@@ -33,7 +33,6 @@ _TABLES = {
     "text": modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
     "causal": modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
 }
-_LARGEST_SIDE = 224
 
 
 def names(most_parameters: int) -> list[str]:
@@ -79,7 +78,7 @@ def _case(task: str, model: nn.Module, config: Any) -> Case:
     data: dict[str, Any]
     if task == "image":
         vision = getattr(config, "vision_config", config)
-        side = getattr(vision, "image_size", _LARGEST_SIDE)
+        side = getattr(vision, "image_size", SIDE)
         height, width = side if isinstance(side, (list, tuple)) else (side, side)
         labels = class_labels()
         images = smooth_images(getattr(vision, "num_channels", 3), height, width)
