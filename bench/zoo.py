@@ -92,6 +92,13 @@ def names_of(source: str, results: Path) -> list[str]:
     return json.loads(path.read_text())
 
 
+def _count(results: Path) -> int | None:
+    """Of all models to try, if they are known."""
+    paths = [results.with_suffix(f".{x}-{version}.json") for x, version in versions().items()]
+    known = all(path.exists() for path in paths)
+    return sum(len(json.loads(path.read_text())) for path in paths) if known else None
+
+
 def run(arguments: argparse.Namespace) -> None:
     done = {} if arguments.again else read(arguments.results)
     made_in = environment() | versions() | {"threads": 1}
@@ -140,7 +147,7 @@ def main() -> None:
         _PROCESSES.set_forkserver_preload(["environment", "zoo_models.measure", *modules])
         run(arguments)
     elif rows := read(arguments.results):
-        arguments.out.write_text(table(list(rows.values())))
+        arguments.out.write_text(table(list(rows.values()), _count(arguments.results)))
     else:
         sys.exit(f"no results in {arguments.results}")
 

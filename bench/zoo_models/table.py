@@ -12,20 +12,28 @@ Row = dict[str, Any]
 
 _TRIED = ("initialized", "refused", "failed", "too slow", "died")
 _LARGE = 1_000.0
+_SHOWN = 4  # reasons in short
 
 
-def table(rows: list[Row]) -> str:
-    """Markdown, with the versions and machines that the rows name."""
+def table(rows: list[Row], models: int | None = None) -> str:
+    """Markdown, with the versions and machines that the rows name.
+
+    Args:
+        rows: results.
+        models: how many there are, those without a result included.
+    """
     rows = sorted(rows, key=lambda row: row["name"])
-    parts = [_HEADER, _summary(rows), _environments(rows), _problems(rows), _left(rows), _all(rows)]
-    return "\n\n".join(parts) + "\n"
+    parts = [_TITLE, _in_short(rows, models), _METHOD, _summary(rows), _environments(rows)]
+    return "\n\n".join([*parts, _problems(rows), _left(rows), _all(rows)]) + "\n"
 
 
-_HEADER = """# Networks that were tried
+_TITLE = "# The zoo of models"
+
+_METHOD = """## How it was measured
 
 `python bench/zoo.py run` builds networks of three libraries with random weights, gives
-`initialize_` twelve smooth random images (or token ids) with labels of four classes, each network
-in a process of its own on one thread, and stores what came out; `python bench/zoo.py table` writes
+`initialize_` (`preset="best"`) twelve smooth random images or token ids with labels of four classes, each network
+in a process of its own on one thread, and stores what came out. `python bench/zoo.py table` writes
 this page from it. timm: the smallest model of every family (a file of timm's and the letters that
 names begin with) up to 30 million parameters. transformers: every class for images, sequences and
 causal language, shrunk by the names of its configuration's fields. torchvision: classifiers,
@@ -34,7 +42,37 @@ segmentation models, and detectors through `forward_fn=`.
 *Tried* leaves out what the library itself does not build or run here with these inputs. *Head*: the
 last layer is found and a linear map; it is *solved*, and then *right* is how often it has the
 twelve labels right again. A multiple is `initialize_`'s time over that of one forward pass of the
-twelve samples."""
+twelve samples. Other work ran on the same machine, so that seconds are no more than a hint.
+
+What a layer is: [layers and codes](layers.md). What labels make of a head: [labels of every
+kind](targets.md)."""
+
+
+def _in_short(rows: list[Row], models: int | None) -> str:
+    """Models, heads, the largest weight, and what is left alone."""
+    tried, done = _of(rows, *_TRIED), _of(rows, "initialized")
+    heads = [row for row in done if row.get("head")]
+    solved = sum(row["head_status"] == "solved" for row in heads)
+    largest = max(done, key=lambda row: row["largest"])
+    counts = sum((Counter(row["counts"]) for row in done), Counter[str]())
+    reasons = Counter({reason: found.total() for reason, found in _reasons(done)[0].items()})
+    left = [f"{count:,} modules: {reason}" for reason, count in reasons.most_common(_SHOWN)]
+    of_all = f" of {models}" if models else ""
+    return "\n".join(
+        [
+            f"- **{len(tried)}{of_all} networks of timm, transformers and torchvision were tried**; "
+            f"{len(rows) - len(tried)} more could not be built or run by their library here.",
+            f"- **{len(done)} were initialized**, {len(_of(rows, 'refused', 'failed'))} refused, "
+            f"{len(_of(rows, 'too slow', 'died'))} ran out of time or memory.",
+            f"- Of {len(heads)} heads {solved} were solved; in {len(done) - len(heads)} networks "
+            "no layer is the head.",
+            f"- The largest weight anywhere is {largest['largest']:,.0f} ({largest['name']}); the "
+            f"median of the networks' largest is {median(row['largest'] for row in done):.1f}.",
+            f"- {counts['solved']:,} layers were solved and {counts['calibrated']:,} "
+            f"normalizations calibrated. Left alone were {counts['skipped']:,} modules:",
+            *(f"    - {text}" for text in left),
+        ]
+    )
 
 
 def _of(rows: list[Row], *statuses: str) -> list[Row]:
@@ -164,16 +202,21 @@ def _listed(title: str, rows: list[Row], text: Callable[[Row], str]) -> str:
     return f"## {title}\n\n" + _markdown(("models", "which", "for example"), lines)
 
 
-def _left(rows: list[Row]) -> str:
-    """Modules that were left alone, by what was said of them."""
+def _reasons(rows: list[Row]) -> tuple[dict[str, Counter[str]], dict[str, set[str]]]:
+    """Types of modules that were left alone, and models, by what was said of them."""
     kinds: dict[str, Counter[str]] = defaultdict(Counter)
     models: dict[str, set[str]] = defaultdict(set)
-    for row in _of(rows, "initialized"):
+    for row in rows:
         for text in row["skipped"].values():
             kind, reason = text.split(": ", 1)
             reason = kind_of_reason(reason.replace(kind, "the type"))
             kinds[reason][kind] += 1
             models[reason].add(row["name"])
+    return kinds, models
+
+
+def _left(rows: list[Row]) -> str:
+    kinds, models = _reasons(_of(rows, "initialized"))
     lines = [
         (
             found.total(),

@@ -223,3 +223,37 @@ def test_the_decoder_reads_the_labels(make: Callable[[], nn.Module], batch: str)
     assert len(solved) == 2 * 6 + 2 * 10
     rows = {layer.rows for layer in report.solved if "decoder" in layer.name}
     assert rows == {24 * 6, int(MASK.sum())}  # keys and values of the second are the encoder's
+
+
+def test_a_decoder_with_shared_keys_learns_the_next_token() -> None:
+    """A Llama: gated products, two queries for each key, RMSNorm, a head for every token."""
+    config = transformers.LlamaConfig(
+        vocab_size=40,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        intermediate_size=24,
+        max_position_embeddings=16,
+        tie_word_embeddings=False,
+        pad_token_id=0,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model, alone = transformers.LlamaForCausalLM(config), nn.Linear(16, 40, bias=False)
+    data = {"input_ids": TOKENS, "attention_mask": MASK}
+    known = MASK[:, 1:] == 1
+    following = torch.where(known, TOKENS[:, 1:], -100)
+    labels = torch.cat([following, torch.full((24, 1), -100)], dim=1)
+
+    report = sylvinit.initialize_(model, data | {"labels": labels}, preset="best", patches="all")
+
+    # q, k, v, o and three of the feed-forward network; the head.
+    assert len(report.solved) == 2 * 7 + 1
+    assert (report.head, report["lm_head"].code) == ("lm_head", "onehot")
+    with torch.no_grad():
+        features = model.eval().model(**data).last_hidden_state
+    rows = features[:, :-1][known], TOKENS[:, 1:][known]
+    sylvinit.initialize_head_(alone, rows)
+    # Float32: the features are rounded twice, with padding and without.
+    assert torch.allclose(model.lm_head.weight, alone.weight, atol=1e-4)
