@@ -62,6 +62,8 @@ def build(name: str, most_parameters: int) -> Case:
                 case.forward()
             case.model.train()
             return case
+        except ImportError as error:  # a library that is not there, whatever the sizes
+            raise NotBuiltError(str(error)) from error
         except Exception as error:  # whatever a configuration, a constructor or a forward raises
             reason = reason or f"{type(error).__name__}: {error}"
     raise NotBuiltError(reason)
