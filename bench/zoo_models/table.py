@@ -145,7 +145,8 @@ def _environments(rows: list[Row]) -> str:
 def _problems(rows: list[Row]) -> str:
     def head(row: Row) -> str:
         if row.get("head") is None:
-            return "none found"
+            said = (text for text in row["warnings"] if "the head" in text or "classifier" in text)
+            return next(said, "no layer is the head")
         return f"`{row['head']}`: {row['head_code']}"
 
     sections = [

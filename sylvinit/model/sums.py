@@ -70,6 +70,8 @@ def sum_after(
     first, second = cast("tuple[Any, Any]", (*args, None, None)[:2])
     if name == "stack":
         return _stack(first, kwargs.get("dim", second) or 0, known)
+    if name in _SCALINGS and _is_number(first):
+        first, second = second, first
     given = known(first)
     if name in ADDITIONS and "alpha" not in kwargs:
         return _add(first, kwargs.get("other", second), known)

@@ -176,9 +176,14 @@ class ForwardTrace(TorchFunctionMode):
         self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> WeightedSum | None:
         if name not in _KEEP_SUMS:
-            return sum_after(name, args, kwargs, self._sum_of)
+            return sum_after(name, tuple(map(self._number, args)), kwargs, self._sum_of)
         given = self._sum_of(args[0]) if args else None
         return None if given is None or given.stacked is not None else given
+
+    def _number(self, x: Any) -> Any:
+        """The value of a tensor that is one number and made of parameters alone."""
+        known = isinstance(x, Tensor) and id(x) in self._parameters
+        return float(x) if known and x.ndim < 2 and x.numel() == 1 else x
 
     def _sum_of(self, x: Any) -> WeightedSum | None:
         trace = self._traces.get(id(x))

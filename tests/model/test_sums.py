@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sylvinit.model.tracing import ForwardTrace
 
 A, B, C = (nn.Linear(4, 4) for _ in range(3))
+FUSION = nn.Parameter(torch.tensor([0.0, 0.0]))
 X = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
 
 
@@ -22,7 +23,7 @@ def shares(forward: Callable[[Tensor], object]) -> list[dict[str, float]]:
     layers: dict[str, nn.Module] = {"a": A, "b": B, "c": C}
     names = {module: name for name, module in layers.items()}
     parameters = {id(p): f"{n}.{k}" for n, m in layers.items() for k, p in m.named_parameters()}
-    trace = ForwardTrace(parameters)
+    trace = ForwardTrace({id(FUSION): "fusion", **parameters})
     handles = []
     for module in layers.values():
         handles.append(module.register_forward_pre_hook(lambda *_: trace.enter_layer(frozenset())))
@@ -60,6 +61,9 @@ MEANS = [
     lambda x: torch.stack([A(x), B(x)]).sum(dim=0).div(2),
     lambda x: torch.stack([A(x), B(x)], 1),  # all of them, one beside the other
     lambda x: F.log_softmax((A(x) + B(x)) / 2, dim=1),
+    lambda x: nn.functional.interpolate(((A(x) + B(x)) / 2).unsqueeze(2), 8),
+    lambda x: sum(FUSION.softmax(0)[i] * layer(x) for i, layer in enumerate((A, B))),
+    lambda x: torch.stack([A(x) * FUSION.exp()[0], FUSION.cos()[:1] * B(x)]).mean(0),
     lambda x: {"logits": (A(x).unsqueeze(0) / 2).squeeze(0) + B(x).float() / 2},
     in_place,
 ]
@@ -79,6 +83,8 @@ OTHERS = [
     lambda x: torch.stack([A(x), B(x)]).amax(0),
     lambda x: (A(x) + B(x)) + 1,
     lambda x: torch.add(A(x), B(x), alpha=2),
+    lambda x: A(x) + x.mean() * B(x),
+    lambda x: A(x) + FUSION.exp().repeat(2) * B(x),  # a factor for each output
 ]
 
 
