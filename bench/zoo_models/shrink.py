@@ -78,7 +78,8 @@ def _small(name: str, value: Any, how: Shrinkage) -> Any:
         divisor = how.divisor
         while divisor > 1 and any(_divided(item, divisor) == item for item in value):
             divisor //= 2  # stages grow by equal factors, so that one divisor is for all
-        inner = dataclasses.replace(how, layers=1, divisor=divisor)
+        layers = 1 if how.layers == 2 else how.layers
+        inner = dataclasses.replace(how, layers=layers, divisor=divisor)
         return type(value)(_small(name, item, inner) for item in value)
     if _SPECIAL.search(name):
         return _special(name, value)

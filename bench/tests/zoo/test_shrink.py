@@ -51,7 +51,12 @@ def test_fewer_heads_of_the_same_width() -> None:
         "pad_token_id": 0,
         "eos_token_id": 2,
         "kinds": ["ssm", "ssm"],
-        "vision_config": {"hidden_size": 24, "depths": [1, 1, 1, 1], "embed_dims": (4, 8)},
+        "vision_config": {
+            "image_size": 112,
+            "hidden_size": 24,
+            "depths": [1, 1, 1, 1],
+            "embed_dims": (4, 8),
+        },
     }
 
 
@@ -62,3 +67,4 @@ def test_as_many_narrower_heads() -> None:
     assert "num_attention_heads" not in small
     assert small["num_hidden_layers"] == 4
     assert small["vision_config"]["embed_dims"] == (8, 16)  # by the same divisor
+    assert small["vision_config"]["depths"] == [2, 2, 4, 2]  # deeper where one block each fails
