@@ -323,11 +323,15 @@ class _Look:
 
 @contextmanager
 def _without_zeros(model: nn.Module) -> Iterator[None]:
-    """Parameters that are all zero have other values: nothing would get through, and be seen."""
+    """Parameters that are all zero have other values: nothing would get through, and be seen.
+
+    Biases stay zero: they stop nothing, and what small weights pass on would drown in others.
+    """
     generator = torch.Generator().manual_seed(0)
     with ExitStack() as stack:
-        for parameter in model.parameters():
+        for name, parameter in model.named_parameters():
             dense = parameter.is_floating_point() and parameter.layout == torch.strided
+            dense &= not name.endswith("bias")
             if dense and parameter.numel() and not bool(parameter.any()):
                 stack.callback(TensorBackup(parameter).restore)
                 noise = torch.randn(parameter.shape, generator=generator)

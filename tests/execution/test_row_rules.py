@@ -350,6 +350,18 @@ def test_a_start_of_zeros_hides_nothing() -> None:
     assert [layer.status for layer in report.solved] == ["solved"] * 3
 
 
+def test_what_small_weights_pass_on_is_seen() -> None:
+    """Each layer makes it 1e-5 times as large; only biases that are not zero would drown it."""
+    layers = [nn.Linear(12, 12) for _ in range(6)]
+    for layer in layers:
+        nn.init.normal_(layer.weight, std=1e-5 / 12**0.5, generator=torch.Generator())
+        nn.init.zeros_(layer.bias)
+    model = nn.Sequential(*layers, nn.Linear(12, CLASSES))
+    rows = X.float().flatten(1)[:, :12]
+    report = sylvinit.initialize_(model, (rows, Y), preset="best")
+    assert [layer.status for layer in report.layers] == ["solved"] * 7
+
+
 def test_a_first_batch_of_one_sample_tells_nothing() -> None:
     batches = [(TOKENS[:1], Y[:1]), (TOKENS[1:], Y[1:])]
     plain = initialized(Folded(lambda x: x, lambda x: x), batches, code="lda", patches="all")
