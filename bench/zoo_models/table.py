@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
@@ -35,9 +36,9 @@ _METHOD = """## How it was measured
 `initialize_` (`preset="best"`) twelve smooth random images or token ids with labels of four
 classes, each network in a process of its own on one thread, and stores what came out. `python
 bench/zoo.py table` writes this page from it. timm: the smallest model of every family (a file of
-timm's and the letters that names begin with) up to 30 million parameters. transformers: every
-class for images, sequences and causal language, shrunk by the names of its configuration's
-fields. torchvision: classifiers, segmentation models, and detectors through `forward_fn=`.
+timm's and the letters that names begin with) up to 30 million parameters. transformers: every class
+for images, sequences and causal language, shrunk by the names of its configuration's fields.
+torchvision: classifiers, segmentation models, and detectors through `forward_fn=`.
 
 *Tried* leaves out what the library itself does not build or run here with these inputs. *Head*: the
 last layer is found and a linear map; it is *solved*, and then *right* is how often it has the
@@ -51,29 +52,46 @@ kind](targets.md)."""
 def _in_short(rows: list[Row], models: int | None) -> str:
     """Models, heads, the largest weight, and what is left alone."""
     tried, done = _of(rows, *_TRIED), _of(rows, "initialized")
-    heads = [row for row in done if row.get("head")]
-    solved = sum(row["head_status"] == "solved" for row in heads)
     largest = max(done, key=lambda row: row["largest"])
     counts = sum((Counter(row["counts"]) for row in done), Counter[str]())
-    reasons = Counter({reason: found.total() for reason, found in _reasons(done)[0].items()})
-    left = [f"{count:,} modules: {reason}" for reason, count in reasons.most_common(_SHOWN)]
     of_all = f" of {models}" if models else ""
+    rest = f", and {models - len(rows)} have not been run" if models and models > len(rows) else ""
+    reasons: dict[str, list[str]] = defaultdict(list)
+    for row in done:
+        if not _has_solved_head(row):
+            reasons[kind_of_reason(_head(row))].append(_head(row))
+    unsolved = sum(map(len, reasons.values()))
     return "\n".join(
         [
-            f"- **{len(tried)}{of_all} networks of timm, transformers and torchvision were "
-            f"tried**; {len(rows) - len(tried)} more could not be built or run by their library "
-            "here.",
+            f"- **{len(tried)}{of_all} networks were tried**, of timm, transformers, torchvision; "
+            f"{len(rows) - len(tried)} more could not be built or run by their library here{rest}.",
             f"- **{len(done)} were initialized**, {len(_of(rows, 'refused', 'failed'))} refused, "
             f"{len(_of(rows, 'too slow', 'died'))} ran out of time or memory.",
-            f"- Of {len(heads)} heads {solved} were solved; in {len(done) - len(heads)} networks "
-            "no layer is the head.",
+            f"- **{len(done) - unsolved} heads were solved**, {unsolved} were not"
+            + "".join(f"; {len(texts)}: {texts[0]}" for texts in reasons.values())
+            + ".",
             f"- The largest weight anywhere is {largest['largest']:,.0f} ({largest['name']}); the "
             f"median of the networks' largest is {median(row['largest'] for row in done):.1f}.",
             f"- {counts['solved']:,} layers were solved and {counts['calibrated']:,} "
             f"normalizations calibrated. Left alone were {counts['skipped']:,} modules:",
-            *(f"    - {text}" for text in left),
+            *(
+                f"    - {x.types.total():,}: {x.reason} ({_frequent(x.types, 4)})"
+                for x in _left_alone(done)[:_SHOWN]
+            ),
         ]
     )
+
+
+def _has_solved_head(row: Row) -> bool:
+    return row.get("head_status") == "solved"
+
+
+def _head(row: Row) -> str:
+    """Why a head is not solved."""
+    if row.get("head") is not None:
+        return row["head_code"]
+    said = (text for text in row["warnings"] if "the head" in text or "classifier" in text)
+    return next(said, "no layer is the head").rpartition(" is not solved: ")[2]
 
 
 def _of(rows: list[Row], *statuses: str) -> list[Row]:
@@ -105,7 +123,7 @@ def _summary(rows: list[Row]) -> str:
     for name, group in groups.items():
         done = _of(group, "initialized")
         heads = [row for row in done if row.get("head")]
-        solved = [row for row in heads if row["head_status"] == "solved"]
+        solved = [row for row in heads if _has_solved_head(row)]
         right = [row["accuracy"] for row in solved if "accuracy" in row]
         largest = [row["largest"] for row in done]
         multiples = list(map(_multiple, done))
@@ -134,29 +152,25 @@ def _multiple(row: Row) -> float:
 
 
 def _environments(rows: list[Row]) -> str:
-    keys = ("sylvinit", "commit", "torch", "timm", "torchvision", "transformers", "python", "cpu")
-    seen = {
-        ", ".join(f"{key} {row['environment'].get(key)}" for key in keys)
-        for row in rows
-        if "environment" in row
-    }
-    return "\n".join(f"Environment: {text}." for text in sorted(seen))
+    keys = ("torch", "timm", "torchvision", "transformers", "python", "cpu")
+    commits: dict[str, set[str]] = defaultdict(set)
+    for environment in (row["environment"] for row in rows if "environment" in row):
+        text = ", ".join(f"{key} {environment.get(key)}" for key in keys)
+        commits[text].add(environment["commit"].rstrip("+"))
+    return "\n".join(
+        f"Environment: {text}; sylvinit at commit {', '.join(sorted(found))}."
+        for text, found in sorted(commits.items())
+    )
 
 
 def _problems(rows: list[Row]) -> str:
-    def head(row: Row) -> str:
-        if row.get("head") is None:
-            said = (text for text in row["warnings"] if "the head" in text or "classifier" in text)
-            return next(said, "no layer is the head")
-        return f"`{row['head']}`: {row['head_code']}"
-
     sections = [
         _listed("Refused or failed", _of(rows, "refused", "failed"), lambda row: row["error"]),
         _listed("Too slow or ended by the system", _of(rows, "too slow", "died"), _error),
         _listed(
             "Heads not solved",
-            [row for row in _of(rows, "initialized") if row.get("head_status") != "solved"],
-            head,
+            [row for row in _of(rows, "initialized") if not _has_solved_head(row)],
+            _head,
         ),
         _listed(
             "Weights above 1,000",
@@ -204,32 +218,39 @@ def _listed(title: str, rows: list[Row], text: Callable[[Row], str]) -> str:
     return f"## {title}\n\n" + _markdown(("models", "which", "for example"), lines)
 
 
-def _reasons(rows: list[Row]) -> tuple[dict[str, Counter[str]], dict[str, set[str]]]:
-    """Types of modules that were left alone, and models, by what was said of them."""
-    kinds: dict[str, Counter[str]] = defaultdict(Counter)
-    models: dict[str, set[str]] = defaultdict(set)
-    for row in rows:
+@dataclass
+class _Left:
+    """What was left alone for one reason."""
+
+    reason: str  # as it was said first
+    types: Counter[str] = field(default_factory=Counter)
+    models: set[str] = field(default_factory=set)
+
+
+def _left_alone(rows: list[Row]) -> list[_Left]:
+    """Reasons without names and numbers, those of most modules first."""
+    found: dict[str, _Left] = {}
+    for row in _of(rows, "initialized"):
         for text in row["skipped"].values():
             kind, reason = text.split(": ", 1)
-            reason = kind_of_reason(reason.replace(kind, "the type"))
-            kinds[reason][kind] += 1
-            models[reason].add(row["name"])
-    return kinds, models
+            reason = reason.replace(kind, "the type")
+            left = found.setdefault(kind_of_reason(reason), _Left(reason))
+            left.types[kind] += 1
+            left.models.add(row["name"])
+    return sorted(found.values(), key=lambda left: -left.types.total())
 
 
 def _left(rows: list[Row]) -> str:
-    kinds, models = _reasons(_of(rows, "initialized"))
     lines = [
-        (
-            found.total(),
-            len(models[reason]),
-            reason,
-            ", ".join(f"{kind} {count}" for kind, count in found.most_common(10)),
-        )
-        for reason, found in sorted(kinds.items(), key=lambda item: -item[1].total())
+        (x.types.total(), len(x.models), x.reason, _frequent(x.types, 10))
+        for x in _left_alone(rows)
     ]
-    titles = ("modules", "models", "reason", "types")
+    titles = ("modules", "models", "reason, for example", "types")
     return "## Layers left alone\n\n" + _markdown(titles, lines)
+
+
+def _frequent(types: Counter[str], most: int) -> str:
+    return ", ".join(f"{kind} {count}" for kind, count in types.most_common(most))
 
 
 def _all(rows: list[Row]) -> str:

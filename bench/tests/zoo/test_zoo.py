@@ -87,20 +87,27 @@ def test_the_page_counts_what_the_rows_say() -> None:
     rows = [
         row("timm/one"),
         row("timm/two", largest=2000.0, seconds=6.0, accuracy=0.5),
-        row("timm/three", head_status="skipped", head_code="frozen: 3 tensors"),
+        row("timm/three", head=None, head_status=None)
+        | {"warnings": ["the head fc is not solved: frozen: 3 tensors"]},
         row("timm/four", status="refused", error="RowLayoutError: layer 'a.b' has 7 rows"),
         row("timm/five", status="refused", error="RowLayoutError: layer 'c' has 9 rows"),
         row("timm/six", status="not built", error="ImportError"),
         row("transformers/text/seven", status="died", error="exit code -9"),
     ]
-    page = table(rows)
+    page = table(rows, 9)
+    assert "6 of 9 networks were tried" in page
+    assert "1 more could not be built or run by their library here, and 2 have not been run" in page
+    assert "**2 heads were solved**, 1 were not; 1: frozen: 3 tensors." in page
+    assert "The largest weight anywhere is 2,000 (timm/two)" in page
+    assert "Left alone were 3 modules:\n    - 3: no layer type" in page
     #             tried, done, refused, ended, heads, solved, right, > 100, > 1,000, largest
-    counts = ["5", "3", "2", "0", "3", "2", "75%", "1", "1", "2,000"]
+    counts = ["5", "3", "2", "0", "2", "2", "75%", "1", "1", "2,000"]
     assert cells(page, "timm")[1:11] == counts
     assert cells(page, "timm")[11:] == ["2.0", "4, 12"]  # medians of 2, 2, 6 s over half a second
     assert cells(page, "transformers text")[1:5] == ["1", "0", "0", "1"]
     left = "no layer type is registered for the type"
     assert cells(page, "3") == ["3", "3", left, "LayerNorm 3"]
+    assert "| 1 | timm/three | frozen: 3 tensors |" in page
     assert cells(page, "2")[1].startswith("timm/five, timm/four")
     assert cells(page, "timm/two")[-3:] == ["2e+03 (0.1)", "6.00", "12"]
 
