@@ -22,7 +22,7 @@ class Direct:
         self.routine, self._a = routine, a
         batch, n = a.shape[:2]
         index, module = a.device.index or 0, extension.module
-        place = (routine, index, _stream(a))
+        place = (routine, index, stream_of(a))
         cusolver.library()  # opened before its routines are called
         size: Any = module.symmetric_eigen_workspace(*place, n, batch)
         self._rows = torch.empty_like(a)
@@ -36,7 +36,7 @@ class Direct:
         extension.module.symmetric_eigen(
             self.routine,
             self._a.device.index or 0,
-            _stream(self._a),
+            stream_of(self._a),
             n,
             batch,
             self._rows.data_ptr(),
@@ -51,7 +51,8 @@ class Direct:
         return int((self.info != 0).sum())
 
 
-def _stream(a: Tensor) -> int:
+def stream_of(a: Tensor) -> int:
+    """The current stream of its device, as an integer."""
     return torch.cuda.current_stream(a.device).cuda_stream
 
 

@@ -1,7 +1,8 @@
 """Step "eigen": a table of eigendecompositions by size and batch, float64.
 
 torch.linalg.eigh, CuPy's where it is installed, this library's dispatch, and each of cuSOLVER's
-routines called directly; and whether the dispatch has taken the fastest.
+routines called directly; and whether the dispatch has taken the fastest. Then what the library
+does not do, the largest eigenvalues alone.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from gpu.context import Context
 from gpu.direct import ROUTINES, Direct, covariances
+from gpu.leading import Leading, library, rank_above
 from gpu.timing import Clock
 from sylvinit.backends import cusolver, extension
 
@@ -24,6 +26,8 @@ FIRST = [(100, 500), (32, 500)]
 LAYERS = [27, 64, 144, 147, 256, 288, 512, 576, 1152, 2304]
 OTHERS = [100, 32, 16, 128, 2, 4, 33, 1024, 577, 2048, 4608]
 BATCHES = [500, 8, 64, 4096]
+# Size, and how many of the largest eigenvalues: as many as a layer of 3 x 3 taps has outputs.
+LEADING = [(1152, 128), (2304, 256), (576, 64), (4608, 512)]
 LONGEST, LONGEST_ALONE = 2.0, 4.0  # seconds that one call may be expected to take
 MOST_BYTES = 4 * 2**30  # of the matrices
 
@@ -43,6 +47,22 @@ def run(context: Context) -> None:
         [(n, batch) for batch in (1, 4) for n in (3, 5)] if context.dry else cells(context.quick)
     )
     seen: dict[str, dict[tuple[int, int], float]] = {}
+    few = len(table) if context.dry or context.quick else len(FIRST) + len(LAYERS)
+    _table(context, table[:few], seen)
+    if extension.available():
+        leading = [(5, 2)] if context.dry else LEADING[:2] if context.quick else LEADING
+        for n, count in context.cases(leading, need=6):
+            with context.attempt(f"the {count} largest, n = {n}"):
+                row = _leading(context, n, count)
+                context.row("leading", "n count whole largest rank largest_over_whole", **row)
+    _table(context, table[few:], seen)
+
+
+def _table(
+    context: Context,
+    table: list[tuple[int, int]],
+    seen: dict[str, dict[tuple[int, int], float]],
+) -> None:
     for n, batch in context.cases(table, need=6):
         with context.attempt(f"n = {n}, batch = {batch}"):
             row = _cell(context, n, batch, seen)
@@ -80,6 +100,29 @@ def _cell(
         row.update(best=best, chosen=chosen)
         if direct.get(chosen):
             row["chosen_over_best"] = direct[chosen] / direct[best]
+    return row
+
+
+def _leading(context: Context, n: int, count: int) -> dict[str, Any]:
+    """Seconds of the whole spectrum, of its largest part, and of the rank beside that.
+
+    Half of the covariance's variance is taken away, so that its rank is n // 2.
+    """
+    values, vectors = torch.linalg.eigh(covariances(1, n, context.device)[0])
+    values[: n - n // 2] = 0
+    a = vectors * values @ vectors.mT
+    a, threshold = (a + a.mT) / 2, n * torch.finfo(torch.float32).eps * float(values[-1])
+    leading, whole = Leading(a, count, library()), Direct("xsyevd", a[None])
+    clock = Clock(context.dry)
+    row: dict[str, Any] = {"n": n, "count": count}
+    calls = {"whole": whole, "largest": leading, "rank": lambda: rank_above(a, threshold)}
+    for name, call in calls.items():
+        row[name] = clock.time([call], seconds=0.1, least=1, most=20).median
+    found, components = leading.result()
+    row["largest_over_whole"] = (row["largest"] + row["rank"]) / row["whole"]
+    row["value_error"] = float((found - values[-count:]).abs().max() / values[-1])
+    row["defect"] = float((a @ components - components * found).abs().max() / values[-1])
+    row["rank_found"], row["rank_expected"] = rank_above(a, threshold), n // 2
     return row
 
 

@@ -424,6 +424,7 @@ def test_eigen_table_with_an_extension(monkeypatch: pytest.MonkeyPatch) -> None:
     call()
     assert call.failed() == 0
     torch.testing.assert_close(call.values, torch.linalg.eigvalsh(a))
+    monkeypatch.setattr(eigen, "_leading", lambda *_: {})  # has tests of its own
     context = Context(dry=True)
     eigen.run(context)
     rows = context.results["table"]
