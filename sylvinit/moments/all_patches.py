@@ -1,14 +1,15 @@
 """The Gram matrix of *all* patches of a stride-1 convolution, without forming a patch.
 
-With the padded activation flattened to rows M[t], t = (entry, y, x), the block of the Gram matrix
-for two taps depends on their lag s alone, up to the border:
+On the CPU by :mod:`sylvinit.moments.patch_lines`. For the patch_gram operator, with the padded
+activation flattened to rows M[t], t = (entry, y, x), the block of the Gram matrix for two taps
+depends on their lag s alone, up to the border:
 
     sum over output positions  =  sum_t M[t] M[t + s]^T   -   the t outside the tap's output window
 
 so that one product per lag ((2 kh - 1)(2 kw - 1) lags, half of them by symmetry) replaces one per
 pair of taps, and the border costs strips of (kernel - 1) * dilation pixels. The products of all
 lags are themselves rows of the Gram matrix of a convolution over the padded activation, whose taps
-are the lags, with zeros outside: the patch_gram operator computes them where it takes that.
+are the lags, with zeros outside.
 """
 
 from __future__ import annotations
@@ -26,13 +27,14 @@ from sylvinit.model.geometry import PatchGeometry
 from sylvinit.moments.device_sums import can_fuse
 from sylvinit.moments.fused import patch_gram
 from sylvinit.moments.fused_layout import PatchLayout
-from sylvinit.moments.sums import mirrored, row_products
+from sylvinit.moments.patch_lines import COPY, gram_by_lines
+from sylvinit.moments.sums import mirrored
 
 
 def correlation_is_cheaper(
     geometry: PatchGeometry, in_size: tuple[int, ...], channels: int
 ) -> bool:
-    """Whether a product for each lag costs less than unfolding and one product.
+    """Whether the operator's product for each lag costs less than that of all patches.
 
     Costs are multiply-adds for an entry and a pair of channels. Unfolded patches take taps**2 / 2
     for each output (the upper triangle), and each feature is copied once. A lag takes one for each
@@ -47,8 +49,7 @@ def correlation_is_cheaper(
     core = prod(max(size - 2 * edge, 0) for size, edge in zip(padded, reach, strict=True))
     border = prod(padded) - core
     lags = (prod(2 * k - 1 for k in geometry.kernel) + 1) // 2
-    # Copying one value costs about as much as this many multiply-adds of a product (an estimate).
-    copy = 16 / channels
+    copy = COPY / channels
     unfolded = outputs * (geometry.taps**2 / 2 + copy * geometry.taps)
     shifted = prod(padded) * (lags + 2 * copy) + border * lags * (1 + 3 * copy)
     return shifted < unfolded
@@ -98,31 +99,13 @@ def correlation_gram(
     the patch_gram operator is not used. Returns float64 (groups, taps * c, taps * c) with
     c = channels // groups, features tap-major.
     """
-    size, channels = tuple(padded.shape[1:-1]), padded.shape[-1]
-    width = channels // groups
-    pixels = _border(padded.shape[0], size, geometry, outputs, padded.device)
     if arithmetic:
-        lags = _Lags.of(geometry, size, groups, width, padded.device)
+        size, device = tuple(padded.shape[1:-1]), padded.device
+        lags = _Lags.of(geometry, size, groups, padded.shape[-1] // groups, device)
         if can_fuse(padded.movedim(-1, 1), lags.layout, 0):
+            pixels = _border(padded.shape[0], size, geometry, outputs, device)
             return _gram_by_lags(padded, lags, geometry.taps, pixels, arithmetic)
-    flat, taps = padded.view(-1, groups, width), geometry.taps
-    steps = [prod(size[axis + 1 :]) for axis in range(len(size))]
-    border, ends, outside = pixels
-    left = flat.index_select(0, border)
-    gram = padded.new_zeros((groups, taps, width, taps, width), dtype=torch.float64)
-    blocks: dict[int, list[tuple[int, int]]] = {}
-    for i, j, lag in _pairs_of_taps(geometry.kernel):
-        shift = sum(map(prod, zip(lag, geometry.dilation, steps, strict=True)))
-        blocks.setdefault(shift, []).append((i, j))
-    for shift, pairs in blocks.items():
-        whole = _product(flat[: len(flat) - shift], flat[shift:])
-        strips = _strip_products(flat, left, border, ends, shift)
-        for i, j in pairs:
-            block = whole - (strips * outside[i][:, None, None, None]).sum(dim=0)
-            block = mirrored(block) if i == j else block
-            gram[:, i, :, j] = block
-            gram[:, j, :, i] = block.mT
-    return gram.reshape(groups, taps * width, taps * width)
+    return gram_by_lines(padded, geometry, outputs, groups)
 
 
 def _pairs_of_taps(kernel: tuple[int, ...]) -> list[tuple[int, int, tuple[int, ...]]]:
@@ -132,13 +115,6 @@ def _pairs_of_taps(kernel: tuple[int, ...]) -> list[tuple[int, int, tuple[int, .
         (i, j, tuple(b - a for a, b in zip(first, second, strict=True)))
         for (i, first), (j, second) in combinations_with_replacement(taps, 2)
     ]
-
-
-def _product(left: Tensor, right: Tensor) -> Tensor:
-    """sum_t left[t] right[t]^T per group, in float64, for tensors (t, groups, width)."""
-    if left.shape[2] == 1:
-        return (left * right).sum(dim=0, dtype=torch.float64)[:, :, None]
-    return row_products(left.transpose(0, 1), right.transpose(0, 1))
 
 
 @lru_cache(maxsize=8)
@@ -182,24 +158,6 @@ def _border(
     ends = (counts.cumsum(0) * entries).tolist()
     outside = (~inside[:, partial]).double()
     return rows.to(device), ends, outside.to(device)
-
-
-def _strip_products(
-    flat: Tensor, left: Tensor, border: Tensor, ends: list[int], shift: int
-) -> Tensor:
-    """One product per cell of the border with the rows ``shift`` further on.
-
-    Those may belong to the next line or entry, as in the product over all rows, from which this is
-    taken away. The last rows have no partner in either.
-    """
-    partner = border + shift
-    alone = partner >= len(flat)
-    right = flat.index_select(0, partner.masked_fill(alone, 0))
-    right = right.masked_fill(alone[:, None, None], 0) if shift else right
-    parts = [_product(left[a:b], right[a:b]) for a, b in zip([0, *ends], ends, strict=False)]
-    width = flat.shape[2]
-    empty = flat.new_zeros((0, flat.shape[1], width, width), dtype=torch.float64)
-    return torch.stack(parts) if parts else empty
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 
@@ -21,6 +22,7 @@ from sylvinit.moments.device_sums import PatchAccumulator, can_fuse
 from sylvinit.moments.fused import unit_roundoff
 from sylvinit.moments.fused_layout import PatchLayout
 from sylvinit.moments.gather import gather_patches
+from sylvinit.moments.patch_lines import lines_are_cheaper
 from sylvinit.moments.row_labels import NO_LABELS, LabelKind
 from sylvinit.moments.rows import Rows
 from sylvinit.moments.sampling import Key
@@ -116,7 +118,7 @@ def add_patches(moments: PatchMoments, source: PatchSource, arithmetic: str | No
 
     With ``arithmetic`` the patch_gram operator is used where it takes these patches.
     """
-    if _correlation_fits(source):
+    if _correlation_fits(source, correlation_is_cheaper if arithmetic else lines_are_cheaper):
         _correlate(moments, source, arithmetic)
         if moments.reservoir_size:
             drawn = source.drawn(_RESERVOIR_DRAWS)
@@ -128,8 +130,8 @@ def add_patches(moments: PatchMoments, source: PatchSource, arithmetic: str | No
         _add_gathered(moments, source)
 
 
-def _correlation_fits(source: PatchSource) -> bool:
-    """Whether all patches are wanted, and cost least by shifted correlations."""
+def _correlation_fits(source: PatchSource, is_cheaper: Callable[..., bool]) -> bool:
+    """Whether all patches are wanted, and cost least without forming them."""
     x, rows, geometry = source.x, source.rows, source.geometry
     if source.patches is not None or geometry is None:
         return False
@@ -137,7 +139,7 @@ def _correlation_fits(source: PatchSource) -> bool:
         return False
     if rows.entries is not None or not bool((rows.counts == 1).all()):
         return False
-    return correlation_is_cheaper(geometry, tuple(x.shape[2:]), x.shape[1] // source.groups)
+    return is_cheaper(geometry, tuple(x.shape[2:]), x.shape[1] // source.groups)
 
 
 def _add_gathered(moments: PatchMoments, source: PatchSource) -> None:

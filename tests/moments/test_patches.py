@@ -22,7 +22,7 @@ from torch import Tensor
 import sylvinit
 from sylvinit.errors import DataError, LabelError, OptionError
 from sylvinit.model.geometry import PADDING_MODES, PatchGeometry
-from sylvinit.moments import patch_source
+from sylvinit.moments import patch_lines, patch_source
 from sylvinit.moments.all_patches import correlation_gram, pad_channels_last, window_sums
 from sylvinit.moments.gather import gather_patches
 from sylvinit.moments.patch_source import PatchSource
@@ -203,7 +203,8 @@ def test_patch_moments_are_those_of_loops(
     with pytest.MonkeyPatch.context() as patch:
         if route is not None and set(case["stride"]) == {1}:
             # Both routes, whatever the count of flops says.
-            patch.setattr(patch_source, "correlation_is_cheaper", lambda *_: route)
+            patch.setattr(patch_source, "lines_are_cheaper", lambda *_: route)
+            patch.setattr(patch_lines, "_SEGMENT_BYTES", 2000)
         patch.setattr(patch_source, "_UNFOLD_BYTES", 2000)
         moments = sylvinit.patch_moments(
             x,
