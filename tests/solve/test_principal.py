@@ -186,23 +186,29 @@ def test_small_components_of_few_rows_are_orthonormal(n: int) -> None:
 
 @pytest.mark.parametrize("d", [460, pytest.param(4608, marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("more", [-1, 0, 1])
-def test_wide_layers_with_a_hard_spectrum(d: int, more: int) -> None:
-    """Clustered, repeated and zero eigenvalues, with d - 1, d and d + 1 rows; P as above."""
-    n, k = d + more, d // 9
+@pytest.mark.parametrize("share", [9, 1])
+def test_wide_layers_with_a_hard_spectrum(d: int, more: int, share: int) -> None:
+    """Clustered, repeated and zero eigenvalues, with d - 1, d and d + 1 rows; P as above.
+
+    Of d components, as many as the rank are found.
+    """
+    n, rank = d + more, 2 * d // 3
+    k = min(d // share, rank)
     generator = torch.Generator().manual_seed(0)
     deviation = torch.from_numpy(spectrum("clustered", d))
     deviation[d // 40 : d // 20] = deviation[d // 40]
-    deviation[2 * d // 3 :] = 0
+    deviation[rank:] = 0
     x = torch.randn(n, min(n - 1, d), generator=generator, dtype=torch.float64)
     x = torch.linalg.qr(x - x.mean(dim=0)).Q * deviation[: x.shape[1]]
     axes = torch.linalg.qr(torch.randn(d, d, generator=generator, dtype=torch.float64)).Q
     x = x @ axes[: x.shape[1]] * n**0.5 + 0.1
-    found = solve(statistics(x.numpy()), k)
-    mean, w = x.mean(dim=0), found.weight[0]
+    found = solve(statistics(x.numpy()), d // share)
+    assert found.solved.sum() == k
+    mean, w = x.mean(dim=0), found.weight[0, :k]
     centered = x - mean
     wb = LAM * (w @ centered.mT @ centered / n + (w @ mean)[:, None] * mean)
     p = (w + wb / deviation[:k].square()[:, None]) / (1 + LAM)
-    # eps d over the smallest of the eigenvalues, 0.6 of the largest.
+    # eps d over the smallest of these eigenvalues, 0.05 of the largest: 2e-11.
     torch.testing.assert_close(p @ p.mT, torch.eye(k).double(), rtol=0, atol=1e-10)
-    assert found.rank == 2 * d // 3
+    assert found.rank == rank
     assert found.residual < 1e-14
