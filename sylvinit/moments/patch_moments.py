@@ -45,7 +45,7 @@ def patch_moments(
         kernel_size, stride, padding, dilation: as in ``torch.nn.Conv2d``; numbers or one per axis.
         padding_mode: "zeros", "reflect", "replicate" or "circular".
         groups: channel groups; every group has moments of its own.
-        patches: random patches per sample, or "all". For stride 1 "all" costs about a third of
+        patches: random patches per sample, or "all". For stride 1 "all" costs less than half of
             unfolding and forms no patches.
         labels: int64 (samples,), to keep class sums.
         classes: how many there are, for moments that are to be merged; by default the largest label
