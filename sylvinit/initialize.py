@@ -28,6 +28,7 @@ from sylvinit.execution.replicas import (
     survey_lines,
 )
 from sylvinit.execution.row_rules import find_row_rules
+from sylvinit.execution.shards import unsharded
 from sylvinit.execution.survey import survey_model
 from sylvinit.model.modules import check_module, device_of
 from sylvinit.model.obstacles import module_obstacle
@@ -260,17 +261,18 @@ def _initialize(
     with join(given["process_group"], model, stacklevel=4).together() as ranks:
         options = Options.checked(given, head_only=head_only)
         ranks.agree("options", list(options.lines()), "pass the same arguments on every rank")
-        model = check_module(model)
         caller = CallerModes.present()
-        forward = Forward(model, device_of(model), options.forward_fn)
-        with blas_seldom(), ModelGuard(model) as guard:
-            replicas = Replicas(model, ranks, guard)
-            report = _solve_all(data, options, forward, caller, replicas)
-            report.seconds = time.perf_counter() - begin
-            if ranks.rank == 0:  # in the guard, for users who turn warnings into errors
-                for text in report.warnings:
-                    warnings.warn(text, SylvinitWarning, stacklevel=3)
-            ranks.commit()
+        model = check_module(model)
+        with unsharded(model, ranks):
+            forward = Forward(model, device_of(model), options.forward_fn)
+            with blas_seldom(), ModelGuard(model) as guard:
+                replicas = Replicas(model, ranks, guard)
+                report = _solve_all(data, options, forward, caller, replicas)
+                report.seconds = time.perf_counter() - begin
+                if ranks.rank == 0:  # in the guard, for users who turn warnings into errors
+                    for text in report.warnings:
+                        warnings.warn(text, SylvinitWarning, stacklevel=3)
+                ranks.commit()
     _log.info("initialized %d layers in %.2f s", len(report.solved), report.seconds)
     return report
 

@@ -20,6 +20,7 @@ from sylvinit.distributed import Message, Ranks, join
 from sylvinit.errors import ModelError, SylvinitWarning
 from sylvinit.execution.guard import ModelGuard
 from sylvinit.execution.replicas import Replicas
+from sylvinit.execution.shards import unsharded
 from sylvinit.model.modules import check_module, device_of
 from sylvinit.priors.matrix import FilterCorrelation
 from sylvinit.report import Report
@@ -93,7 +94,7 @@ def correlated_init_(
         RankError: another rank has failed, or ranks have different models or arguments.
         Exception: in every case the model and the random state are as they were.
     """
-    with join(process_group, model, stacklevel=3).together() as ranks:
+    with join(process_group, model, stacklevel=3).together() as ranks, unsharded(model, ranks):
         return _correlated_init(
             model, corr, strength, gain, mode, bias, include, exclude, generator, dry_run, ranks
         )

@@ -17,6 +17,7 @@ from sylvinit.execution.batches import Batch, Forward, read_batches
 from sylvinit.execution.guard import CallerModes, ModelGuard, forward_modes, plain_modes
 from sylvinit.execution.notes import noted
 from sylvinit.execution.replicas import Replicas, in_one_stream
+from sylvinit.execution.shards import unsharded
 from sylvinit.model import ConvLayer, layers_of
 from sylvinit.model.modules import check_module, clean_name, device_of, refuse_lazy
 from sylvinit.moments.collect import InputCollector
@@ -70,7 +71,7 @@ def input_correlation(
         OptionError, OptionTypeError: an argument is out of its domain or of the wrong type.
         RankError: another rank has failed, or ranks have different models.
     """
-    with join(process_group, model, stacklevel=3).together() as ranks:
+    with join(process_group, model, stacklevel=3).together() as ranks, unsharded(model, ranks):
         return _input_correlation(
             model, data, patches, microbatch, max_samples, seed, forward_fn, ranks
         )

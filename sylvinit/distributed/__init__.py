@@ -8,8 +8,8 @@
 
 from __future__ import annotations
 
-from sylvinit.distributed.group import check_group, join
+from sylvinit.distributed.group import check_group, is_sharded, join
 from sylvinit.distributed.messages import Message
-from sylvinit.distributed.ranks import ALONE, Ranks
+from sylvinit.distributed.ranks import ALONE, Ranks, interrupts_deferred
 
-__all__ = ["ALONE", "Message", "Ranks", "check_group", "join"]
+__all__ = ["ALONE", "Message", "Ranks", "check_group", "interrupts_deferred", "is_sharded", "join"]

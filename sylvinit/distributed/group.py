@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from typing import Any
 
@@ -78,12 +79,23 @@ def _look_around(model: Any, stacklevel: int) -> None:
             "equal, and every rank would get weights of its own; pass process_group='world' on "
             "every rank"
         )
+    if isinstance(model, nn.Module) and any(map(is_sharded, model.modules())):
+        raise ModelError(
+            "the model is sharded by fully_shard, and no rank has a weight of its own; pass "
+            "process_group='world' on every rank, or the group of the ranks that it is sharded over"
+        )
     warnings.warn(
         f"this is one of {dist.get_world_size()} processes and gets weights of its own: pass "
         "process_group='world' on every rank for the same ones, from the data of all",
         SylvinitWarning,
         stacklevel=stacklevel,
     )
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether ``fully_shard`` (FSDP2) was applied to a module."""
+    loaded = sys.modules.get("torch.distributed.fsdp")  # which takes time to import
+    return isinstance(module, getattr(loaded, "FSDPModule", ()))
 
 
 def _device(group: Any, model: Any) -> torch.device:

@@ -34,6 +34,7 @@ class _Step(IntEnum):
     REDUCE = 4
     BROADCAST = 5
     COMMIT = 6
+    TENSORS = 7
 
 
 _ABSENT = 2**62  # in the place of a number that a rank has not
@@ -66,6 +67,13 @@ class Ranks:
     def alone(self) -> bool:
         """Whether there is nobody else."""
         return self.size == 1
+
+    @property
+    def processes(self) -> list[int]:
+        """The ranks in the world, in order."""
+        if self._group is not None:
+            return dist.get_process_group_ranks(self._group)
+        return [dist.get_rank() if dist.is_available() and dist.is_initialized() else 0]
 
     @property
     def leads(self) -> bool:
@@ -143,7 +151,7 @@ class Ranks:
     @contextmanager
     def _step(self, what: str) -> Iterator[None]:
         """A step that Ctrl-C does not tear, with typed errors for what happens to the group."""
-        with _interrupts_deferred() as caught:
+        with interrupts_deferred() as caught:
             try:
                 yield
             except SylvinitError:
@@ -245,6 +253,18 @@ class Ranks:
     def choose_members(self, members: list[int]) -> None:
         """Say, on all ranks alike, which of them have samples."""
         self.members = members
+
+    def gather_tensors(self, what: str, x: Tensor) -> list[Tensor]:
+        """The tensors of all ranks, of one shape and dtype, in rank order."""
+        if self.alone:
+            return [x]
+        own = x.contiguous().reshape(-1).view(torch.uint8).to(self.device)
+        # Before the step, so that the others hear of it where there is no memory.
+        found = [torch.empty_like(own) for _ in range(self.size)]
+        with self._step(what):
+            self._meet(_Step.TENSORS, what)
+            dist.all_gather(found, own, group=self._group)
+        return [part.view(x.dtype).reshape(x.shape).to(x.device) for part in found]
 
     def reduce(
         self, what: str, pack: Callable[[], Message], merge: Callable[[Message], None]
@@ -348,7 +368,7 @@ def _first_difference(one: list[str], two: list[str]) -> int:
 
 
 @contextmanager
-def _interrupts_deferred() -> Iterator[list[int]]:
+def interrupts_deferred() -> Iterator[list[int]]:
     """Ctrl-C is written down in the block; the list is of those that came."""
     caught: list[int] = []
     former = signal.getsignal(signal.SIGINT)

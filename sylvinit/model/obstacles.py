@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,6 +116,13 @@ _ALL = (
 REMEDIES = {obstacle.kind: obstacle.remedy for obstacle in _ALL}
 
 
+BEFORE_SHARDING = (
+    "initialize the network before it is sharded, on every rank with process_group='world', or "
+    "initialize a copy on one rank and load its state dict with "
+    "torch.distributed.checkpoint.state_dict.set_model_state_dict"
+)
+
+
 def weight_obstacle(module: nn.Module, attribute: str) -> Obstacle | None:
     """What is in the way of writing the tensor of that name; None also for what can be written.
 
@@ -174,21 +181,20 @@ def modules_of_flat_parameters(modules: Iterable[nn.Module]) -> set[nn.Module]:
     }
 
 
-def refuse_distributed(model: nn.Module) -> None:
-    """Raise ModelError if parameters or buffers are DTensors: a forward must not be held or undone.
+def refuse_distributed(model: nn.Module, known: Container[int] = ()) -> None:
+    """Raise ModelError if parameters or buffers are DTensors, but for those of the ids ``known``.
 
-    FSDP2 has them (fully_shard) and tensor parallelism.
+    Tensor parallelism has them: a forward with collectives must not be held or undone.
     """
     kind = _loaded("torch.distributed.tensor", "DTensor")
     if kind is None:
         return
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if isinstance(tensor, kind):
+        if isinstance(tensor, kind) and id(tensor) not in known:
             raise ModelError(
-                f"{name} is a DTensor, a part of which lies on every rank (fully_shard, tensor "
-                "parallelism); initialize the network before it is sharded, on every rank with "
-                "process_group='world', or initialize a copy on one rank and load its state dict "
-                "with torch.distributed.checkpoint.state_dict.set_model_state_dict"
+                f"{name} is a DTensor, a part of which lies on every rank, and not by fully_shard "
+                "of a module in the model (tensor parallelism, or the model is a part of a sharded "
+                f"one); {BEFORE_SHARDING}"
             )
 
 
