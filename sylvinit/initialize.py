@@ -187,7 +187,9 @@ def initialize_(
             of one process on all data but for rounding. No samples leave a rank, except for the
             rows of layers with fewer rows than features and bounded random samples of rows ("ica",
             "kmeans"; at most 2,000 of the head's for preset "auto"). All ranks return the report;
-            warnings are of rank 0. None: this process alone.
+            warnings are of rank 0. A model under ``fully_shard`` (FSDP2) over the same ranks is
+            whole on every rank for the time of the call, and sharded after it. None: this process
+            alone.
 
     Returns:
         A :class:`sylvinit.Report`; print it.
@@ -196,8 +198,9 @@ def initialize_(
         OptionError, OptionTypeError: an argument is out of its domain or of the wrong type.
         DataError, LabelError: the data are empty, not finite, inconsistent or not what the model
             takes; labels are missing, or suit neither the code nor the head's outputs and rows.
-        ModelError: parameters that are sharded (DTensor), offloaded or on the meta device, mixed
-            devices, no layer that can be solved, no such head.
+        ModelError: parameters that are DTensors and not by ``fully_shard`` over the ranks of the
+            group, offloaded or on the meta device, mixed devices, no layer that can be solved, no
+            such head.
         RowLayoutError: a code needs labels for rows that do not follow the samples.
         NonFiniteError: NaN or Inf appeared in an activation.
         SolverError: an equation could not be solved.

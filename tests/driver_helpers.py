@@ -29,6 +29,12 @@ def bits(x: Tensor) -> bytes:
     return x.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()
 
 
+def own_part(x: Tensor) -> Tensor:
+    """The shard of this rank, or all of what is not sharded."""
+    with torch.no_grad():
+        return x.to_local() if hasattr(x, "to_local") else x
+
+
 @dataclass
 class Snapshot:
     """A model and the process around it, as plain comparable values.
@@ -37,7 +43,7 @@ class Snapshot:
         values: bits of every parameter and buffer, by module and name.
         tensors: identity, layout and flags of every parameter and buffer.
         training: the flag of every module.
-        attributes: identities of what a module holds beside.
+        attributes: identities of what a module holds beside, and its class.
         hooks: keys and identities of everything in a module's dicts of hooks.
         modes: grad and inference mode, autocast, the attention fast path, defaults of torch.
         random: states of the generators of torch, NumPy and Python.
@@ -57,6 +63,7 @@ class Snapshot:
         shot = cls({}, {}, {}, {}, {}, _modes(), _random_states())
         for name, module in model.named_modules(remove_duplicate=False):
             shot.training[name] = module.training
+            shot.attributes[f"{name}.__class__"] = id(type(module))
             for attribute, value in vars(module).items():
                 if "hooks" in attribute and isinstance(value, dict):
                     entries = [(key, id(item)) for key, item in value.items()]
@@ -69,13 +76,13 @@ class Snapshot:
                     shot.values[place] = None
                     shot.tensors[place] = (id(tensor),)
                     continue
-                shot.values[place] = bits(tensor)
+                shot.values[place] = bits(own_part(tensor))
                 shot.tensors[place] = (
                     id(tensor),
                     tensor.dtype,
                     tensor.shape,
                     tensor.stride(),
-                    tensor.data_ptr(),
+                    own_part(tensor).data_ptr(),
                     tensor.requires_grad,
                     id(tensor.grad) if tensor.is_leaf else None,
                 )

@@ -12,11 +12,16 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+import pytest
 import torch
 from torch import distributed as dist
 
 TIMEOUT = 20.0  # seconds of a group, and of a job in all
 PROCESSES = 4
+
+needs_gloo = pytest.mark.skipif(
+    not (dist.is_available() and dist.is_gloo_available()), reason="no gloo here"
+)
 
 
 @dataclass

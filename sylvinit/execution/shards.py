@@ -46,7 +46,7 @@ def unsharded(model: Any, ranks: Ranks) -> Iterator[None]:
         unit.reshard()
     shards = _find_shards(model, units, ranks)
     lines = [f"{shard.name}: {shard.described()}" for shard in shards]
-    ranks.agree("sharded models", lines, BEFORE_SHARDING)
+    ranks.agree("sharded models", lines, "build and shard the same one on every rank")
     with torch.inference_mode(False), torch.no_grad():
         whole = [shard.gathered(ranks) for shard in shards]
     back = ExitStack()
@@ -102,10 +102,12 @@ class _Shard:
 
     def obstacle(self, ranks: Ranks) -> str | None:
         """Why it cannot be gathered from these ranks."""
+        from torch.distributed.tensor import Shard  # which takes time, but for those who have it
+
         mesh, local = self.parameter.device_mesh, self._local
         *copies, placement = self.parameter.placements
         alike = len(copies) < 2 and all(x.is_replicate() for x in copies)
-        if not alike or type(placement).__name__ != "Shard":
+        if not alike or type(placement) is not Shard:
             return f"is placed by {self.parameter.placements}"
         if type(local) is not Tensor:
             return f"consists of tensors of type {type(local).__name__}"
@@ -180,7 +182,7 @@ def _parameters_of(unit: Any) -> list[Any]:
 
 def _take_off(units: list[nn.Module], back: ExitStack) -> None:
     """Make plain modules of units; ``back`` makes units of them again."""
-    from torch.distributed.fsdp import FSDPModule  # which takes time, but for those who have it
+    from torch.distributed.fsdp import FSDPModule
 
     for unit in units:
         plain = next(cls for cls in type(unit).__mro__ if not issubclass(cls, FSDPModule))

@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import rank_jobs
 import torch
 from driver_helpers import bits
-from rank_pool import RankPool
-from torch import distributed
+from rank_pool import RankPool, needs_gloo
 
 import sylvinit
 
-pytestmark = pytest.mark.skipif(
-    not (distributed.is_available() and distributed.is_gloo_available()), reason="no gloo here"
-)
-
-
-@pytest.fixture(scope="module")
-def pool() -> Iterator[RankPool]:
-    pool = RankPool(3)
-    yield pool
-    pool.close()
+pytestmark = needs_gloo
 
 
 @pytest.mark.parametrize("generated", [True, False])

@@ -2,23 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import rank_jobs
-from rank_pool import RankPool
-from torch import distributed
+from rank_pool import RankPool, needs_gloo
 
-pytestmark = pytest.mark.skipif(
-    not (distributed.is_available() and distributed.is_gloo_available()), reason="no gloo here"
-)
-
-
-@pytest.fixture(scope="module")
-def pool() -> Iterator[RankPool]:
-    pool = RankPool(3)
-    yield pool
-    pool.close()
+pytestmark = needs_gloo
 
 
 @pytest.mark.parametrize("culprit", [0, 2])

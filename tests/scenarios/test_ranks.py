@@ -3,30 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import rank_jobs
-from rank_pool import RankPool
-from torch import distributed
+from rank_pool import RankPool, needs_gloo
 
 import sylvinit
 
-pytestmark = pytest.mark.skipif(
-    not (distributed.is_available() and distributed.is_gloo_available()), reason="no gloo here"
-)
+pytestmark = needs_gloo
 
 State = dict[str, np.ndarray]
 PARTS = {2: (23, 18), 3: (3, 30, 8), 4: (20, 1, 0, 20)}
-
-
-@pytest.fixture(scope="module")
-def pool() -> Iterator[RankPool]:
-    pool = RankPool()
-    yield pool
-    pool.close()
 
 
 def alone(name: str, **options: Any) -> State:
