@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ def sharded(model: nn.Module, mesh: Any, how: str = "") -> nn.Module:
         options["shard_placement_fn"] = _second_axis
     elif how == "to two":
         options["reshard_after_forward"] = 2
-    elif how == "the root alone":
+    elif how in ("the root alone", "after a forward"):
         units = []
     elif how == "in pairs":
         units = [units[i : i + 2] for i in range(0, len(units), 2)]
@@ -85,7 +86,7 @@ class Outcome:
 
     shards: Arrays
     kept: bool = True
-    whole: Arrays = field(default_factory=dict)
+    whole: Arrays = field(default_factory=dict[str, np.ndarray])
 
 
 def _shards(model: nn.Module) -> Arrays:
@@ -111,7 +112,16 @@ def _train(model: nn.Module, optimizer: torch.optim.Optimizer, data: Any) -> Arr
 
 
 def _made(name: str) -> tuple[nn.Module, Any]:
-    """A network and data; "float32" and "predictor" are variants of that with batch norm."""
+    """A network and data: "uneven", two variants of that with batch norm, or those of others.
+
+    The rows of "uneven" do not go into 2 or 4 pieces of one length; one of its weights is tied.
+    """
+    if name == "uneven":
+        torch.manual_seed(0)
+        twice = nn.Linear(9, 9)
+        body = [nn.Linear(24, 9), nn.ReLU(), twice, nn.Tanh(), twice, nn.Linear(9, 3)]
+        x, _ = network("table")[1]
+        return nn.Sequential(*body).double(), (x, torch.arange(len(x)) % 3)
     if name == "float32":
         model, (x, y) = network("batch norm")
         return model.float(), (x.float(), y)
@@ -121,14 +131,14 @@ def _made(name: str) -> tuple[nn.Module, Any]:
     return network(name)
 
 
-def alone(name: str, *, head: bool = False, train: bool = False) -> Outcome:
+@cache
+def alone(name: str, *, head: bool = False) -> Outcome:
     """What one process makes of all data."""
     model, data = _made(name)
     _call(model, data, head, {})
     outcome = Outcome(_shards(model))
-    if train:
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-        outcome.whole = _train(model, optimizer, data)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    outcome.whole = _train(model, optimizer, data)
     return outcome
 
 
@@ -155,7 +165,6 @@ def initialize(
     name: str,
     how: str = "",
     head: bool = False,
-    train: bool = False,
     options: dict[str, Any] | None = None,
 ) -> Outcome:
     """The state of a sharded model after initialize_ on this rank's part of the data."""
@@ -172,10 +181,7 @@ def initialize(
         model.train()
     _call(model, part_of(data, SIZES[size], rank), head, own)
     kept = all(x is y for x, y in zip(before, model.parameters(), strict=True))
-    outcome = Outcome(_shards(model), kept)
-    if train:
-        outcome.whole = _train(model, optimizer, data)
-    return outcome
+    return Outcome(_shards(model), kept, _train(model, optimizer, data))
 
 
 def fault(group: Any, rank: int, kind: str, culprit: int) -> tuple[str, str, bool]:
@@ -186,6 +192,7 @@ def fault(group: Any, rank: int, kind: str, culprit: int) -> tuple[str, str, boo
     model.trap = Fault(kind if guilty else "none")
     own: Any = part_of(data, SMALL[dist.get_world_size(group)], rank)
     if guilty and kind == "NaN in the data":
+        own = own[0].clone(), own[1]
         own[0][3] = torch.nan
     sharded(model, mesh_of(group))
     model.trap.kind, trapped = "none", model.trap.kind
@@ -215,7 +222,7 @@ def without_group(group: Any, rank: int) -> list[str]:
         warnings.simplefilter("always")
         try:
             sylvinit.initialize_(model, data)
-        except sylvinit.ModelError as error:
+        except sylvinit.errors.ModelError as error:
             return [*(str(w.message) for w in caught), str(error)]
     return []
 

@@ -81,7 +81,7 @@ def _look_around(model: Any, stacklevel: int) -> None:
         )
     if isinstance(model, nn.Module) and any(map(is_sharded, model.modules())):
         raise ModelError(
-            "the model is sharded by fully_shard, and no rank has a weight of its own; pass "
+            "the model is sharded by fully_shard, and no rank has all of a weight; pass "
             "process_group='world' on every rank, or the group of the ranks that it is sharded over"
         )
     warnings.warn(

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from types import MethodType
 from typing import Any
 
 import torch
@@ -100,26 +99,27 @@ class _Shard:
         x = self.parameter
         return f"{x.dtype} {tuple(x.shape)}, {x.placements} on {x.device_mesh.mesh.tolist()}"
 
-    def obstacle(self, ranks: Ranks) -> str | None:
-        """Why it cannot be gathered from these ranks."""
+    def check(self, ranks: Ranks) -> None:
+        """Raise ModelError if it cannot be gathered from these ranks."""
         from torch.distributed.tensor import Shard  # which takes time, but for those who have it
 
-        mesh, local = self.parameter.device_mesh, self._local
+        mesh, local, why = self.parameter.device_mesh, self._local, ""
         *copies, placement = self.parameter.placements
-        alike = len(copies) < 2 and all(x.is_replicate() for x in copies)
-        if not alike or type(placement) is not Shard:
-            return f"is placed by {self.parameter.placements}"
-        if type(local) is not Tensor:
-            return f"consists of tensors of type {type(local).__name__}"
-        if local.device.type != mesh.device_type:
-            return f"is offloaded to {local.device} (CPUOffloadPolicy)"
+        hybrid = len(copies) < 2 and all(x.is_replicate() for x in copies)
+        if not hybrid or type(placement) is not Shard:
+            why = f"placed by {self.parameter.placements}"
+        elif type(local) is not Tensor:
+            why = f"in tensors of type {type(local).__name__}"
+        elif local.device.type != mesh.device_type:
+            why = f"and kept on {local.device} by CPUOffloadPolicy"
+        if why:
+            raise ModelError(f"{self.name} is sharded by fully_shard {why}; {BEFORE_SHARDING}")
         found = mesh.mesh.flatten().tolist()
         if found != ranks.processes:
-            return (
-                f"lies on ranks {found}, and the call is one of {ranks.processes}: pass the group "
-                "of all ranks that have a shard as process_group=, 'world' if that is all ranks"
+            raise ModelError(
+                f"{self.name} is sharded by fully_shard over the ranks {found}, and the call is "
+                f"one of {ranks.processes}; pass the group of exactly those as process_group="
             )
-        return None
 
     def gathered(self, ranks: Ranks) -> nn.Parameter:
         """All of it."""
@@ -164,10 +164,7 @@ def _find_shards(model: nn.Module, units: list[nn.Module], ranks: Ranks) -> list
             "that has raised; call reset_iter_state() of the outermost sharded module"
         )
     for shard in found.values():
-        why = shard.obstacle(ranks)
-        if why is not None:
-            remedy = "" if "process_group" in why else f"; {BEFORE_SHARDING}"
-            raise ModelError(f"{shard.name} is sharded by fully_shard and {why}{remedy}")
+        shard.check(ranks)
     return list(found.values())
 
 
@@ -175,7 +172,7 @@ def _parameters_of(unit: Any) -> list[Any]:
     """What FSDP2 knows of the parameters of a unit."""
     state = unit._get_fsdp_state()
     groups = getattr(state, "_fsdp_param_groups", None)
-    if groups is None:  # before torch 2.12
+    if groups is None:  # an older torch, as 2.6, has one at most
         groups = [state._fsdp_param_group] if state._fsdp_param_group else []
     return [parameter for group in groups for parameter in group.fsdp_params]
 
@@ -196,10 +193,10 @@ def _take_off(units: list[nn.Module], back: ExitStack) -> None:
         attributes = vars(unit)
         for key, value in attributes.items():
             # What register_fsdp_forward_method has made of a method.
-            inner = isinstance(value, MethodType) and value.__func__.__globals__.get("__name__")
-            if inner and inner.startswith(_FSDP):
+            function = getattr(value, "__func__", None)
+            if getattr(function, "__globals__", {}).get("__name__", "").startswith(_FSDP):
                 back.callback(attributes.__setitem__, key, value)
-                attributes[key] = value.__func__.__wrapped__
+                attributes[key] = vars(function)["__wrapped__"]
 
 
 def _nothing(*args: Any, **kwargs: Any) -> None:
