@@ -66,7 +66,7 @@ def _plan(geometry: PatchGeometry, outputs: tuple[int, ...]) -> tuple[_Lag, ...]
         for cell in product(*axes):
             firsts = product(*(taps for _, _, taps in cell))
             pairs = [(number[i], number[tuple(map(add, i, lag))]) for i in firsts]
-            begins, ends = (tuple(part[at] for part in cell) for at in (0, 1))
+            begins, ends = tuple(part[0] for part in cell), tuple(part[1] for part in cell)
             boxes.append(_Box(begins, ends, tuple(pairs)))
         shift = tuple(step * d for step, d in zip(lag, dilation, strict=True))
         lags.append(_Lag(shift, tuple(boxes)))
