@@ -61,7 +61,7 @@ def _run(arguments: argparse.Namespace) -> int:
         runs = [run for run in runs if run.arm.name in arguments.arms]
     left = missing(runs, arguments.results)
     print(f"{len(left)} of {len(runs)} runs to do", flush=True)
-    check_all(left)
+    left = check_all(left)
     deadline = None if arguments.minutes is None else time.time() + 60 * arguments.minutes
     settings = Settings(
         arguments.results,

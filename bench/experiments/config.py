@@ -60,6 +60,8 @@ class Config:
             ("before" with a map of the features).
         dataset: a key of ``data.NEEDS``.
         split: "test" or "validation", see :func:`data.draw`.
+        measured: images of each class of the split that runs on networks of their own are measured
+            on, a fixed choice; None for all.
         network: a key of ``architectures.NETWORKS``.
         network_settings: arguments of that network.
         cells: what differs between the columns: "shots" (None: all images) and, where they differ,
@@ -90,6 +92,7 @@ class Config:
     seeds: tuple[int, ...]
     deviations: tuple[str, ...] = ()
     split: str = "test"
+    measured: int | None = None
     network_settings: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     curve: bool = False
@@ -163,6 +166,8 @@ class Run:
         stands_for = meaning(self.arm.initialiser, self.arm.settings, self.network)
         if stands_for:
             content["meaning"] = stands_for
+        if config.measured is not None:
+            content["measured"] = config.measured
         return hashlib.sha256(_canonical(content).encode()).hexdigest()[:10]
 
     @property
@@ -298,6 +303,9 @@ def _check(config: Config) -> None:
     expect(config.runner == "train" or not config.directions, "directions: for runner train alone")
     pretrained = config.runner in PRETRAINED
     expect(not pretrained or config.checkpoint is not None, "checkpoint: missing")
+    few = config.measured
+    expect(few is None or (type(few) is int and few > 0), "measured: expected a positive integer")
+    expect(few is None or not pretrained, f"measured: not for runners {PRETRAINED}")
     arms = {arm.name for arm in config.arms}
     expect(config.compare_with is None or config.compare_with in arms, "compare_with: no such arm")
     expect(arms >= set(config.compared), f"compared: expected some of {sorted(arms)}")

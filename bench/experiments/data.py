@@ -43,6 +43,10 @@ class MissingDataError(Exception):
     """A data set, or a trained network, that is not on this machine."""
 
 
+class TooFewImagesError(MissingDataError):
+    """The data set is there, but some class has fewer images than a run asks for."""
+
+
 class Dataset(NamedTuple):
     """Images, float32 (N, channels, height, width) in channels_last, and their labels."""
 
@@ -95,7 +99,7 @@ def draw(dataset: Dataset, shots: int | None, seed: int, split: str = "test") ->
             to choose settings must not be the test set.
 
     Raises:
-        MissingDataError: fewer than ``shots`` images in a class, or none left to validate on.
+        TooFewImagesError: fewer than ``shots`` images in a class, or none left to validate on.
     """
     labels = dataset.train.labels
     if shots is None:
@@ -104,14 +108,14 @@ def draw(dataset: Dataset, shots: int | None, seed: int, split: str = "test") ->
         try:
             chosen = few_per_class(labels, shots, seed)
         except LabelError as error:
-            raise MissingDataError(f"{shots} images a class cannot be drawn: {error}") from error
+            raise TooFewImagesError(f"{shots} images a class cannot be drawn: {error}") from error
     train = _pick(dataset.train, chosen)
     if split == "test":
         return Dataset(train, dataset.test)
     left = torch.ones(len(labels), dtype=torch.bool)
     left[chosen] = False
     if not bool(left.any()):
-        raise MissingDataError(f"{shots} images a class leave no training images to validate on")
+        raise TooFewImagesError(f"{shots} images a class leave no training images to validate on")
     return Dataset(train, _pick(dataset.train, left.nonzero().flatten()))
 
 

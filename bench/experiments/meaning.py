@@ -14,7 +14,7 @@ from typing import Any
 from initialisers.table import BASELINES
 
 import sylvinit
-from sylvinit.codes import get_code
+from sylvinit.codes import SignPairs, get_code
 from sylvinit.errors import SylvinitError
 from sylvinit.options import PRESETS
 
@@ -35,7 +35,8 @@ VIEWS = ("rows", "mean")
 
 
 def code_from(value: Any) -> Any:
-    """A code from JSON: a name, {"code": name, "field": value, ...}, or those by module pattern.
+    """A code from JSON: a name, {"code": name, "field": value, ...}, {"pairs_of": one of these}, or
+    those by module pattern.
 
     Raises:
         ValueError: such a code has no such field.
@@ -47,6 +48,8 @@ def code_from(value: Any) -> Any:
             return dataclasses.replace(code, **fields)
         except TypeError as error:
             raise ValueError(f"code {value['code']!r}: {error}") from error
+    if isinstance(value, Mapping) and value.keys() == {"pairs_of"}:
+        return SignPairs(get_code(code_from(value["pairs_of"])))
     if isinstance(value, Mapping):
         return {pattern: code_from(item) for pattern, item in value.items()}
     return value

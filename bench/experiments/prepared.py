@@ -38,6 +38,7 @@ class Prepared:
             self.test = _whole_test_set(config.dataset, device)
         else:
             self.test = data.to_device(drawn.test, device)
+        self.test = data.limit(self.test, config.measured, 0)
         warm_up(self.model, run.arm, self.samples)
         seconds = initialise(self.model, run.arm, self.samples, run.seed)
         self.outcome: dict[str, Any] = {

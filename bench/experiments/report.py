@@ -73,6 +73,8 @@ def _section(results: Measured, out: Path, partial: bool) -> str:
 def _origin(config: Config) -> str:
     training = ", ".join(f"{key} {_plain(value)}" for key, value in config.training.items())
     measured_on = "the test set" if config.split == "test" else "training images left over"
+    if config.measured is not None:
+        measured_on = f"{config.measured} images a class of {measured_on}"
     place = f"{', '.join(config.networks)} on {config.dataset}, measured on {measured_on}"
     counts = sorted({len(config.cell_seeds(cell)) for cell in config.cells})
     seeds = "one seed" if counts == [1] else f"{' or '.join(map(str, counts))} seeds"

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from config import Config, Run, cell_identity
+from config import Config, Run, cell_identity, cell_label
+from data import TooFewImagesError
 from runners import check, execute
 from store import Results
 
@@ -106,14 +107,29 @@ def grouped(runs: Sequence[Run], stack: int) -> list[list[Run]]:
     return groups
 
 
-def check_all(runs: Iterable[Run]) -> None:
-    """Raise what is missing or wrong before hours of work, once for each kind of run."""
+def check_all(runs: Iterable[Run]) -> list[Run]:
+    """Raise what is missing or wrong before hours of work, once for each kind of run.
+
+    Returns:
+        The runs without those of cells for which a class has too few images on this machine; a
+        message on standard output names these cells.
+    """
     seen: set[tuple[str, ...]] = set()
+    small: set[tuple[str, str]] = set()
+    left: list[Run] = []
     for run in runs:
-        place = run.config.name, str(run.cell), run.arm.initialiser, str(run.training)
-        if place not in seen:
+        cell = run.config.name, cell_label(run.cell)
+        place = *cell, str(run.cell), run.arm.initialiser, str(run.training)
+        if cell not in small and place not in seen:
             seen.add(place)
-            check(run)
+            try:
+                check(run)
+            except TooFewImagesError as error:
+                small.add(cell)
+                print(f"{cell[0]}, {cell[1]}: left out, {error}", flush=True)
+        if cell not in small:
+            left.append(run)
+    return left
 
 
 def work(runs: Sequence[Run], settings: Settings) -> int:
