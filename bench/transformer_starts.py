@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,10 +31,10 @@ _FULL = next(pair for pair in PAIRS if pair.title == "ViT / CIFAR-10")
 PAIR = replace(_FULL, title=f"{_FULL.title}, 240 updates", updates={50: 240})
 
 
-def runs(split: str, arms: tuple[str, ...] = ARMS) -> list[Run]:
-    """Those of a split, all arms of a seed before the next seed."""
+def runs(split: str, arms: Sequence[str] = ARMS, seeds: Sequence[int] | None = None) -> list[Run]:
+    """Those of a split, all arms of a seed before the next seed; ``seeds``: only these."""
     cell = Cell(PAIR, 50, "AdamW")
-    return [Run(cell, arm, seed, RATE, split) for seed in SEEDS[split] for arm in arms]
+    return [Run(cell, arm, seed, RATE, split) for seed in seeds or SEEDS[split] for arm in arms]
 
 
 def table(split: str, records: Records) -> str:
@@ -65,12 +66,13 @@ def main() -> int:
     parser.add_argument("command", choices=("run", "table"))
     parser.add_argument("--split", choices=tuple(SEEDS), default="validation")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
+    parser.add_argument("--seeds", type=int, nargs="+")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--minutes", type=float)
     arguments = parser.parse_args()
     failed = 0
     if arguments.command == "run":
-        todo = runs(arguments.split, tuple(arguments.arms))
+        todo = runs(arguments.split, arguments.arms, arguments.seeds)
         deadline = None if arguments.minutes is None else time.time() + 60 * arguments.minutes
         failed = work(
             lambda _: todo, lambda: read([PAIR], FOLDER), FOLDER, arguments.workers, deadline
