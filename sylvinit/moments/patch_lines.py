@@ -64,22 +64,28 @@ def _plan(geometry: PatchGeometry, outputs: tuple[int, ...]) -> tuple[_Lag, ...]
         ]
         boxes: list[_Box] = []
         for cell in product(*axes):
-            firsts = product(*(taps for _, _, taps in cell))
+            firsts = product(*(part.taps for part in cell))
             pairs = [(number[i], number[tuple(map(add, i, lag))]) for i in firsts]
-            begins, ends = tuple(part[0] for part in cell), tuple(part[1] for part in cell)
+            begins, ends = tuple(part.begin for part in cell), tuple(part.end for part in cell)
             boxes.append(_Box(begins, ends, tuple(pairs)))
         shift = tuple(step * d for step, d in zip(lag, dilation, strict=True))
         lags.append(_Lag(shift, tuple(boxes)))
     return tuple(lags)
 
 
-def _intervals(taps: range, dilation: int, length: int) -> Iterator[tuple[int, int, list[int]]]:
-    """Where the windows [tap * dilation, + length) begin and end: (begin, end, taps) in between."""
+class _Interval(NamedTuple):
+    begin: int
+    end: int
+    taps: list[int]  # whose windows hold it
+
+
+def _intervals(taps: range, dilation: int, length: int) -> Iterator[_Interval]:
+    """Between any two places where windows [tap * dilation, + length) begin or end."""
     edges = sorted({edge for tap in taps for edge in (tap * dilation, tap * dilation + length)})
     for begin, end in pairwise(edges):
         inside = [i for i in taps if i * dilation <= begin and end <= i * dilation + length]
         if inside:
-            yield begin, end, inside
+            yield _Interval(begin, end, inside)
 
 
 def lines_are_cheaper(geometry: PatchGeometry, in_size: tuple[int, ...], channels: int) -> bool:
