@@ -11,6 +11,8 @@ from sylvinit.codes import Code, Logistic, OneHot, Ridge, Targets, needs_sample_
 from sylvinit.distributed import ALONE, Ranks
 from sylvinit.errors import LabelError, OptionError
 from sylvinit.execution.batches import Batch
+from sylvinit.execution.batches.labels import split_labels
+from sylvinit.execution.batches.values import tensors_in
 from sylvinit.execution.readings import (
     ClassReading,
     Head,
@@ -232,12 +234,14 @@ class Supervision:
     def _warn_of_equal_inputs(self) -> None:
         first, labels = self._batches[0], self._labels[0]
         seen = labels != self._options.ignore_index
+        # A forward_fn is given the labels as well.
+        inputs = split_labels(first.inputs)[0] if first.named else first.inputs
 
         def same(x: Tensor) -> bool:
             alike = x.shape == labels.shape and not x.is_floating_point()
             return alike and bool(((x.to(labels.device) == labels) | ~seen).all())
 
-        if not labels.is_floating_point() and any(same(x) for x in first.tensors()):
+        if not labels.is_floating_point() and any(same(x) for x in tensors_in(inputs)):
             self.warnings.append(
                 "labels equal the inputs, and they are not shifted: the head learns to repeat its "
                 "input. For the next token pass labels that are shifted by one, -100 at the end"

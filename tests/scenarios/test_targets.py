@@ -332,6 +332,15 @@ def test_unshifted_labels_of_a_language_model() -> None:
     assert not any("shifted" in text for text in report.warnings)
 
 
+def test_labels_that_forward_fn_is_given_are_no_inputs() -> None:
+    """A class for every pixel."""
+    model = nn.Conv2d(3, 4, 1)
+    images = torch.randn(12, 3, 5, 5, generator=generator())
+    data = {"images": images, "labels": images.argmax(dim=1)}
+    report = sylvinit.initialize_head_(model, data, forward_fn=lambda m, x: m(x["images"]))
+    assert not any("labels" in text for text in report.warnings)
+
+
 def test_a_head_over_a_vocabulary() -> None:
     """Nothing of the size of classes times classes is made: that would be 20 GB."""
     head = nn.Linear(4, 50_000).double()
