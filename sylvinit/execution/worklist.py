@@ -22,7 +22,7 @@ from sylvinit.execution.units import LayerUnit
 from sylvinit.model import Layer
 from sylvinit.model.batch_norm import Norm
 from sylvinit.model.modules import memory_key, parameter_holders
-from sylvinit.model.obstacles import MAPPED, REMEDIES, Obstacle
+from sylvinit.model.obstacles import FLAT, MAPPED, REMEDIES, Obstacle
 from sylvinit.moments.row_labels import NO_LABELS
 from sylvinit.moments.rows import rows_without_owner
 from sylvinit.options import Options
@@ -127,7 +127,10 @@ class Worklist:
         head = self._find_head()
         if head is None:
             return []
-        alike = {x.module: x for x in self._survey.layers if _outputs(x) == _outputs(head)}
+        whole = [x for x in self._survey.layers if self.skips.reason(x) is not FLAT]
+        if head not in whole:
+            return [head]
+        alike = {x.module: x for x in whole if _outputs(x) == _outputs(head)}
         answers = [x for x in self._survey.sums if x.keys() & alike.keys()]
         if self.options.head is not None or not self._shares(head):
             answers = [self._shares(head)]
