@@ -152,13 +152,13 @@ def _multiple(row: Row) -> float:
 
 
 def _environments(rows: list[Row]) -> str:
-    keys = ("torch", "timm", "torchvision", "transformers", "python", "cpu")
+    keys = ("sylvinit", "torch", "timm", "torchvision", "transformers", "python", "cpu")
     commits: dict[str, set[str]] = defaultdict(set)
     for environment in (row["environment"] for row in rows if "environment" in row):
         text = ", ".join(f"{key} {environment.get(key)}" for key in keys)
-        commits[text].add(environment["commit"].rstrip("+"))
+        commits[text].add(environment["commit"])
     return "\n".join(
-        f"Environment: {text}; sylvinit at commit {', '.join(sorted(found))}."
+        f"Environment: {text}; {len(found)} commits, which the results name."
         for text, found in sorted(commits.items())
     )
 
