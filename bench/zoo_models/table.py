@@ -158,7 +158,7 @@ def _environments(rows: list[Row]) -> str:
         text = ", ".join(f"{key} {environment.get(key)}" for key in keys)
         commits[text].add(environment["commit"])
     return "\n".join(
-        f"Environment: {text}; {len(found)} commits, which the results name."
+        f"Environment: {text}; commits of sylvinit, which the results name: {len(found)}."
         for text, found in sorted(commits.items())
     )
 
