@@ -27,8 +27,8 @@ FOLDER = Path(__file__).resolve().parent / "results" / "transformer_starts"
 ARMS = (OWN, "own+head", "mimetic", "best-norms", "first")
 SEEDS = {"validation": (100, 101, 102), "test": (0, 1, 2, 3, 4)}
 RATE = 3e-4
-_FULL = next(pair for pair in PAIRS if pair.title == "ViT / CIFAR-10")
-PAIR = replace(_FULL, title=f"{_FULL.title}, 240 updates", updates={50: 240})
+_PANEL = next(pair for pair in PAIRS if pair.title == "ViT / CIFAR-10")
+PAIR = replace(_PANEL, title=f"{_PANEL.title}, 240 updates", updates={50: 240})
 
 
 def runs(split: str, arms: Sequence[str] = ARMS, seeds: Sequence[int] | None = None) -> list[Run]:
