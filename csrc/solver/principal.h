@@ -34,6 +34,23 @@ inline int count_significant(const Tridiagonal& t, double relative, double absol
   return t.n - below[0];
 }
 
+// The same from all eigenpairs, by divide and conquer.
+inline int leading_of_all(const Tridiagonal& t, int first, int count, double* values, double* z) {
+  const int n = t.n;
+  std::vector<double> ascending(t.diagonal, t.diagonal + n), off(n);
+  std::copy(t.off, t.off + n - 1, off.begin());
+  std::vector<double> vectors(static_cast<std::size_t>(n) * n);
+  if (const int info = eigen_tridiagonal(n, ascending.data(), off.data(), vectors.data());
+      info != 0)
+    return info;
+  for (int i = 0; i < count; ++i) {
+    const std::ptrdiff_t place = n - 1 - first - i;
+    values[i] = ascending[place];
+    std::copy_n(vectors.data() + place * n, n, z + static_cast<std::ptrdiff_t>(i) * n);
+  }
+  return 0;
+}
+
 // Eigenvalues number [first, first + count), descending, and eigenvectors of T as rows of z.
 inline int leading_pairs(const Tridiagonal& t, int first, int count, double* values, double* z) {
   const int n = t.n, low = n - first - count + 1, high = n - first;
@@ -47,7 +64,8 @@ inline int leading_pairs(const Tridiagonal& t, int first, int count, double* val
   lapack.dstemr("V", "I", &n, diagonal.data(), off.data(), &none, &none, &low, &high, &found,
                 ascending.data(), vectors.data(), &n, &count, support.data(), &relatively_robust,
                 work.data(), &size, iwork.data(), &isize, &info);
-  if (info != 0 || found != count) return info != 0 ? info : -1;
+  // Relatively robust representations give up on some spectra with clusters and many zeros.
+  if (info != 0 || found != count) return leading_of_all(t, first, count, values, z);
   for (int i = 0; i < count; ++i) {
     values[i] = ascending[count - 1 - i];
     const double* source = vectors.data() + static_cast<std::ptrdiff_t>(count - 1 - i) * n;
