@@ -269,6 +269,11 @@ class Options:
             patches_given=patches_given,
         )
 
+    @property
+    def shrinks_head(self) -> bool:
+        """Whether a head of numbers is left part of its way: behind a body that will be trained."""
+        return bool(self.kept) and not self.head_only and self.head_code is None
+
     def settings(self) -> dict[str, Any]:
         """The arguments as plain values: codes and functions by their names."""
         plain: dict[str, Any] = {}

@@ -267,6 +267,7 @@ class Worklist:
             rescale=options.rescale == "variance" and not is_head,
             units=reading.units if isinstance(reading, TargetReading) else None,
             share=self._share(first) if solves_head else 1.0,
+            shrunk=options.shrinks_head and solves_head and isinstance(code, Targets),
         )
         calls = sum(survey.calls[module] for module in {layer.module for layer in layers})
         backend = choose(options.backend, weight.device)

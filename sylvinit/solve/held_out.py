@@ -10,7 +10,9 @@ without the rows of a fold f it misses these by (Allen's PRESS, 1974, in blocks)
 
     e_f = (I - H_ff)^-1 (y - H y)_f,
 
-so that one eigendecomposition serves all folds and all ridges. The ridge of least error is taken.
+so that one eigendecomposition serves all folds and all ridges; where a fold has more rows than
+there are components, the smaller equations of the fit without it are solved. The ridge of least
+error is taken.
 Folds are of samples: rows of one sample, such as the pixels of an image, are left out together.
 """
 
@@ -82,20 +84,19 @@ def held_out(rows: SampledRows) -> HeldOut | None:
     z, values = _principal_coordinates(x)
     if len(values) == 0:
         return None
-    folds = _folds(place, len(samples), classes)
-    missed, errors = y, torch.full_like(y[:, 0], torch.inf)
+    errors = y.new_empty(len(RIDGES), len(y))
+    hits = torch.zeros_like(errors, dtype=torch.bool)
+    shift = values.sum() / x.shape[1] * torch.tensor(RIDGES).to(values)
     cross = z.mT @ y
-    for ridge in RIDGES:
-        shift = ridge * values.sum() / x.shape[1]
-        at_ridge = _missed(z, 1 / (values + shift), y, cross, folds)
-        each = (at_ridge.square() / power).sum(dim=1)
-        if bool(each.mean() < errors.mean()):
-            missed, errors = at_ridge, each
+    for fold in _folds(place, len(samples), classes):
+        missed = _missed(z, values, shift, y, cross, fold)
+        errors[:, fold] = (missed.square() / power).sum(dim=2)
+        if classes is not None:
+            hits[:, fold] = (y[fold] - missed + center).argmax(dim=2) == classes[fold]
+    best = errors.mean(dim=1).argmin()
     of_samples = torch.zeros(len(samples), dtype=torch.float64, device=x.device)
-    of_samples.index_add_(0, place, errors).div_(torch.bincount(place))
-    accuracy = math.nan
-    if classes is not None:
-        accuracy = float(((y - missed + center).argmax(dim=1) == classes).double().mean())
+    of_samples.index_add_(0, place, errors[best]).div_(torch.bincount(place))
+    accuracy = math.nan if classes is None else float(hits[best].double().mean())
     spread = float(values.sum() ** 2 / values.square().sum())
     return HeldOut(samples, of_samples, accuracy, spread)
 
@@ -121,14 +122,22 @@ def _folds(place: Tensor, samples: int, classes: Tensor | None) -> list[Tensor]:
     return [(fold[place] == k).nonzero()[:, 0] for k in range(min(FOLDS, samples))]
 
 
-def _missed(z: Tensor, inverse: Tensor, y: Tensor, cross: Tensor, folds: list[Tensor]) -> Tensor:
-    """What each row is missed by, by the fit without its fold; ``cross`` is z^T y."""
-    n = len(z)
-    residual = y - z @ (inverse[:, None] * cross)  # y is centered: the constant adds nothing
-    missed = torch.empty_like(y)
-    for fold in folds:
-        part = z[fold]
-        rest = torch.eye(len(fold), dtype=z.dtype, device=z.device) - 1 / n
-        rest -= (part * inverse) @ part.mT
-        missed[fold] = torch.linalg.solve(rest, residual[fold])
-    return missed
+def _missed(
+    z: Tensor, values: Tensor, shift: Tensor, y: Tensor, cross: Tensor, fold: Tensor
+) -> Tensor:
+    """What the rows of a fold are missed by, by the fits without it: (ridges, rows, targets).
+
+    Of the two ways the one with the smaller system; ``cross`` is z^T y.
+    """
+    n, part, labels = len(z), z[fold], y[fold]
+    shifted = values + shift[:, None]
+    if len(values) < len(fold):
+        ones = torch.ones_like(part[:, :1])
+        part = torch.cat((part, ones), dim=1)  # z and y are centered: the constant is on its own
+        whole = torch.cat((shifted, torch.full_like(shifted[:, :1], n)), dim=1)
+        target = torch.cat((cross, torch.zeros_like(cross[:1]))) - part.mT @ labels
+        weight = torch.linalg.solve(torch.diag_embed(whole) - part.mT @ part, target)
+        return labels - part @ weight
+    weighted = part / shifted[:, None]
+    rest = torch.eye(len(fold), dtype=z.dtype, device=z.device) - 1 / n
+    return torch.linalg.solve(rest - weighted @ part.mT, labels - weighted @ cross)

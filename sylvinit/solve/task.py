@@ -25,6 +25,10 @@ from sylvinit.solve.ridge import solve_ridge
 from sylvinit.solve.scaling import GROWTH, output_std, scale_rows
 
 _SHARES = 64  # of the input's variance, in the report
+# Least part of a head's solution. On three tables, ten splits of samples that were neither trained
+# on nor tested on, MLPs ended 0.6 points of R2 higher with about a third of it than with all, and
+# nowhere lower by more than 0.4; on the smallest table 2.4 higher.
+SHRINKING = 1 / 3
 
 
 class _Backup(Protocol):
@@ -50,6 +54,7 @@ class LayerTask:
     rescale: bool  # to unit output variance; never the last layer
     units: TargetUnits | None = None  # of the targets
     share: float = 1.0  # of the solution, for one of several heads that add up to it
+    shrunk: bool = False  # a head of targets, toward the scale of its own start's outputs
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,7 @@ class TargetUnits:
 
     center: Tensor
     scale: Tensor
+    numbers: Tensor  # bool (targets,), whether they are more than two classes as -1 and 1
 
     def restore(self, solution: LayerSolution) -> None:
         """From weights and biases for s to those for y; without a bias, y = scale * s."""
@@ -119,6 +125,8 @@ def solve_and_write(
     with memory_for(what, stats.groups * (square + (2 * outputs + stats.d) * stats.d) * 8):
         solution = _solve(layers, task, stats, outputs)
         if task.units is not None:
+            if task.shrunk:
+                _shrink(solution, task.units, stats, output_std(old_weight, stats))
             task.units.restore(solution)
         if task.share != 1.0:
             solution.weight, solution.bias = (
@@ -207,6 +215,32 @@ def _solve(
         constant=task.head and bool(writable_biases(layers)),
         fill=not task.head,
     )
+
+
+def _shrink(
+    solution: LayerSolution, units: TargetUnits, stats: LayerStatistics, own: Tensor
+) -> None:
+    """Multiply a solution for standardized numbers by the root of own over solved deviation.
+
+    At least by SHRINKING, at most by 1. Squared errors of outputs that fit already hardly train the
+    layers before them: networks on tables ended lower from the whole solution.
+    """
+    numbers = units.numbers.to(own.device).view(own.shape)
+    solved = output_std(solution.weight, stats)[numbers].square().sum()
+    wanted = (own / units.scale.to(own).view(own.shape))[numbers].square().sum()
+    if not bool(solved > 0):
+        return
+    factor = min(1.0, max(SHRINKING, float((wanted / solved) ** 0.25)))
+    factors = torch.where(numbers, factor, 1.0).to(solution.bias)
+    solution.weight = solution.weight * factors[:, :, None]
+    solution.bias = solution.bias * factors
+    if solution.deviation is not None:
+        solution.deviation = solution.deviation * factors
+    if factor < 1:
+        solution.notes.append(
+            f"{factor:.2f} of the solution, about the mean of the targets: the rest is left to "
+            "training, and initialize_head_ writes all of it"
+        )
 
 
 def _write(

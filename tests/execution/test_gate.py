@@ -262,6 +262,37 @@ def test_numbers_and_several_labels_at_once() -> None:
     assert chosen(auto(model, (data[0], numbers))) == "best"
 
 
+@pytest.mark.parametrize(("size", "least"), [(1e-3, True), (3.0, False), (100.0, False)])
+def test_a_head_of_numbers_is_left_part_of_its_way(size: float, least: bool) -> None:
+    """Behind its own body; not by initialize_head_, with a code of one's own, or for 0 and 1."""
+    data, model = noisy_classes(loud="noise"), Fixed(reads_signal=True)
+    with torch.no_grad():
+        model.head.weight.mul_(size)
+    x, y = data[0], torch.randn(4, 4)[data[1]] * 5 + 70
+    y[:, 3] = (data[1] == 2).float()
+    own = model(x)[:, :3].detach().double()
+    whole, asked, found = (copy.deepcopy(model) for _ in range(3))
+    sylvinit.initialize_head_(whole, (x, y), progress=False)
+    assert chosen(auto(asked, (x, y), head_code="targets")) == "own"
+    assert_identical(dict(asked.state_dict()), dict(whole.state_dict()))
+    report = auto(found, (x, y))
+    assert chosen(report) == "own"
+    solved, mean, unit = (
+        z[:, :3].detach().double() for z in (whole(x), y.mean(0)[None], y.std(0)[None])
+    )
+    ratio = ((own / unit).var(0).sum() / (solved / unit).var(0).sum()) ** 0.25
+    factor = min(1.0, max(1 / 3, float(ratio)))
+    assert (factor == 1 / 3) == least
+    # Rounding of float32 outputs near 70.
+    torch.testing.assert_close(
+        found(x)[:, :3].double(), mean + factor * (solved - mean), atol=1e-3, rtol=0
+    )
+    torch.testing.assert_close(found(x)[:, 3], whole(x)[:, 3])
+    part = [note for note in report["head"].notes if "of the solution" in note]
+    assert part == ([] if factor == 1 else [part[0]])
+    assert factor == 1 or f"{factor:.2f} of the solution" in part[0]
+
+
 class Maps(nn.Module):
     """A class for every pixel."""
 
