@@ -35,6 +35,7 @@ LEAD = 1.5
 # that has to be ahead by LEAD standard errors.
 SPREAD = 2.5
 
+_KEPT = "its own start is kept"
 _NORMS = (
     nn.LayerNorm,
     nn.RMSNorm,
@@ -58,7 +59,7 @@ def choose(run: Run, plan: Worklist) -> Attempt:
     best = plan.options
     if all(unit.task.head for unit in _units(plan)):
         return run.attempt(plan)  # there is no body to choose
-    starts = {OWN: replace(best, kept="its own start is kept", calibrate_norm=False)}
+    starts = {OWN: replace(best, kept=_KEPT, calibrate_norm=False)}
     if any(isinstance(task, Norm) for task in plan.in_order()):
         starts[CALIBRATED] = replace(starts[OWN], calibrate_norm=True)
     starts[BEST] = best
@@ -68,22 +69,25 @@ def choose(run: Run, plan: Worklist) -> Attempt:
         attempt = run.attempt(run.worklist(best))  # that of the own start has taken back its gains
         attempt.candidates = [Candidate(name) for name in starts]
         return attempt
-    comparison = _Comparison()
+    comparison = _Comparison({name: Candidate(name) for name in starts})
+    # The last one need not be written again, so that is the one that is likely to win.
+    order = list(starts) if _is_known_to_gain(run.survey) else [BEST, *list(starts)[:-1]]
     attempt = None
-    for name, options in starts.items():
+    for name in order:
         run.undo()
-        attempt = comparison.of(run, name, options)
+        attempt = comparison.of(run, name, starts[name])
     chosen, why = comparison.winner()
     if chosen is None:
         run.undo()
         attempt = _by_rule(run, best, why, keeps_head=False)
         chosen = OWN if attempt.options.kept else BEST
-    elif chosen != BEST or attempt is None:
+    elif chosen != order[-1] or attempt is None:
         run.undo()
-        again = replace(starts[chosen], kept=f"its own start is kept: {why}", gated=False)
+        again = replace(starts[chosen], gated=False)
         with same_random_numbers():
             attempt = run.attempt(run.worklist(again), f"sylvinit, {chosen}")
     comparison.candidates[chosen].chosen = True
+    comparison.candidates[chosen].reason = why
     attempt.candidates = list(comparison.candidates.values())
     return attempt
 
@@ -92,19 +96,19 @@ def choose(run: Run, plan: Worklist) -> Attempt:
 class _Comparison:
     """Candidates and their scores, by name."""
 
-    candidates: dict[str, Candidate] = field(default_factory=dict)
+    candidates: dict[str, Candidate]
     scores: dict[str, HeldOut] = field(default_factory=dict)
-    failures: list[Exception] = field(default_factory=list)
+    failures: dict[str, Exception] = field(default_factory=dict)
 
     def of(self, run: Run, name: str, options: Options) -> Attempt | None:
         """Write a candidate and score it; None where it fails."""
-        candidate = self.candidates[name] = Candidate(name)
+        candidate = self.candidates[name]
         worklist = run.worklist(options)
         try:
             with same_random_numbers():  # every candidate finds those of the first
                 attempt = run.attempt(worklist, f"sylvinit, {name}")
         except (NonFiniteError, SolverError) as error:
-            self.failures.append(error)
+            self.failures[name] = error
             candidate.reason = str(error)
             return None
         score = next(unit.held_out for unit in _units(worklist) if unit.is_scored)
@@ -123,7 +127,7 @@ class _Comparison:
             NonFiniteError, SolverError: no candidate is left.
         """
         if len(self.failures) == len(self.candidates):
-            raise self.failures[-1]
+            raise self.failures[BEST]
         scores, candidates = self.scores, self.candidates
         if not scores:
             return None, "too few samples or classes, or features that never vary"
@@ -172,8 +176,7 @@ def _by_rule(run: Run, best: Options, why: str, *, keeps_head: bool) -> Attempt:
     best = replace(best, gated=False)
     if _is_known_to_gain(run.survey):
         return run.attempt(run.worklist(best))
-    kept = f"its own start is kept: {why}"
-    own = replace(best, kept=kept, calibrate_norm=False, keeps_head=keeps_head)
+    own = replace(best, kept=f"{_KEPT}: {why}", calibrate_norm=False, keeps_head=keeps_head)
     worklist = run.worklist(own)
     worklist.warnings.append(
         f"no start can be compared with another ({why}), and the network's own is kept: "

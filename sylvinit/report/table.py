@@ -71,7 +71,10 @@ def choice(report: Report) -> str:
         (x.name, "" if math.isnan(x.error) else f"{x.error:.3f}", x.reason)
         for x in report.candidates
     )
-    listed = "; ".join(" ".join(filter(None, score)) for score in scores)
+    listed = "; ".join(
+        " ".join(filter(None, (name, score))) + (f", {reason}" if reason else "")
+        for name, score, reason in scores
+    )
     scored = any(not math.isnan(x.error) for x in report.candidates)
     how = "by the held-out error of a head" if scored else "by a rule"
     return f"start: {chosen}, {how} ({listed})"

@@ -136,8 +136,12 @@ def _missed(
         part = torch.cat((part, ones), dim=1)  # z and y are centered: the constant is on its own
         whole = torch.cat((shifted, torch.full_like(shifted[:, :1], n)), dim=1)
         target = torch.cat((cross, torch.zeros_like(cross[:1]))) - part.mT @ labels
-        weight = torch.linalg.solve(torch.diag_embed(whole) - part.mT @ part, target)
-        return labels - part @ weight
+        return labels - part @ _solve(torch.diag_embed(whole) - part.mT @ part, target)
     weighted = part / shifted[:, None]
     rest = torch.eye(len(fold), dtype=z.dtype, device=z.device) - 1 / n
-    return torch.linalg.solve(rest - weighted @ part.mT, labels - weighted @ cross)
+    return _solve(rest - weighted @ part.mT, labels - weighted @ cross)
+
+
+def _solve(a: Tensor, b: Tensor) -> Tensor:
+    """a^-1 b of symmetric positive definite a: by the ridge, which is no rounding of it."""
+    return torch.cholesky_solve(b, torch.linalg.cholesky(a))

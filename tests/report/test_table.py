@@ -116,7 +116,7 @@ def test_the_table_of_a_network() -> None:
 def test_what_was_chosen_is_said() -> None:
     candidates = [Candidate("own", 0.75, chosen=True), Candidate("best", reason="it failed")]
     report = Report([skipped("a")], candidates=candidates)
-    expected = "start: own, by the held-out error of a head (own 0.750; best it failed)"
+    expected = "start: own, by the held-out error of a head (own 0.750; best, it failed)"
     assert str(report).splitlines()[1] == expected
     assert expected in report._repr_html_()
     candidates[0].chosen = False
