@@ -24,7 +24,7 @@ from .case import (
     count_on_meta,
     smooth_images,
 )
-from .shrink import END, LADDER, SIDE, VOCABULARY, Shrinkage, small_fields
+from .shrink import END, LADDER, PAD, SIDE, START, VOCABULARY, Shrinkage, small_fields
 
 logging.getLogger("transformers").setLevel(logging.ERROR)
 
@@ -51,8 +51,8 @@ def build(name: str, most_parameters: int) -> Case:
     reason = ""
     for how in LADDER:
         try:
-            config = _config(kind, how)
             model_class = getattr(transformers, class_name)
+            config = _config(model_class.config_class or CONFIG_MAPPING[kind], how)
             count = count_on_meta(partial(model_class, config))
             if count > most_parameters:
                 raise TooLargeError(f"{count:,} parameters")
@@ -69,10 +69,12 @@ def build(name: str, most_parameters: int) -> Case:
     raise NotBuiltError(reason)
 
 
-def _config(kind: str, how: Shrinkage) -> Any:
-    config_class = CONFIG_MAPPING[kind]
+def _config(config_class: Any, how: Shrinkage) -> Any:
     config = config_class(**small_fields(config_class, how), num_labels=CLASSES)
     config.use_cache = False
+    for name, token in (("pad_token_id", PAD), ("decoder_start_token_id", START)):
+        if getattr(config, name, None) is None:
+            setattr(config, name, token)
     return config
 
 

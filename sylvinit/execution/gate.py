@@ -30,9 +30,11 @@ OWN, CALIBRATED, BEST = "own", "own, calibrated", "best"
 # Standard errors by which the network's own start has to be ahead of "best" to be kept: with a
 # hundred samples the error says little, and on it alone half of what "best" gains would be lost.
 LEAD = 1.5
-# Where the features of "best" spread over so many times as many directions, they may be noise: rows
-# scaled to one output variance make all directions equally loud, layer by layer. Then it is "best"
-# that has to be ahead by LEAD standard errors.
+# Where the features of "best" spread over so many times as many directions, a head on them says
+# little. Rows scaled to one output variance make all directions equally loud, layer by layer: these
+# may be noise, and "best" has to be ahead by LEAD standard errors. In networks that read their
+# inputs in windows, of which a sample has many, training finds its way from them all the same, and
+# from features that the own start has folded into a few directions it does not: "best" is written.
 SPREAD = 2.5
 
 _KEPT = "its own start is kept"
@@ -50,8 +52,9 @@ def choose(run: Run, plan: Worklist) -> Attempt:
 
     The network's own start is kept where it is ahead of "best" by more than LEAD standard errors of
     their difference. Where the features of "best" spread over more than SPREAD times as many
-    directions, it is kept unless "best" is ahead by as much. A candidate whose activations are not
-    finite, or whose equations cannot be solved, is out.
+    directions, it is kept unless "best" is ahead by as much; in networks that read their inputs in
+    windows it is not kept. A candidate whose activations are not finite, or whose equations cannot
+    be solved, is out.
 
     Raises:
         NonFiniteError, SolverError: of "best", where no candidate is left.
@@ -69,9 +72,10 @@ def choose(run: Run, plan: Worklist) -> Attempt:
         attempt = run.attempt(run.worklist(best))  # that of the own start has taken back its gains
         attempt.candidates = [Candidate(name) for name in starts]
         return attempt
-    comparison = _Comparison({name: Candidate(name) for name in starts})
+    windows = _reads_windows(run.survey)
+    comparison = _Comparison({name: Candidate(name) for name in starts}, windows)
     # The last one need not be written again, so that is the one that is likely to win.
-    order = list(starts) if _is_known_to_gain(run.survey) else [BEST, *list(starts)[:-1]]
+    order = list(starts) if windows else [BEST, *list(starts)[:-1]]
     attempt = None
     for name in order:
         run.undo()
@@ -97,6 +101,7 @@ class _Comparison:
     """Candidates and their scores, by name."""
 
     candidates: dict[str, Candidate]
+    windows: bool  # whether the network reads its inputs in windows
     scores: dict[str, HeldOut] = field(default_factory=dict)
     failures: dict[str, Exception] = field(default_factory=dict)
 
@@ -142,11 +147,11 @@ class _Comparison:
         spread = scores[BEST].spread / max(scores[name].spread for name in scores if name != BEST)
         lead, why = LEAD, "a head does better on its features than on those of 'best'"
         if spread > SPREAD:
-            lead, why = (
-                -LEAD,
-                "a head does not do better by 1.5 standard errors on the features of ",
-            )
-            why += f"'best', which spread over {spread:.1f} times as many directions"
+            spreads = f"spread over {spread:.1f} times as many directions"
+            if self.windows:
+                return BEST, f"its features {spreads}, from inputs that are read in windows"
+            lead, why = -LEAD, "a head does not do better by 1.5 standard errors on the features of"
+            why += f" 'best', which {spreads}"
         return (kept, why) if float(behind.mean()) > lead * error else (BEST, "")
 
     def _error(self, name: str) -> float:
@@ -166,6 +171,12 @@ def _units(worklist: Worklist) -> list[LayerUnit]:
 
 def _is_scored(worklist: Worklist) -> bool:
     return any(unit.is_scored for unit in _units(worklist))
+
+
+def _reads_windows(survey: Survey) -> bool:
+    """Whether the first layer is a convolution with windows: also the patches of a transformer."""
+    geometry = survey.layers[0].geometry
+    return geometry is not None and geometry.taps > 1
 
 
 # --------------------------------------------------------------------------------- without a score

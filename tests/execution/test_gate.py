@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from driver_helpers import assert_identical, initialized, unchanged, weights_of
-from gate_helpers import Normalized, auto, chosen, noisy_classes
+from gate_helpers import Fixed, Normalized, auto, chosen, noisy_classes
 from torch import Tensor, nn
 
 import sylvinit
@@ -17,27 +17,6 @@ from sylvinit.errors import NonFiniteError
 from sylvinit.execution import units
 from sylvinit.moments.row_sample import SampledRows
 from sylvinit.solve.held_out import HeldOut
-
-
-class Fixed(nn.Module):
-    """Features that tell the classes, behind a first layer that only its own start passes on.
-
-    The inputs are (signal, loud noise); the own first layer reads the signal, and the principal
-    components of the data are the noise.
-    """
-
-    def __init__(self, *, reads_signal: bool) -> None:
-        super().__init__()
-        self.body = nn.Linear(12, 4)
-        self.head = nn.Linear(4, 4)
-        with torch.no_grad():
-            self.body.weight.zero_()
-            self.body.bias.zero_()
-            first = 0 if reads_signal else 4
-            self.body.weight[:, first : first + 4] = torch.eye(4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.body(x))
 
 
 def test_its_own_start_is_kept_where_it_does_better() -> None:
@@ -73,13 +52,15 @@ def test_best_is_written_where_it_does_better() -> None:
     assert_identical(weights_of(model), expected)
 
 
-def scripted(monkeypatch: pytest.MonkeyPatch, **found: tuple[float, float]) -> None:
-    """Let "own" and "best" have such an error and spread.
+def scripted(
+    monkeypatch: pytest.MonkeyPatch, *, last: str = "own", **found: tuple[float, float]
+) -> None:
+    """Let "own" and "best" have such an error and spread; "best" is tried first or ``last``.
 
     Errors of samples are a half of the mean above and below it in turns for "own", the other way
     round for "best": of 100 samples, one standard error of the difference is a tenth of their mean.
     """
-    left = ["best", *(name for name in found if name != "best")]  # no network of convolutions
+    left = list(found) if last == "best" else ["best", *(name for name in found if name != "best")]
     sign = torch.where(torch.arange(100) % 2 == 0, 0.5, -0.5)
 
     def score(rows: SampledRows) -> HeldOut:
@@ -115,6 +96,27 @@ def test_the_rule(
     # The standard deviation of n - 1 in the difference, sign by sign.
     error = (own[0] + best[0]) / 2 / math.sqrt(99)
     assert report.candidates[1].standard_error == pytest.approx(error, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("best", "window", "expected"),
+    [
+        ((0.6, 7.0), 3, "own"),  # 1.8 standard errors behind
+        ((0.6, 8.0), 3, "best"),  # over more than 2.5 times as many directions
+        ((0.6, 8.0), 1, "own"),
+    ],
+)
+def test_directions_of_networks_that_read_windows(
+    best: tuple[float, float], window: int, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 6, window), nn.ReLU(), nn.Flatten(), nn.LazyLinear(4))
+    x, y = torch.randn(100, 3, 4, 4), torch.arange(100) % 4
+    model(x)
+    scripted(monkeypatch, own=(0.5, 3.0), best=best, last="best" if window > 1 else "own")
+    report = auto(model, (x, y))
+    assert chosen(report) == expected
+    assert ("read in windows" in str(report)) == (expected == "best")
 
 
 @pytest.mark.parametrize("winner", ["own", "own, calibrated", "best"])
@@ -251,71 +253,6 @@ def test_where_all_fail_the_model_is_as_it_was() -> None:
         auto(model, (data[0] * 100, data[1]))
 
 
-def test_numbers_and_several_labels_at_once() -> None:
-    data, model = noisy_classes(loud="noise"), Fixed(reads_signal=True)
-    several = torch.eye(4)[data[1]]
-    report = auto(model, (data[0], several))
-    assert chosen(report) == "own"
-    assert math.isnan(report.candidates[0].accuracy)
-    data, model = noisy_classes(loud="signal"), Fixed(reads_signal=False)
-    numbers = torch.randn(4, 4)[data[1]] * 100
-    assert chosen(auto(model, (data[0], numbers))) == "best"
-
-
-@pytest.mark.parametrize(("size", "least"), [(1e-3, True), (3.0, False), (100.0, False)])
-def test_a_head_of_numbers_is_left_part_of_its_way(size: float, least: bool) -> None:
-    """Behind its own body; not by initialize_head_, with a code of one's own, or for 0 and 1."""
-    data, model = noisy_classes(loud="noise"), Fixed(reads_signal=True)
-    with torch.no_grad():
-        model.head.weight.mul_(size)
-    x, y = data[0], torch.randn(4, 4)[data[1]] * 5 + 70
-    y[:, 3] = (data[1] == 2).float()
-    own = model(x)[:, :3].detach().double()
-    whole, asked, found = (copy.deepcopy(model) for _ in range(3))
-    sylvinit.initialize_head_(whole, (x, y), progress=False)
-    assert chosen(auto(asked, (x, y), head_code="targets")) == "own"
-    assert_identical(dict(asked.state_dict()), dict(whole.state_dict()))
-    report = auto(found, (x, y))
-    assert chosen(report) == "own"
-    solved, mean, unit = (
-        z[:, :3].detach().double() for z in (whole(x), y.mean(0)[None], y.std(0)[None])
-    )
-    ratio = ((own / unit).var(0).sum() / (solved / unit).var(0).sum()) ** 0.25
-    factor = min(1.0, max(1 / 3, float(ratio)))
-    assert (factor == 1 / 3) == least
-    # Rounding of float32 outputs near 70.
-    torch.testing.assert_close(
-        found(x)[:, :3].double(), mean + factor * (solved - mean), atol=1e-3, rtol=0
-    )
-    torch.testing.assert_close(found(x)[:, 3], whole(x)[:, 3])
-    part = [note for note in report["head"].notes if "of the solution" in note]
-    assert part == ([] if factor == 1 else [part[0]])
-    assert factor == 1 or f"{factor:.2f} of the solution" in part[0]
-
-
-class Maps(nn.Module):
-    """A class for every pixel."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Conv2d(3, 6, 3, padding=1)
-        self.head = nn.Conv2d(6, 2, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.body(x).relu())
-
-
-def test_label_maps_are_scored_by_samples() -> None:
-    """Noise of its own in every image names the image, and with it the labels of its pixels."""
-    torch.manual_seed(0)
-    names = torch.randn(40, 3, 1, 1).expand(40, 3, 6, 6)
-    labels = torch.randint(0, 2, (40, 1, 1)).expand(40, 6, 6).clone()
-    labels[:, 0] = -100
-    report = auto(Maps(), (names + 0.01 * torch.randn(40, 3, 6, 6), labels))
-    # Folds of pixels would see the other pixels of the image: errors of about 0.1.
-    assert all(candidate.error > 0.8 for candidate in report.candidates)
-
-
 class Diverges(nn.Module):
     """A network whose own start is not finite in the input of its normalization."""
 
@@ -384,13 +321,3 @@ def test_samples_that_one_candidate_alone_has_rows_of() -> None:
 
     report = auto(model, data, row_to_sample=positive)
     assert math.isfinite(report.candidates[-1].standard_error)
-
-
-def test_only_classes_that_there_are_count() -> None:
-    """A vocabulary of labels costs no columns of its own."""
-    data, model = noisy_classes(loud="signal"), Fixed(reads_signal=False)
-    model.head = nn.Linear(4, 5000)
-    few = auto(copy.deepcopy(model), data).candidates
-    many = auto(model, (data[0], data[1] * 1200)).candidates
-    assert [x.error for x in few] == pytest.approx([x.error for x in many])
-    assert all(x.spread > 1 for x in few)
