@@ -99,21 +99,30 @@ def test_the_rule(
 
 
 @pytest.mark.parametrize(
-    ("best", "window", "expected"),
+    ("best", "window", "normalized", "expected"),
     [
-        ((0.6, 7.0), 3, "own"),  # 1.8 standard errors behind
-        ((0.6, 8.0), 3, "best"),  # over more than 2.5 times as many directions
-        ((0.6, 8.0), 1, "own"),
+        ((0.6, 7.0), 3, False, "own"),  # 1.8 standard errors behind
+        ((0.6, 8.0), 3, False, "best"),  # over more than 2.5 times as many directions
+        ((0.6, 8.0), 3, True, "own"),
+        ((0.6, 8.0), 1, False, "own"),
     ],
 )
 def test_directions_of_networks_that_read_windows(
-    best: tuple[float, float], window: int, expected: str, monkeypatch: pytest.MonkeyPatch
+    best: tuple[float, float],
+    window: int,
+    normalized: bool,
+    expected: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 6, window), nn.ReLU(), nn.Flatten(), nn.LazyLinear(4))
+    norm = nn.BatchNorm2d(6) if normalized else nn.ReLU()
+    model = nn.Sequential(nn.Conv2d(3, 6, window), norm, nn.Flatten(), nn.LazyLinear(4))
     x, y = torch.randn(100, 3, 4, 4), torch.arange(100) % 4
-    model(x)
-    scripted(monkeypatch, own=(0.5, 3.0), best=best, last="best" if window > 1 else "own")
+    model.eval()(x)
+    found = {"own": (0.5, 3.0), "calibrated": (0.7, 3.0), "best": best}
+    if not normalized:
+        del found["calibrated"]
+    scripted(monkeypatch, last="best" if window > 1 else "own", **found)
     report = auto(model, (x, y))
     assert chosen(report) == expected
     assert ("read in windows" in str(report)) == (expected == "best")
