@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
+from collections.abc import Mapping, ValuesView
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ import sylvinit
 
 from . import library
 from .case import Case, NotBuiltError, TooLargeError, parameter_count
+
+_LISTS = (list, tuple, ValuesView)
 
 
 def measure(name: str, most_parameters: int) -> dict[str, Any]:
@@ -112,14 +115,8 @@ def _after(case: Case) -> dict[str, Any]:
 def _tensors(value: Any) -> list[Tensor]:
     if isinstance(value, Tensor):
         return [value] if value.is_floating_point() else []
-    items = value.values() if hasattr(value, "values") else value
-    return [x for item in items for x in _tensors(item)] if _is_nested(items) else []
-
-
-def _is_nested(value: Any) -> bool:
-    return (
-        isinstance(value, (list, tuple)) or hasattr(value, "mapping") or hasattr(value, "__iter__")
-    )
+    items = value.values() if isinstance(value, Mapping) else value
+    return [x for item in items for x in _tensors(item)] if isinstance(items, _LISTS) else []
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:

@@ -117,10 +117,18 @@ def _rules_of(
         # Inputs that samples share, such as the edges of a graph, are data and are not replaced.
         shared = any(shape[:1] != (batch.size,) for shape in batch.shapes())
         still: set[int] = set()
+        before: dict[Place, _Print] = {}
         if unchanged and not (look.survey.whole and shared):
             before, after = (look(x.head(samples)) for x in (batch, batch.replaced(others)))
             _, still = _compare(before, after, min(samples, batch.size))
-        constant.update(unchanged & still)
+        # Of a start so small that nothing arrives: more may, once the layers before are solved.
+        silent = unchanged & still - {at for (at, _), x in before.items() if bool(x.value.any())}
+        constant.update((unchanged & still) - silent)
+        found.update(
+            (at, BATCH_FIRST if x.batch_first else None)
+            for at, x in before.items()
+            if at[0] in silent
+        )
         # The others see rows of other samples alone (experts).
         found.update(((layer, 0), None) for layer in unchanged - still)
     return found

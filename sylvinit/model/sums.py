@@ -15,6 +15,8 @@ from torch import Tensor, nn
 _SCALINGS = frozenset({"mul", "multiply", "__mul__", "__rmul__", "__imul__"})
 _DIVISIONS = frozenset({"div", "divide", "true_divide", "__truediv__", "__itruediv__"})
 ADDITIONS = frozenset({"add", "__add__", "__radd__", "__iadd__"})
+# Numbers of axes, and those that rows of one sample lie along: tokens, pixels.
+_POOLINGS = ((3, [1]), (4, [2, 3]))
 # What is made of an answer in the end. A sum of two of these is no longer linear.
 _ANSWERS = frozenset({"softmax", "log_softmax", "sigmoid", "logsigmoid"})
 
@@ -85,7 +87,7 @@ def sum_after(
         return _scaled(given, float(second))
     if name in _DIVISIONS and _is_number(second) and second and not kwargs:
         return _scaled(given, 1 / float(second))
-    if name in ("mean", "sum"):
+    if name in ("mean", "sum", "max", "amax"):
         return _reduced(name, given, first, kwargs.get("dim", second))
     return None
 
@@ -114,12 +116,18 @@ def _stack(
 
 
 def _reduced(name: str, given: WeightedSum, x: Tensor, axes: Any) -> WeightedSum | None:
-    """The mean or sum over the axis of a stack."""
-    if given.stacked is None:
-        return None
-    count, axis = given.stacked
+    """The mean or sum over the axis of a stack; the mean or maximum over tokens or pixels.
+
+    All rows of a sample have its label, and so has their mean, and about so their maximum.
+    """
     axes = [axes] if isinstance(axes, int) else axes
-    if not isinstance(axes, (tuple, list)) or [i % x.ndim for i in axes] != [axis]:
+    if not isinstance(axes, (tuple, list)):
+        return None
+    axes = sorted(i % x.ndim for i in axes)
+    if given.stacked is None:
+        return given if name != "sum" and (x.ndim, axes) in _POOLINGS else None
+    count, axis = given.stacked
+    if axes != [axis] or name not in ("mean", "sum"):
         return None
     return replace(_scaled(given, count if name == "sum" else 1), stacked=None)
 

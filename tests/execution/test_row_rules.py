@@ -296,6 +296,23 @@ def test_a_first_batch_of_one_sample_tells_nothing() -> None:
     assert_close(plain, folded, SUMS)
 
 
+def test_an_own_start_that_nothing_passes() -> None:
+    """Deep networks of small weights: 1e-45 is the smallest float32."""
+    torch.manual_seed(0)
+    small = [nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1)]
+    model = nn.Sequential(*small, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 2))
+    with torch.no_grad():
+        for layer in small:
+            layer.weight.mul_(1e-25)
+            layer.bias.zero_()
+    labels = torch.arange(40) % 2
+    x = torch.randn(40, 3, 6, 6) + 3 * labels[:, None, None, None]
+    assert not bool(small[0](x).mul(1e-25).any())
+    report = sylvinit.initialize_(model, (x, labels), preset="best")
+    assert [layer.status for layer in report.layers] == 3 * ["solved"]
+    assert float((model(x).argmax(dim=1) == labels).double().mean()) > 0.95
+
+
 class FixedSize(Folded):
     """Takes ten samples at a time and nothing else."""
 

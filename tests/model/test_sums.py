@@ -42,6 +42,10 @@ def shares(forward: Callable[[Tensor], object]) -> list[dict[str, float]]:
     return [{names[module]: share for module, share in each.items()} for each in found]
 
 
+def tokens(x: Tensor, count: int) -> Tensor:
+    return x.unsqueeze(1) + torch.arange(count)[:, None]
+
+
 def in_place(x: Tensor) -> Tensor:
     y = A(x)
     y += B(x)
@@ -66,8 +70,14 @@ MEANS = [
     lambda x: torch.stack([A(x) * FUSION.exp()[0], FUSION.cos()[:1] * B(x)]).mean(0),
     lambda x: {"logits": (A(x).unsqueeze(0) / 2).squeeze(0) + B(x).float() / 2},
     in_place,
+    lambda x: A(x) / 2 + 0.5 * B(tokens(x, 3)).max(1)[0],
+    lambda x: B(tokens(x, 3)).amax(dim=-2).div(2) + A(tokens(x, 2)).mean(1) / 2,
+    lambda x: (A(x) + B(tokens(x, 6)).transpose(1, 2).unflatten(2, (2, 3)).mean((-2, -1))) / 2,
 ]
 OTHERS = [
+    lambda x: A(x) + B(tokens(x, 3)).sum(1),
+    lambda x: A(x) + B(tokens(x, 4)).max(2)[0],  # over the outputs
+    lambda x: A(x) + B(tokens(x, 3)).min(1)[0],
     lambda x: torch.cat([A(x), B(x)], dim=1),
     lambda x: A(x) - B(x),
     lambda x: A(x) + B(x).neg(),

@@ -95,6 +95,32 @@ def test_each_head_reads_its_own_features() -> None:
         assert torch.allclose(model.get_submodule(name)(x[:, index]), expected, atol=1e-5)
 
 
+class TokenLabeling(nn.Module):
+    """A head on the mean token, and the best of another's scores of all tokens (VOLO)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.norm = nn.Linear(6, 16), nn.LayerNorm(16)
+        self.head, self.aux = nn.Linear(16, CLASSES), nn.Linear(16, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.body(x).relu())
+        return self.head(x.mean(dim=1)) + 0.5 * self.aux(x).max(1)[0]
+
+
+def test_the_maximum_over_tokens_is_an_answer() -> None:
+    x = ROWS.view(40, 2, 6) + torch.eye(CLASSES, 6)[Y][:, None]
+    model = TokenLabeling()
+    report = sylvinit.initialize_(model, (x, Y), preset="best")
+    assert [report[name].code for name in ("head", "aux")] == ["onehot"] * 2
+    # 2 / 3 of the solution and 1 / 3: the shares of a sum that is the label's code.
+    alone = copy.deepcopy(model)
+    alone.forward = lambda x: alone.head(alone.norm(alone.body(x).relu()).mean(dim=1))
+    sylvinit.initialize_head_(alone, (x, Y), head="head")
+    torch.testing.assert_close(1.5 * model.head.weight, alone.head.weight, atol=1e-4, rtol=1e-4)
+    assert float((model(x).argmax(dim=1) == Y).double().mean()) > 0.9
+
+
 def test_an_ensemble_of_networks() -> None:
     members = nn.ModuleList(Several(lambda y: y[0], heads=1) for _ in range(3))
 
