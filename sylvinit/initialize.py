@@ -106,8 +106,11 @@ def initialize_(
             samples that it has not seen: the held-out error of a ridge regression of the labels
             (ten folds of the samples, at most 2,000 rows) is lower by 1.5 standard errors of the
             difference. Where the features of "best" spread over more than 2.5 times as many
-            directions and so may be noise, it is kept unless "best" is ahead by as much. The head
-            is solved either way.
+            directions and so may be noise, it is kept unless "best" is ahead by as much; but not in
+            networks without batch norm that read their inputs in windows (a first convolution,
+            patches). The head is solved either way; behind an own body, a head of numbers is
+            written with a third of its outputs' deviation from the mean or more (the root of own
+            over solved deviation).
             ``report.candidates`` has the scores. Without a head that is solved from labels, "best"
             for networks of convolutions with batch norm or without any normalization, and nothing
             for others. With a code, include, exclude or rescale of yours it is "best", without a

@@ -211,6 +211,7 @@ SETS: dict[str, Callable[[], Pools]] = {
     "concrete": partial(_table, "concrete"),
     "energy": partial(_table, "energy"),
     "skillcraft": partial(_table, "skillcraft"),
+    "airfoil": partial(_table, "airfoil"),
     "breast cancer": _breast_cancer,
     "camvid": _camvid,
     "japanese vowels": partial(_series, "JapaneseVowels"),

@@ -70,14 +70,16 @@ def _mlp(outputs: int, shape: torch.Size, width: int = 128) -> nn.Module:
     )
 
 
-def _series_fcn(outputs: int, shape: torch.Size, width: int = 64) -> nn.Module:
+def _series_fcn(
+    outputs: int, shape: torch.Size, width: int = 64, normalized: bool = True
+) -> nn.Module:
     """That of Wang, Yan and Oates (2017) at half its width, with a kernel of 7 in place of 8."""
     layers: list[nn.Module] = []
     channels = shape[0]
     for out_channels, kernel in ((width, 7), (2 * width, 5), (width, 3)):
         layers += [
             nn.Conv1d(channels, out_channels, kernel, padding=kernel // 2),
-            nn.BatchNorm1d(out_channels),
+            *([nn.BatchNorm1d(out_channels)] if normalized else []),
             nn.ReLU(),
         ]
         channels = out_channels
@@ -126,6 +128,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "convnext_atto": partial(_timm, "convnext_atto"),
     "vit": partial(_timm_class, "VisionTransformer"),
     "mixer": partial(_timm_class, "MlpMixer"),
+    "swin": partial(_timm_class, "SwinTransformer"),
     "mlp": _mlp,
     "series_fcn": _series_fcn,
     "transformer": SequenceTransformer,

@@ -19,7 +19,6 @@ RATES: dict[str, tuple[float, ...]] = {
     "AdamW": (3e-4, 1e-3, 3e-3),
 }
 TEST_SEEDS = (0, 1, 2, 3, 4)
-SEEN_SEEDS = (0, 1)  # that the rule of "auto" was chosen on, with some networks and recipes
 CHOICE_SEEDS = (100, 101)  # of the samples, weights and batches that rates are chosen with
 
 
@@ -39,6 +38,7 @@ class Pair:
         rates: three for each optimizer.
         choices: how many trainings at each rate decide which one is taken.
         packages: whose versions are stored with the results.
+        later: whether it was added after the rule of "auto" had been chosen on the others.
     """
 
     title: str
@@ -52,6 +52,7 @@ class Pair:
     rates: Mapping[str, tuple[float, ...]] = field(default_factory=lambda: RATES)
     choices: int = 1
     packages: tuple[str, ...] = ()
+    later: bool = False
 
     @property
     def slug(self) -> str:
@@ -62,7 +63,7 @@ class Pair:
     def digest(self) -> str:
         """A hash of what decides on results beside a run's other fields; the code is not in it."""
         content = asdict(self)
-        for name in ("title", "updates", "rates", "choices", "packages"):
+        for name in ("title", "updates", "rates", "choices", "packages", "later"):
             del content[name]
         text = json.dumps([content, MOMENTUM, WARM_UP, WEIGHT_DECAY], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
@@ -147,6 +148,7 @@ _TIMM, _AEON = ("timm",), ("aeon",)
 _VIT = {"patch_size": 4, "embed_dim": 64, "depth": 4, "num_heads": 4}
 _MIXER = {"patch_size": 4, "embed_dim": 64, "num_blocks": 4}
 _HALF = {"channels": (32, 64, 128, 256)}
+_SWIN = {"patch_size": 2, "embed_dim": 32, "depths": (2, 2), "num_heads": (2, 4), "window_size": 4}
 
 # Images are small, networks narrow and trainings short, so that one takes some ten seconds.
 PAIRS: tuple[Pair, ...] = (
@@ -233,4 +235,40 @@ PAIRS: tuple[Pair, ...] = (
         packages=_AEON,
     ),
     Pair("FCN / CamVid", "segmentation_fcn", "camvid", {60: 60}, 10),
+    Pair(
+        "Swin / 10 classes of CIFAR-100",
+        *("swin", "cifar100-10", {50: 240}, 25, True),
+        settings=_SWIN,
+        packages=_TIMM,
+        later=True,
+    ),
+    Pair(
+        "timm resnet18 with group norm, half width / CIFAR-10",
+        *("resnet18", "cifar10", {50: 120}, 25, True),
+        settings={**_HALF, "norm_layer": "groupnorm"},
+        packages=_TIMM,
+        later=True,
+    ),
+    Pair(
+        "ViT / digits",
+        *("vit", "digits", {10: 150, 50: 300}, 25),
+        settings={**_VIT, "patch_size": 2},
+        packages=_TIMM,
+        later=True,
+    ),
+    Pair(
+        "1-d FCN without normalization / OSULeaf",
+        *("series_fcn", "osu leaf", {10: 200}, 20),
+        settings={"normalized": False},
+        rates=_SLOW_SGD,
+        packages=_AEON,
+        later=True,
+    ),
+    Pair(
+        "MLP / airfoil",
+        *("mlp", "airfoil", {0.1: 300, 1.0: 900}, 32),
+        rates=_SLOW_SGD,
+        choices=2,
+        later=True,
+    ),
 )

@@ -11,7 +11,7 @@ from typing import Any
 from experiments.analysis import Comparison, compare, holm
 
 from panel.arms import BEST, OWN
-from panel.pairs import SEEN_SEEDS, TEST_SEEDS, Cell, Run
+from panel.pairs import TEST_SEEDS, Cell, Run
 from panel.plan import Records, protocol_rate
 
 SIGNIFICANT = 0.05
@@ -105,13 +105,9 @@ def criteria(found: Sequence[Row], arm: str) -> list[Criterion]:
     ]
 
 
-def unseen_mean(found: Sequence[Row], arm: str) -> float:
-    """Mean difference to the own start over seeds that the rule was not chosen on; NaN: none."""
-    gaps = [
-        fmean(ours[seed]["after"] - own[seed]["after"] for seed in seeds)
-        for ours, own in ((row.runs[arm], row.runs[OWN]) for row in found)
-        if (seeds := ours.keys() & own.keys() - set(SEEN_SEEDS))
-    ]
+def later_mean(found: Sequence[Row]) -> float:
+    """Mean difference to the own start over pairs that the rule was not chosen on; NaN: none."""
+    gaps = [row.gap.gap.mean for row in found if row.gap is not None and row.cell.pair.later]
     return fmean(gaps) if gaps else math.nan
 
 

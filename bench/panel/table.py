@@ -11,7 +11,7 @@ from experiments.analysis import Comparison, estimate
 from experiments.store import Results
 
 from panel.arms import BEST, OWN
-from panel.pairs import SEEN_SEEDS, TEST_SEEDS, Pair, amount
+from panel.pairs import TEST_SEEDS, Pair, amount
 from panel.plan import PROTOCOLS, USER, read
 from panel.summary import (
     SIGNIFICANT,
@@ -20,8 +20,8 @@ from panel.summary import (
     Row,
     by_pair,
     criteria,
+    later_mean,
     rows,
-    unseen_mean,
 )
 
 _ABOUT = """
@@ -33,9 +33,10 @@ a table, and bold where it is below {level}. Rates are chosen among three on sam
 neither trained on nor tested on; several in one cell are those of the arms, in their order. Shots
 are training samples of each class, of label maps in all, of tables the share of the rows.
 
-[How preset auto chooses](auto.md) has the rule. Its two constants were chosen with the results of
-the first {seen} seeds; on the others alone the mean difference is {unseen:+.2f} at the rate that
-suits the own start.
+[How preset auto chooses](auto.md) has the rule. Its two constants were chosen with the first two
+seeds of the pairs that are not named here, its exception for networks that read windows with all of
+theirs at the rate of the own start, and with other images. {count} pairs were added after that:
+{later}. Their mean difference, at the rate that suits the own start, is {mean:+.2f}.
 """
 
 
@@ -51,9 +52,9 @@ def page(pairs: Sequence[Pair], folder: Path, arm: str) -> str:
     cells = [cell for pair in pairs for cell in pair.cells]
     found = {protocol: rows(cells, records, arm, protocol) for protocol in PROTOCOLS}
     lines = [f"# The panel: {arm} beside the network's own start", "", *verdict(found, arm)]
-    unseen = unseen_mean(found[USER], arm)
-    numbers = {"seeds": len(TEST_SEEDS), "seen": len(SEEN_SEEDS), "unseen": unseen}
-    lines += [_ABOUT.format(level=SIGNIFICANT, **numbers)]
+    later = [pair.title for pair in pairs if pair.later]
+    numbers = {"seeds": len(TEST_SEEDS), "count": len(later), "mean": later_mean(found[USER])}
+    lines += [_ABOUT.format(level=SIGNIFICANT, later="; ".join(later), **numbers)]
     for protocol, title in PROTOCOLS.items():
         lines += [f"## After training, at {title}", "", *_after(found[protocol], arm), ""]
     lines += [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from experiments.store import Results
 from panel.arms import AUTO, BEST, OWN
 from panel.cli import main
 from panel.pairs import Cell, Pair
-from panel.plan import EACH, USER
+from panel.plan import EACH, USER, choice_runs
 from panel.summary import by_pair, criteria, rows, winning
 from panel.table import in_short, page
 
@@ -97,19 +98,17 @@ def test_seeds_that_are_missing_are_said_first(
     assert "{4 seeds}" in page(two_pairs, tmp_path, AUTO)
 
 
-def test_seeds_that_the_rule_was_not_chosen_on(
+def test_pairs_that_the_rule_was_not_chosen_on(
     two_pairs: list[Pair], made_up: Any, tmp_path: Path
 ) -> None:
-    records = results(two_pairs, made_up, lambda cell: (4.0, 3.0))
-    for line in records.values():
-        if line["arm"] == AUTO and line["cell"]["split"] == "test":
-            line["after"] = 51.5 if line["seed"] < 2 else line["seed"] + 50.0  # 2 to 4
-        elif line["arm"] == OWN:
-            line["after"] = 50.0
-    text = page(two_pairs, stored(records, tmp_path), AUTO)
-    assert "the first 2 seeds; on the others alone the mean difference is +3.00" in " ".join(
-        text.split()
-    )
+    pairs = [two_pairs[0], replace(two_pairs[1], later=True)]
+    assert [x.key for x in choice_runs(pairs[1].cells[0], OWN)] == [
+        x.key for x in choice_runs(two_pairs[1].cells[0], OWN)
+    ]
+    records = results(pairs, made_up, lambda cell: (4.0, 3.0 + cell.pair.later))
+    text = " ".join(page(pairs, stored(records, tmp_path), AUTO).split())
+    assert "1 pairs were added after that: MLP / other clusters. Their mean difference" in text
+    assert "at the rate that suits the own start, is +4.00" in text
 
 
 def test_without_results_nothing_is_claimed(two_pairs: list[Pair], tmp_path: Path) -> None:
