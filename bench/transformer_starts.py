@@ -18,13 +18,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from experiments.analysis import compare, estimate
-from panel.arms import OWN
+from panel.arms import BEST, OWN
 from panel.pairs import PAIRS, Cell, Run
 from panel.plan import Records, read
 from panel.work import work
 
 FOLDER = Path(__file__).resolve().parent / "results" / "transformer_starts"
-ARMS = (OWN, "own+head", "mimetic", "best-norms", "first")
+ARMS = (OWN, "own+head", "mimetic", BEST, "mimetic+best", "best-norms", "first")
 SEEDS = {"validation": (100, 101, 102), "test": (0, 1, 2, 3, 4)}
 RATE = 3e-4
 _PANEL = next(pair for pair in PAIRS if pair.title == "ViT / CIFAR-10")

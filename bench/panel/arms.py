@@ -71,14 +71,28 @@ def _mimetic(model: nn.Module, samples: Samples, seed: int) -> sylvinit.Report:
     In every head W_q^T W_k = 0.7 Z + 0.7 I, cut to the head's rank, and in every attention
     W_proj W_v = 0.4 Z - 0.4 I, with Z normal of variance 1 / d.
     """
+    _make_all_mimetic(model, seed)
+    return sylvinit.initialize_head_(model, samples, seed=seed, progress=False)
+
+
+def _mimetic_best(model: nn.Module, samples: Samples, seed: int) -> sylvinit.Report:
+    """Mimetic attention, and "best" for all other layers."""
+    kept = [f"{name}.{part}" for name in _make_all_mimetic(model, seed) for part in ("qkv", "proj")]
+    return sylvinit.initialize_(
+        model, samples, preset="best", exclude=kept, seed=seed, progress=False
+    )
+
+
+def _make_all_mimetic(model: nn.Module, seed: int) -> list[str]:
     generator = torch.Generator().manual_seed(seed)
-    found = [x for x in model.modules() if hasattr(x, "qkv") and hasattr(x, "num_heads")]
+    modules = dict(model.named_modules())
+    found = [n for n, x in modules.items() if hasattr(x, "qkv") and hasattr(x, "num_heads")]
     if not found:
         raise LookupError("mimetic: the network has no attention with a qkv projection")
     with torch.no_grad():
-        for attention in found:
-            make_mimetic(attention, generator)
-    return sylvinit.initialize_head_(model, samples, seed=seed, progress=False)
+        for name in found:
+            make_mimetic(modules[name], generator)
+    return found
 
 
 def make_mimetic(attention: Any, generator: torch.Generator) -> None:
@@ -129,6 +143,7 @@ ARMS: dict[str, Arm] = {
     "best-norms": _best_norms,
     "first": _first,
     "mimetic": _mimetic,
+    "mimetic+best": _mimetic_best,
 }
 
 
