@@ -19,13 +19,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from experiments.analysis import compare, estimate
-from panel.arms import BEST, OWN
+from panel.arms import AUTO, BEST, OWN
 from panel.pairs import PAIRS, Cell, Pair, Run
 from panel.plan import Records, read
 from panel.work import work
 
 FOLDER = Path(__file__).resolve().parent / "results" / "transformer_starts"
-ARMS = (OWN, "own+head", "mimetic", BEST, "mimetic+best", "best-norms", "first")
+ARMS = (OWN, "own+head", "mimetic", BEST, AUTO, "mimetic+best", "best-norms", "first")
 SEEDS = {"validation": (100, 101, 102), "test": (0, 1, 2, 3, 4)}
 RATE = 3e-4
 UPDATES = 240
