@@ -108,7 +108,7 @@ def initialize_(
             difference. Where the features of "best" spread over more than 2.5 times as many
             directions and so may be noise, it is kept unless "best" is ahead by as much; but not in
             networks without batch norm that read their inputs in windows (a first convolution,
-            patches). The head is solved either way; behind an own body, a head of numbers is
+            patches), if its own error is above 0.5. The head is solved either way; behind an own body, a head of numbers is
             written with a third of its outputs' deviation from the mean or more (the root of own
             over solved deviation).
             ``report.candidates`` has the scores. Without a head that is solved from labels, "best"

@@ -2,6 +2,7 @@
 
     SYLVINIT_DATA=DIR python bench/panel run --workers 2 --minutes 150
     python bench/panel status
+    python bench/panel seconds
     python bench/panel table --out docs/panel.md
 
 DIR contains cifar-10-batches-py, cifar-100-python, uci_regression.npz and camvid_96x72.npz; `pip

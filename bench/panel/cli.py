@@ -12,6 +12,7 @@ from statistics import fmean
 from panel.arms import ARMS, AUTO, BEST, OWN
 from panel.pairs import PAIRS, TEST_SEEDS, Pair
 from panel.plan import FOLDER, Records, planned, read
+from panel.seconds import measure, store
 from panel.table import page
 from panel.work import lacking, remaining, work
 
@@ -71,6 +72,15 @@ def _status(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _seconds(arguments: argparse.Namespace) -> int:
+    for pair in _pairs(arguments):
+        if lacking(pair) is None:
+            seconds = measure(pair, arguments.arms)
+            store({pair.title: seconds}, arguments.results)
+            print(pair.title, *(f"{name} {value:.3f} s" for name, value in seconds.items()))
+    return 0
+
+
 def _mean_seconds(pair: Pair, records: Records) -> float | None:
     seconds = [line["seconds"] for line in records.values() if line["config"] == pair.slug]
     return fmean(seconds) if seconds else None
@@ -122,6 +132,8 @@ def _parser(description: str | None) -> argparse.ArgumentParser:
     run.add_argument("--workers", type=int, default=1, help="processes of one thread each")
     run.add_argument("--minutes", type=float, help="begin no run after this time")
     add_arms(add("status", _status, "what is done"))
+    seconds = add("seconds", _seconds, "how long initializations take, one after the other")
+    seconds.add_argument("--arms", nargs="+", choices=tuple(ARMS), default=[BEST, AUTO])
     table = add("table", _table, "the page, from the results alone")
     table.add_argument("--arm", choices=tuple(ARMS), default=AUTO, help="the one that has to pass")
     table.add_argument("--out", type=Path, help="file, by default standard output")

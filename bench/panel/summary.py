@@ -13,6 +13,7 @@ from experiments.analysis import Comparison, compare, holm
 from panel.arms import BEST, OWN
 from panel.pairs import TEST_SEEDS, Cell, Run
 from panel.plan import Records, protocol_rate
+from panel.seconds import Seconds
 
 SIGNIFICANT = 0.05
 LOWEST_INTERVAL = -1.0  # points that no cell's interval may lie wholly below
@@ -79,8 +80,8 @@ def rows(cells: Sequence[Cell], records: Records, arm: str, protocol: str) -> li
     return [replace(row, p=p) for row, p in zip(found, adjusted, strict=True)]
 
 
-def criteria(found: Sequence[Row], arm: str) -> list[Criterion]:
-    """What the rows of one protocol show."""
+def criteria(found: Sequence[Row], arm: str, seconds: Seconds) -> list[Criterion]:
+    """What the rows of one protocol show, and how long initializations take."""
     known = [row for row in found if row.gap is not None]
     if not known:
         return [Criterion(None, f"no cell has results of {arm} and of the own start")]
@@ -101,7 +102,7 @@ def criteria(found: Sequence[Row], arm: str) -> list[Criterion]:
             f"counted once: {of_pairs:+.2f})",
         ),
         _kept(known, arm),
-        _seconds(known, arm),
+        _seconds(seconds, arm),
     ]
 
 
@@ -167,18 +168,14 @@ def _kept(known: Sequence[Row], arm: str) -> Criterion:
     return Criterion(kept >= KEPT, f"{text} ({len(won)} cells): {kept:.2f}, at least {KEPT}")
 
 
-def _seconds(known: Sequence[Row], arm: str) -> Criterion:
-    """Medians of a pair's runs, since the first call in a process takes longer."""
-    seconds: dict[str, tuple[list[float], list[float]]] = {}
-    for row in known:
-        lists = seconds.setdefault(row.cell.pair.title, ([], []))
-        for values, name in zip(lists, (arm, BEST), strict=True):
-            values += [line["init_seconds"] for line in row.runs[name].values()]
+def _seconds(seconds: Seconds, arm: str) -> Criterion:
     shares = {
-        title: median(ours) / median(theirs) for title, (ours, theirs) in seconds.items() if theirs
+        title: of_pair[arm] / of_pair[BEST]
+        for title, of_pair in seconds.items()
+        if {arm, BEST} <= of_pair.keys()
     }
     if not shares:
-        return Criterion(None, "seconds of initialization: none of best")
+        return Criterion(None, "seconds of initialization: not measured")
     worst = max(shares, key=lambda title: shares[title])
     text = f"seconds of initialization, {arm} / best: median of pairs {median(shares.values()):.2f}"
     return Criterion(

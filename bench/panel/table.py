@@ -13,6 +13,8 @@ from experiments.store import Results
 from panel.arms import BEST, OWN
 from panel.pairs import TEST_SEEDS, Pair, amount
 from panel.plan import PROTOCOLS, USER, read
+from panel.seconds import Seconds
+from panel.seconds import read as read_seconds
 from panel.summary import (
     SIGNIFICANT,
     By,
@@ -33,10 +35,12 @@ a table, and bold where it is below {level}. Rates are chosen among three on sam
 neither trained on nor tested on; several in one cell are those of the arms, in their order. Shots
 are training samples of each class, of label maps in all, of tables the share of the rows.
 
-[How preset auto chooses](auto.md) has the rule. Its two constants were chosen with the first two
-seeds of the pairs that are not named here, its exception for networks that read windows with all of
-theirs at the rate of the own start, and with other images. {count} pairs were added after that:
-{later}. Their mean difference, at the rate that suits the own start, is {mean:+.2f}.
+[How preset auto chooses](auto.md) has the rule. Its constants were chosen with the first two seeds
+of the first pairs, its exception for networks that read windows with all seeds of theirs at the rate
+of the own start, and with other images.
+"""
+_LATER = """Added after that: {later}. Their mean difference, at the rate that suits the own start,
+is {mean:+.2f}.
 """
 
 
@@ -51,16 +55,19 @@ def page(pairs: Sequence[Pair], folder: Path, arm: str) -> str:
     records = read(pairs, folder)
     cells = [cell for pair in pairs for cell in pair.cells]
     found = {protocol: rows(cells, records, arm, protocol) for protocol in PROTOCOLS}
-    lines = [f"# The panel: {arm} beside the network's own start", "", *verdict(found, arm)]
-    later = [pair.title for pair in pairs if pair.later]
-    numbers = {"seeds": len(TEST_SEEDS), "count": len(later), "mean": later_mean(found[USER])}
-    lines += [_ABOUT.format(level=SIGNIFICANT, later="; ".join(later), **numbers)]
+    seconds = read_seconds(folder)
+    title = f"# The panel: {arm} beside the network's own start"
+    lines = [title, "", *verdict(found, arm, seconds)]
+    lines += [_ABOUT.format(level=SIGNIFICANT, seeds=len(TEST_SEEDS))]
+    later, mean = "; ".join(pair.title for pair in pairs if pair.later), later_mean(found[USER])
+    if not math.isnan(mean):
+        lines += [_LATER.format(later=later, mean=mean)]
     for protocol, title in PROTOCOLS.items():
         lines += [f"## After training, at {title}", "", *_after(found[protocol], arm), ""]
     lines += [
         "## Before training",
         "",
-        *_before(found[USER], arm),
+        *_before(found[USER], arm, seconds),
         "",
         *_environments(pairs, folder),
     ]
@@ -77,12 +84,12 @@ def in_short(found: Sequence[Row], arm: str) -> str:
     return "\n".join(lines)
 
 
-def verdict(found: dict[str, list[Row]], arm: str) -> list[str]:
+def verdict(found: dict[str, list[Row]], arm: str, seconds: Seconds) -> list[str]:
     """What is missed, what is not known, and what is met, in this order."""
     every: list[tuple[str, Criterion]] = [
         (PROTOCOLS[protocol], item)
         for protocol, table in found.items()
-        for item in criteria(table, arm)
+        for item in criteria(table, arm, seconds)
     ]
     lines: list[str] = []
     for protocol, table in found.items():
@@ -111,7 +118,7 @@ def _after(found: Sequence[Row], arm: str) -> list[str]:
     return lines
 
 
-def _before(found: Sequence[Row], arm: str) -> list[str]:
+def _before(found: Sequence[Row], arm: str, seconds: Seconds) -> list[str]:
     """Optimizers have the same starts: the rows of the first one will do."""
     names = _names(arm)
     lines = _head(["network / data", "shots", *names, "seconds", "choices"])
@@ -123,10 +130,15 @@ def _before(found: Sequence[Row], arm: str) -> list[str]:
         seen.add(place)
         cells = [place[0], amount(place[1])]
         cells += [_mean(row.runs[name], "before") for name in names]
-        seconds = [_mean(row.runs[name], "init_seconds", 2) for name in names if name != OWN]
-        lines.append(_line([*cells, ", ".join(seconds), _choices(row.runs[arm])]))
-    lines += ["", f"Seconds (of one processor) are those of {', '.join(names[1:])}."]
+        of_pair = seconds.get(place[0], {}) if place[1] == list(row.cell.pair.updates)[-1] else {}
+        timed = [f"{of_pair[name]:.2f}" for name in names if name in of_pair]
+        lines.append(_line([*cells, ", ".join(timed) or "-", _choices(row.runs[arm])]))
+    lines += ["", f"Seconds (of one processor, one after the other) are those of {_of(names[1:])}."]
     return lines
+
+
+def _of(names: Sequence[str]) -> str:
+    return " and ".join(names)
 
 
 def _names(arm: str) -> list[str]:
@@ -139,10 +151,10 @@ def _rates(row: Row, names: Iterable[str]) -> str:
     return rates[0] if len(set(rates)) == 1 else ", ".join(rates)
 
 
-def _mean(runs: By, field: str, digits: int = 1) -> str:
+def _mean(runs: By, field: str) -> str:
     if not runs:
         return "-"
-    return f"{estimate([line[field] for line in runs.values()]).mean:.{digits}f}"
+    return f"{estimate([line[field] for line in runs.values()]).mean:.1f}"
 
 
 def _choices(runs: By) -> str:

@@ -32,11 +32,13 @@ OWN, CALIBRATED, BEST = "own", "own, calibrated", "best"
 LEAD = 1.5
 # Where the features of "best" spread over so many times as many directions, a head on them says
 # little. Rows scaled to one output variance make all directions equally loud, layer by layer: these
-# may be noise, and "best" has to be ahead by LEAD standard errors. In networks without batch norm
-# that read their inputs in windows, of which a sample has many, training finds its way from them
-# all the same, and less so from features that the own start has folded into a few directions:
-# "best" is written. (With batch norm, RegNet ends lower with it, and a ResNet-18 higher.)
+# may be noise, and "best" has to be ahead by LEAD standard errors.
 SPREAD = 2.5
+# Not so in networks without batch norm that read their inputs in windows, of which a sample has
+# many, where the own start has folded the features into so few directions that its error, too, is
+# above this: training finds its way from "best" all the same, and less so from there. A network
+# that was trained is below. (With batch norm, RegNet ends lower with "best", a ResNet-18 higher.)
+FOLDED = 0.5
 
 _KEPT = "its own start is kept"
 _NORMS = (
@@ -53,9 +55,9 @@ def choose(run: Run, plan: Worklist) -> Attempt:
 
     The network's own start is kept where it is ahead of "best" by more than LEAD standard errors of
     their difference. Where the features of "best" spread over more than SPREAD times as many
-    directions, it is kept unless "best" is ahead by as much; but in networks without batch norm
-    that read their inputs in windows it is not kept. A candidate whose activations are not finite,
-    or whose equations cannot be solved, is out.
+    directions, it is kept unless "best" is ahead by as much, or the network has no batch norm,
+    reads its inputs in windows, and its own error is above FOLDED. A candidate whose activations
+    are not finite, or whose equations cannot be solved, is out.
 
     Raises:
         NonFiniteError, SolverError: of "best", where no candidate is left.
@@ -73,21 +75,17 @@ def choose(run: Run, plan: Worklist) -> Attempt:
         attempt = run.attempt(run.worklist(best))  # that of the own start has taken back its gains
         attempt.candidates = [Candidate(name) for name in starts]
         return attempt
-    windows = _reads_windows(run.survey)
-    candidates = {name: Candidate(name) for name in starts}
-    comparison = _Comparison(candidates, folds=windows and CALIBRATED not in starts)
-    # The last one need not be written again, so that is the one that is likely to win.
-    order = list(starts) if windows else [BEST, *list(starts)[:-1]]
+    comparison = _Comparison({name: Candidate(name) for name in starts}, _may_fold(run.survey))
     attempt = None
-    for name in order:
+    for name, options in starts.items():
         run.undo()
-        attempt = comparison.of(run, name, starts[name])
+        attempt = comparison.of(run, name, options)
     chosen, why = comparison.winner()
     if chosen is None:
         run.undo()
         attempt = _by_rule(run, best, why, keeps_head=False)
         chosen = OWN if attempt.options.kept else BEST
-    elif chosen != order[-1] or attempt is None:
+    elif chosen != BEST or attempt is None:
         run.undo()
         again = replace(starts[chosen], gated=False)
         with same_random_numbers():
@@ -150,7 +148,7 @@ class _Comparison:
         lead, why = LEAD, "a head does better on its features than on those of 'best'"
         if spread > SPREAD:
             spreads = f"spread over {spread:.1f} times as many directions"
-            if self.folds:
+            if self.folds and scores[kept].error > FOLDED:
                 return BEST, f"its features {spreads}, from inputs that are read in windows"
             lead, why = -LEAD, "a head does not do better by 1.5 standard errors on the features of"
             why += f" 'best', which {spreads}"
@@ -175,10 +173,11 @@ def _is_scored(worklist: Worklist) -> bool:
     return any(unit.is_scored for unit in _units(worklist))
 
 
-def _reads_windows(survey: Survey) -> bool:
-    """Whether the first layer is a convolution with windows: also the patches of a transformer."""
+def _may_fold(survey: Survey) -> bool:
+    """Whether there is no batch norm and the first layer is a convolution: also of patches."""
     geometry = survey.layers[0].geometry
-    return geometry is not None and geometry.taps > 1
+    windows = geometry is not None and geometry.taps > 1
+    return windows and not any(isinstance(module, NORM_TYPES) for module in survey.names)
 
 
 # --------------------------------------------------------------------------------- without a score

@@ -182,7 +182,7 @@ def read_targets(
         center=torch.where(as_signs, 0.0, shift),
         # Rows without a target count as zeros: its weights are too small by the factor.
         scale=torch.where(as_signs, 1.0, divisor) * factor,
-        numbers=~as_signs,
+        numbers=~as_signs & ~constant,
     )
     kind = LabelKind(targets=head.outputs, of_rows=True in seen.of_rows, missing=seen.missing)
     count = int(constant.sum())

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from math import prod
 from typing import Any
@@ -107,11 +107,7 @@ def _rules_of(
     others = {index: other for index, other in others.items() if other is not None}
     if 1 not in others:
         return {}
-    if look.survey.whole:
-        found, unchanged = _compare_each(look, batch, others)
-    else:
-        rules, unchanged = _compare_few(look, batch, others)
-        found = {at: fine or coarse for at, (fine, coarse) in rules.items()}
+    found, unchanged = _compare_some(look, batch, others)
     if first:
         found.update(_nobodys(look.survey, found, unchanged))
         # Inputs that samples share, such as the edges of a graph, are data and are not replaced.
@@ -121,17 +117,25 @@ def _rules_of(
         if unchanged and not (look.survey.whole and shared):
             before, after = (look(x.head(samples)) for x in (batch, batch.replaced(others)))
             _, still = _compare(before, after, min(samples, batch.size))
-        # Of a start so small that nothing arrives: more may, once the layers before are solved.
         silent = unchanged & still - {at for (at, _), x in before.items() if bool(x.value.any())}
+        if silent:  # more may arrive once the layers before are solved
+            heard, unheard = _compare_some(replace(look, loud=True), batch, others)
+            silent -= unheard
+            found.update((at, rule) for at, rule in heard.items() if at[0] in silent)
         constant.update((unchanged & still) - silent)
-        found.update(
-            (at, BATCH_FIRST if x.batch_first else None)
-            for at, x in before.items()
-            if at[0] in silent
-        )
         # The others see rows of other samples alone (experts).
         found.update(((layer, 0), None) for layer in unchanged - still)
     return found
+
+
+def _compare_some(
+    look: _Look, batch: Batch, others: Mapping[int, int]
+) -> tuple[dict[Place, RowRule | None], set[int]]:
+    """Rules from a few samples or a whole batch, and ids of layers of which no row has changed."""
+    if look.survey.whole:
+        return _compare_each(look, batch, others)
+    rules, unchanged = _compare_few(look, batch, others)
+    return {at: fine or coarse for at, (fine, coarse) in rules.items()}, unchanged
 
 
 def _compare_few(
@@ -293,6 +297,7 @@ class _Look:
     call: Callable[[Batch], Any]
     caller: CallerModes
     guard: ModelGuard
+    loud: bool = False  # with weights of a usual size in place of the model's
 
     def __call__(self, batch: Batch) -> dict[Place, _Print]:
         found: dict[Place, _Print] = {}
@@ -318,7 +323,7 @@ class _Look:
 
         with ExitStack() as stack:
             stack.callback(self.guard.restore_forward)
-            stack.enter_context(_without_zeros(next(iter(self.survey.names))))
+            stack.enter_context(_without_zeros(next(iter(self.survey.names)), loud=self.loud))
             for module in self.survey.points:
                 handle = module.register_forward_pre_hook(before, with_kwargs=True)
                 stack.callback(handle.remove)
@@ -330,19 +335,23 @@ class _Look:
 
 
 @contextmanager
-def _without_zeros(model: nn.Module) -> Iterator[None]:
+def _without_zeros(model: nn.Module, *, loud: bool) -> Iterator[None]:
     """Parameters that are all zero have other values: nothing would get through, and be seen.
 
-    Biases stay zero: they stop nothing, and what small weights pass on would drown in others.
+    ``loud``: so have all weights. Biases stay zero: they stop nothing, and what small weights pass
+    on would drown in others.
     """
     generator = torch.Generator().manual_seed(0)
     with ExitStack() as stack:
         for name, parameter in model.named_parameters():
             dense = parameter.is_floating_point() and parameter.layout == torch.strided
-            dense &= not name.endswith("bias")
-            if dense and parameter.numel() and not bool(parameter.any()):
+            dense &= not name.endswith("bias") and parameter.numel() > 0
+            matrix = loud and parameter.ndim > 1
+            if dense and (matrix or not bool(parameter.any())):
                 stack.callback(TensorBackup(parameter).restore)
                 noise = torch.randn(parameter.shape, generator=generator)
+                if matrix:
+                    noise /= noise[0].numel() ** 0.5
                 with torch.inference_mode(parameter.is_inference()), torch.no_grad():
                     parameter.copy_(noise)
         yield

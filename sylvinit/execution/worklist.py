@@ -26,7 +26,7 @@ from sylvinit.model.obstacles import FLAT, MAPPED, REMEDIES, Obstacle
 from sylvinit.moments.row_labels import NO_LABELS
 from sylvinit.moments.rows import rows_without_owner
 from sylvinit.options import Options
-from sylvinit.solve.task import LayerTask
+from sylvinit.solve.task import LayerTask, writable_biases
 
 Task = LayerUnit | Norm
 
@@ -255,6 +255,7 @@ class Worklist:
             self._taken[key] += outputs
         kind = NO_LABELS if reading is None else reading.kind
         whole = solves_head and kind.of_rows and not options.patches_given
+        with_bias = solves_head and bool(writable_biases(layers))
         task = LayerTask(
             code=code,
             lam=options.lam(first.name),
@@ -267,7 +268,7 @@ class Worklist:
             rescale=options.rescale == "variance" and not is_head,
             units=reading.units if isinstance(reading, TargetReading) else None,
             share=self._share(first) if solves_head else 1.0,
-            shrunk=options.shrinks_head and solves_head and isinstance(code, Targets),
+            shrunk=options.shrinks_head and isinstance(code, Targets) and with_bias,
         )
         calls = sum(survey.calls[module] for module in {layer.module for layer in layers})
         backend = choose(options.backend, weight.device)

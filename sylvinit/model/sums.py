@@ -15,8 +15,13 @@ from torch import Tensor, nn
 _SCALINGS = frozenset({"mul", "multiply", "__mul__", "__rmul__", "__imul__"})
 _DIVISIONS = frozenset({"div", "divide", "true_divide", "__truediv__", "__itruediv__"})
 ADDITIONS = frozenset({"add", "__add__", "__radd__", "__iadd__"})
-# Numbers of axes, and those that rows of one sample lie along: tokens, pixels.
-_POOLINGS = ((3, [1]), (4, [2, 3]))
+# By a layer's attribute for its number of outputs, and how many axes they have: the axis of the
+# outputs, and those that the rows of one sample lie along, which are tokens or pixels.
+_POOLINGS = {
+    ("out_features", 3): (2, [1]),
+    ("out_channels", 3): (1, [2]),
+    ("out_channels", 4): (1, [2, 3]),
+}
 # What is made of an answer in the end. A sum of two of these is no longer linear.
 _ANSWERS = frozenset({"softmax", "log_softmax", "sigmoid", "logsigmoid"})
 
@@ -121,15 +126,24 @@ def _reduced(name: str, given: WeightedSum, x: Tensor, axes: Any) -> WeightedSum
     All rows of a sample have its label, and so has their mean, and about so their maximum.
     """
     axes = [axes] if isinstance(axes, int) else axes
-    if not isinstance(axes, (tuple, list)):
+    if not isinstance(axes, (tuple, list)) or not all(isinstance(i, int) for i in axes):
         return None
-    axes = sorted(i % x.ndim for i in axes)
+    axes = sorted(i % max(x.ndim, 1) for i in axes)
     if given.stacked is None:
-        return given if name != "sum" and (x.ndim, axes) in _POOLINGS else None
+        pools = name != "sum" and all(_pools(t.layer, x, axes) for t in given.terms.values())
+        return given if pools else None
     count, axis = given.stacked
     if axes != [axis] or name not in ("mean", "sum"):
         return None
     return replace(_scaled(given, count if name == "sum" else 1), stacked=None)
+
+
+def _pools(layer: nn.Module, x: Tensor, axes: list[int]) -> bool:
+    """Whether the other axis beside that of the samples is the one of a layer's outputs."""
+    return any(
+        x.ndim == ndim and axes == pooled and x.shape[axis] == getattr(layer, name, None)
+        for (name, ndim), (axis, pooled) in _POOLINGS.items()
+    )
 
 
 def _joined(one: Mapping[int, Term], other: Mapping[int, Term]) -> Mapping[int, Term]:

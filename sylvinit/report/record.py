@@ -100,7 +100,7 @@ class Candidate:
         standard_error: of the difference between its error and that of the start it is compared
             with, over samples; nan for that start.
         chosen: whether it was written.
-        reason: why it has no score, or is kept.
+        reason: why it has no score, or was chosen against its error.
     """
 
     name: str

@@ -104,6 +104,7 @@ def held_out(rows: SampledRows) -> HeldOut | None:
 def _principal_coordinates(x: Tensor) -> tuple[Tensor, Tensor]:
     """Rows about their mean in the basis of their components, (n, r), and its Gram's diagonal."""
     x = x - x.mean(dim=0)
+    x = x / x.abs().max().clamp(min=torch.finfo(x.dtype).tiny)  # squares of squares are finite
     dual = x.shape[0] < x.shape[1]
     values, vectors = eigh(gram(x.mT if dual else x))
     kept = values > _ROUNDING * values[-1].clamp(min=0)

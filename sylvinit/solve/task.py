@@ -63,7 +63,7 @@ class TargetUnits:
 
     center: Tensor
     scale: Tensor
-    numbers: Tensor  # bool (targets,), whether they are more than two classes as -1 and 1
+    numbers: Tensor  # bool (targets,), not for two classes as -1 and 1 and what never varies
 
     def restore(self, solution: LayerSolution) -> None:
         """From weights and biases for s to those for y; without a bias, y = scale * s."""

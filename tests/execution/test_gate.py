@@ -52,15 +52,13 @@ def test_best_is_written_where_it_does_better() -> None:
     assert_identical(weights_of(model), expected)
 
 
-def scripted(
-    monkeypatch: pytest.MonkeyPatch, *, last: str = "own", **found: tuple[float, float]
-) -> None:
-    """Let "own" and "best" have such an error and spread; "best" is tried first or ``last``.
+def scripted(monkeypatch: pytest.MonkeyPatch, **found: tuple[float, float]) -> None:
+    """Let "own" and "best" have such an error and spread.
 
     Errors of samples are a half of the mean above and below it in turns for "own", the other way
     round for "best": of 100 samples, one standard error of the difference is a tenth of their mean.
     """
-    left = list(found) if last == "best" else ["best", *(name for name in found if name != "best")]
+    left = list(found)
     sign = torch.where(torch.arange(100) % 2 == 0, 0.5, -0.5)
 
     def score(rows: SampledRows) -> HeldOut:
@@ -99,31 +97,36 @@ def test_the_rule(
 
 
 @pytest.mark.parametrize(
-    ("best", "window", "normalized", "expected"),
+    ("own", "best", "window", "norm", "expected"),
     [
-        ((0.6, 7.0), 3, False, "own"),  # 1.8 standard errors behind
-        ((0.6, 8.0), 3, False, "best"),  # over more than 2.5 times as many directions
-        ((0.6, 8.0), 3, True, "own"),
-        ((0.6, 8.0), 1, False, "own"),
+        ((0.6, 3.0), (0.7, 7.0), 3, None, "own"),  # 1.5 standard errors behind
+        ((0.6, 3.0), (0.7, 8.0), 3, None, "best"),  # over more than 2.5 times as many directions
+        ((0.6, 3.0), (0.9, 60.0), 3, None, "best"),
+        ((0.45, 3.0), (0.7, 8.0), 3, None, "own"),  # as a network that was trained
+        ((0.6, 3.0), (0.7, 8.0), 3, nn.BatchNorm2d(6), "own"),
+        ((0.6, 3.0), (0.7, 8.0), 3, nn.BatchNorm2d(6, track_running_stats=False), "own"),
+        ((0.6, 3.0), (0.7, 8.0), 1, None, "own"),
     ],
 )
+@pytest.mark.parametrize("calibrate", [True, False])
 def test_directions_of_networks_that_read_windows(
+    own: tuple[float, float],
     best: tuple[float, float],
     window: int,
-    normalized: bool,
+    norm: nn.Module | None,
     expected: str,
+    calibrate: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     torch.manual_seed(0)
-    norm = nn.BatchNorm2d(6) if normalized else nn.ReLU()
-    model = nn.Sequential(nn.Conv2d(3, 6, window), norm, nn.Flatten(), nn.LazyLinear(4))
+    first = nn.Conv2d(3, 6, window)
+    model = nn.Sequential(first, norm or nn.ReLU(), nn.Flatten(), nn.LazyLinear(4))
     x, y = torch.randn(100, 3, 4, 4), torch.arange(100) % 4
     model.eval()(x)
-    found = {"own": (0.5, 3.0), "calibrated": (0.7, 3.0), "best": best}
-    if not normalized:
-        del found["calibrated"]
-    scripted(monkeypatch, last="best" if window > 1 else "own", **found)
-    report = auto(model, (x, y))
+    tracked = isinstance(norm, nn.BatchNorm2d) and norm.track_running_stats and calibrate
+    found = {"own": own, **({"calibrated": (0.9, 3.0)} if tracked else {}), "best": best}
+    scripted(monkeypatch, **found)
+    report = auto(model, (x, y), calibrate_norm=calibrate)
     assert chosen(report) == expected
     assert ("read in windows" in str(report)) == (expected == "best")
 
@@ -135,8 +138,7 @@ def test_everything_is_as_the_chosen_candidate_has_it(
     torch.manual_seed(0)
     model, data = Normalized(), noisy_classes(loud="signal")
     names = ["own", "own, calibrated", "best"]
-    # "best" is tried first, since this is no network of convolutions.
-    errors = iter([0.1 if name == winner else 0.9 for name in ["best", *names[:-1]]])
+    errors = iter([0.1 if name == winner else 0.9 for name in names])
 
     def score(rows: SampledRows) -> HeldOut:
         owners = rows.samples.unique()

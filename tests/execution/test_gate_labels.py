@@ -56,6 +56,34 @@ def test_a_head_of_numbers_is_left_part_of_its_way(size: float, least: bool) -> 
     assert factor == 1 or f"{factor:.2f} of the solution" in part[0]
 
 
+@pytest.mark.parametrize("bias", ["none", "frozen"])
+def test_without_a_bias_all_of_the_head_is_written(bias: str) -> None:
+    """Its weight carries the mean of the targets, too."""
+    data, model = noisy_classes(loud="noise"), Fixed(reads_signal=True)
+    model.head = nn.Linear(4, 1, bias=bias == "frozen").requires_grad_(True)
+    if bias == "frozen":
+        model.head.bias.requires_grad_(False)
+    y = data[1][:, None].float() + 70
+    whole, found = copy.deepcopy(model), copy.deepcopy(model)
+    sylvinit.initialize_head_(whole, (data[0], y), progress=False)
+    assert chosen(auto(found, (data[0], y))) == "own"
+    assert_identical(dict(found.state_dict()), dict(whole.state_dict()))
+
+
+def test_targets_that_never_vary_do_not_count() -> None:
+    data, model = noisy_classes(loud="noise"), Fixed(reads_signal=True)
+    alone, model.head = copy.deepcopy(model), nn.Linear(4, 5)
+    with torch.no_grad():
+        model.head.weight[:4] = alone.head.weight
+        model.head.weight[4].fill_(1000.0)
+    y = 300 * torch.randn(4, 4)[data[1]]
+    for net, targets in ((alone, y), (model, torch.cat((y, torch.full((200, 1), 7.0)), dim=1))):
+        assert chosen(auto(net, (data[0], targets))) == "own"
+    own = alone.head.weight
+    torch.testing.assert_close(model.head.weight[:4], own, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(model(data[0])[:, 4], torch.full((200,), 7.0))
+
+
 class Maps(nn.Module):
     """A class for every pixel."""
 

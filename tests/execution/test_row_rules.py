@@ -313,6 +313,25 @@ def test_an_own_start_that_nothing_passes() -> None:
     assert float((model(x).argmax(dim=1) == labels).double().mean()) > 0.95
 
 
+@pytest.mark.parametrize("order", ORDERS)
+def test_every_order_behind_a_start_that_nothing_passes(order: str) -> None:
+    def silent(fold: Order, unfold: Order) -> Folded:
+        model = Folded(fold, unfold)
+        model.first = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 5, bias=False))
+        with torch.no_grad():
+            for layer in model.first:
+                layer.weight.copy_(
+                    1e-200 * torch.arange(layer.weight.numel()).view_as(layer.weight)
+                )
+        return model.double()
+
+    assert not bool(silent(lambda x: x, lambda x: x).first(TOKENS).any())
+    fold, unfold, _ = ORDERS[order]
+    options: dict[str, Any] = {"code": "lda", "patches": "all", "preset": "best"}
+    plain = initialized(silent(lambda x: x, lambda x: x), (TOKENS, Y), **options)
+    assert_close(plain, initialized(silent(fold, unfold), (TOKENS, Y), **options), SUMS)
+
+
 class FixedSize(Folded):
     """Takes ten samples at a time and nothing else."""
 

@@ -72,12 +72,13 @@ MEANS = [
     in_place,
     lambda x: A(x) / 2 + 0.5 * B(tokens(x, 3)).max(1)[0],
     lambda x: B(tokens(x, 3)).amax(dim=-2).div(2) + A(tokens(x, 2)).mean(1) / 2,
-    lambda x: (A(x) + B(tokens(x, 6)).transpose(1, 2).unflatten(2, (2, 3)).mean((-2, -1))) / 2,
 ]
 OTHERS = [
     lambda x: A(x) + B(tokens(x, 3)).sum(1),
     lambda x: A(x) + B(tokens(x, 4)).max(2)[0],  # over the outputs
     lambda x: A(x) + B(tokens(x, 3)).min(1)[0],
+    lambda x: A(x)[:, :3] + B(tokens(x, 3)).transpose(1, 2).max(1)[0],
+    lambda x: A(x).sum() + B(x[:1]).sum(1).squeeze().amax(dim=0),
     lambda x: torch.cat([A(x), B(x)], dim=1),
     lambda x: A(x) - B(x),
     lambda x: A(x) + B(x).neg(),

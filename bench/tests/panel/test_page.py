@@ -15,6 +15,7 @@ from panel.arms import AUTO, BEST, OWN
 from panel.cli import main
 from panel.pairs import Cell, Pair
 from panel.plan import EACH, USER, choice_runs
+from panel.seconds import measure, read, store
 from panel.summary import by_pair, criteria, rows, winning
 from panel.table import in_short, page
 
@@ -30,7 +31,6 @@ def results(
     pairs: list[Pair],
     made_up: Callable[..., dict[str, dict[str, Any]]],
     gains: Callable[[Cell], tuple[float, float]],
-    seconds: float = 1.5,
 ) -> dict[str, dict[str, Any]]:
     """All rates alike; "best" and "auto" are ahead of the own start by what ``gains`` says."""
     records: dict[str, dict[str, Any]] = {}
@@ -39,16 +39,15 @@ def results(
         best, auto = gains(cell)
         for place, (arm, gain) in enumerate({OWN: 0.0, BEST: best, AUTO: auto}.items()):
             points = (50 + gain + np.roll(NOISE, place)).tolist()
-            found = made_up(cell, arm, dict.fromkeys(cell.rates, 1.0), {rate: points})
-            for line in found.values():
-                line["init_seconds"] = seconds if arm == AUTO else 1.0
-            records |= found
+            records |= made_up(cell, arm, dict.fromkeys(cell.rates, 1.0), {rate: points})
     return records
 
 
-def stored(records: dict[str, dict[str, Any]], folder: Path) -> Path:
+def stored(records: dict[str, dict[str, Any]], folder: Path, seconds: float = 1.5) -> Path:
     for line in records.values():
         Results(line["config"], folder).append([line])
+    for title in ("MLP / clusters", "MLP / other clusters"):
+        store({title: {BEST: 1.0, AUTO: seconds}}, folder)
     return folder
 
 
@@ -71,8 +70,8 @@ def test_what_is_missed_comes_first(two_pairs: list[Pair], made_up: Any, tmp_pat
         lost = cell.pair is two_pairs[0] and cell.optimizer == "SGD"
         return 4.0, -9.0 if lost else 1.0
 
-    records = results(two_pairs, made_up, gains, seconds=2.5)
-    lines = first_lines(two_pairs, stored(records, tmp_path))
+    records = results(two_pairs, made_up, gains)
+    lines = first_lines(two_pairs, stored(records, tmp_path, seconds=2.5))
     missed = [line for line in lines if line.startswith("- **missed**")]
     assert lines[: len(missed)] == missed
     assert len(missed) == len(lines) == 2 * 5
@@ -106,8 +105,9 @@ def test_pairs_that_the_rule_was_not_chosen_on(
         x.key for x in choice_runs(two_pairs[1].cells[0], OWN)
     ]
     records = results(pairs, made_up, lambda cell: (4.0, 3.0 + cell.pair.later))
+    assert "Added after" not in page(pairs, tmp_path, AUTO)
     text = " ".join(page(pairs, stored(records, tmp_path), AUTO).split())
-    assert "1 pairs were added after that: MLP / other clusters. Their mean difference" in text
+    assert "Added after that: MLP / other clusters. Their mean difference" in text
     assert "at the rate that suits the own start, is +4.00" in text
 
 
@@ -148,7 +148,7 @@ def test_best_wins_where_it_does_with_both_optimizers(two_pairs: list[Pair], mad
     records = results(two_pairs, made_up, gains)
     found = rows([c for p in two_pairs for c in p.cells], records, AUTO, EACH)
     assert {row.cell.pair.title for row in winning(found)} == {"MLP / other clusters"}
-    (kept,) = (item for item in criteria(found, AUTO) if "share" in item.text)
+    (kept,) = (item for item in criteria(found, AUTO, {}) if "share" in item.text)
     assert "(4 cells): 0.50" in kept.text
 
 
@@ -189,3 +189,11 @@ def test_the_command_writes_the_page(tmp_path: Path) -> None:
     out = tmp_path / "panel.md"
     assert main(["table", "--results", str(tmp_path), "--out", str(out)]) == 0
     assert "not known" in out.read_text()
+
+
+def test_seconds_are_measured_side_by_side(tmp_path: Path, pair: Pair) -> None:
+    store({"another": {BEST: 1.0}}, tmp_path)
+    store({pair.title: measure(pair, (BEST, AUTO))}, tmp_path)
+    found = read(tmp_path)
+    assert found["another"] == {BEST: 1.0}
+    assert 0 < found[pair.title][BEST] < found[pair.title][AUTO]
