@@ -36,8 +36,8 @@ neither trained on nor tested on; several in one cell are those of the arms, in 
 are training samples of each class, of label maps in all, of tables the share of the rows.
 
 [How preset auto chooses](auto.md) has the rule. Its constants were chosen with the first two seeds
-of the first pairs, its exception for networks that read windows with all seeds of theirs at the rate
-of the own start, and with other images.
+of the first pairs, its exception for networks that read windows with all seeds of theirs at the
+rate of the own start, and with other images.
 """
 _LATER = """Added after that: {later}. Their mean difference, at the rate that suits the own start,
 is {mean:+.2f}.
