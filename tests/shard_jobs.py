@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from driver_helpers import own_part, unchanged
 from rank_jobs import Fault, network, part_of
@@ -277,3 +278,35 @@ def correlated(group: Any, rank: int, how: str) -> tuple[Arrays, dict[str, np.nd
         {name: x.detach().numpy().copy() for name, x in full.items()},
         {name: np.asarray(x.detach()) for name, x in found.items()},
     )
+
+
+def flat(group: Any, rank: int, original: bool) -> dict[str, Any]:
+    """What is done to a network of which FSDP1 holds one part."""
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Linear(12, 10), nn.BatchNorm1d(10), nn.ReLU(), nn.Linear(10, 10))
+    model = nn.Sequential(body, nn.Linear(10, 4)).eval()
+    generator = torch.Generator().manual_seed(rank)
+    x, y = torch.randn(32, 12, generator=generator), torch.arange(32) % 4
+    expected = body(x)
+    cpu = torch.device("cpu")
+    model[0] = FullyShardedDataParallel(body, group, device_id=cpu, use_orig_params=original)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        report = sylvinit.initialize_(model, (x, y), preset="best", microbatch=8)
+    with pytest.raises(RuntimeError, match="the forward fails"):
+        sylvinit.initialize_(model, (x, y), preset="best", microbatch=8, forward_fn=_failing)
+    after = model[0](x)
+    after.sum().backward()
+    return {
+        "same": [torch.allclose(after, expected, atol=1e-6)],
+        "solved": [layer.name for layer in report.solved],
+        "calibrated": [layer.name for layer in report.layers if layer.status == "calibrated"],
+        "messages": [str(w.message) for w in caught if "FSDP" in str(w.message)],
+    }
+
+
+def _failing(model: nn.Module, x: torch.Tensor) -> None:
+    model(x)
+    raise RuntimeError("the forward fails")

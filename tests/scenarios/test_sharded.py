@@ -5,21 +5,14 @@ from __future__ import annotations
 import functools
 import importlib.util
 import inspect
-import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import shard_jobs
-import torch
-import torch.multiprocessing as mp
 from rank_pool import RankPool, needs_gloo
 from shard_jobs import Arrays
-from torch import distributed, nn
-
-import sylvinit
 
 pytestmark = needs_gloo
 
@@ -184,64 +177,9 @@ def test_what_is_refused(pool: RankPool, kind: str, said: str) -> None:
             assert said in text
 
 
-def _network() -> nn.Sequential:
-    torch.manual_seed(0)
-    body = nn.Sequential(nn.Linear(12, 10), nn.BatchNorm1d(10), nn.ReLU(), nn.Linear(10, 10))
-    return nn.Sequential(body, nn.Linear(10, 4))
-
-
-def _data(rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(rank)
-    return torch.randn(32, 12, generator=generator), torch.arange(32) % 4
-
-
-def _flat(x: torch.Tensor, y: torch.Tensor, original: bool) -> dict[str, Any]:
-    from torch.distributed.fsdp import FullyShardedDataParallel
-
-    model = _network().eval()
-    expected = model[0](x)
-    cpu = torch.device("cpu")
-    model[0] = FullyShardedDataParallel(model[0], device_id=cpu, use_orig_params=original)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        report = sylvinit.initialize_(model, (x, y), preset="best", microbatch=8)
-    with pytest.raises(RuntimeError, match="the forward fails"):
-        sylvinit.initialize_(model, (x, y), preset="best", microbatch=8, forward_fn=_failing)
-    body = model[0](x)
-    body.sum().backward()
-    return {
-        "same": [torch.allclose(body, expected, atol=1e-6)],
-        "solved": [layer.name for layer in report.solved],
-        "calibrated": [layer.name for layer in report.layers if layer.status == "calibrated"],
-        "messages": [str(w.message) for w in caught if "FSDP" in str(w.message)],
-    }
-
-
-def _failing(model: nn.Module, x: torch.Tensor) -> None:
-    model(x)
-    raise RuntimeError("the forward fails")
-
-
-def _work(rank: int, folder: str, kind: str) -> None:
-    torch.set_num_threads(1)
-    store = distributed.FileStore(f"{folder}/store", PROCESSES)
-    distributed.init_process_group("gloo", store=store, rank=rank, world_size=PROCESSES)
-    try:
-        data = _data(rank)
-        found = _flat(*data, kind == "original")
-        torch.save(found, f"{folder}/{rank}.pt")
-    finally:
-        distributed.destroy_process_group()
-
-
-def _run(folder: Path, kind: str) -> list[dict[str, Any]]:
-    mp.spawn(_work, (str(folder), kind), nprocs=PROCESSES)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(PROCESSES)]
-
-
 @pytest.mark.parametrize("kind", ["flat", "original"])
-def test_flat_parameters_are_left_alone(tmp_path: Path, kind: str) -> None:
-    for found in _run(tmp_path, kind):
+def test_flat_parameters_are_left_alone(pool: RankPool, kind: str) -> None:
+    for found in pool.values(2, shard_jobs.flat, kind == "original"):
         assert found["same"] == [True]
         assert (found["solved"], found["calibrated"]) == (["1"], [])
         (message,) = found["messages"]
