@@ -125,9 +125,10 @@ def panel() -> str:
 
 
 def panel_mean() -> str:
-    """Points of auto over the own start, mean over cells."""
-    mean = statistics.fmean(row.gap.gap.mean for row in _panel() if row.gap is not None)
-    return f"{mean:+.1f}".replace("-", "\N{MINUS SIGN}")
+    """Points of auto over the own start, mean over cells, and the median."""
+    gains = [row.gap.gap.mean for row in _panel() if row.gap is not None]
+    mean, middle = statistics.fmean(gains), statistics.median(gains)
+    return f"{mean:+.1f} (median {middle:+.1f})".replace("-", "\N{MINUS SIGN}")
 
 
 def _ratio(problem: str) -> float:

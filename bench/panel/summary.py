@@ -91,15 +91,16 @@ def criteria(found: Sequence[Row], arm: str, seconds: Seconds) -> list[Criterion
     for row in known:
         if row.gap is not None:
             by_pair.setdefault(row.cell.pair.title, []).append(row.gap.gap.mean)
-    mean = fmean(value for values in by_pair.values() for value in values)
+    gains = [value for values in by_pair.values() for value in values]
+    mean = fmean(gains)
     of_pairs = fmean(map(fmean, by_pair.values()))
     return [
         Criterion(not below, f"cells significantly below the own start: {_names(below)}"),
         Criterion(not low, f"cells whose 95 % interval is wholly below -1: {_names(low)}"),
         Criterion(
             mean > 0,
-            f"mean difference over {len(known)} cells: {mean:+.2f} (each of {len(by_pair)} pairs "
-            f"counted once: {of_pairs:+.2f})",
+            f"mean difference over {len(known)} cells: {mean:+.2f}, median {median(gains):+.2f} "
+            f"(mean, each of {len(by_pair)} pairs counted once: {of_pairs:+.2f})",
         ),
         _kept(known, arm),
         _seconds(seconds, arm),
