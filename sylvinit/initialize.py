@@ -108,9 +108,10 @@ def initialize_(
             difference. Where the features of "best" spread over more than 2.5 times as many
             directions and so may be noise, it is kept unless "best" is ahead by as much; but not in
             networks without batch norm that read their inputs in windows (a first convolution,
-            patches), if its own error is above 0.5. The head is solved either way; behind an own
-            body, a head of numbers is written with a third of its outputs' deviation from the mean
-            or more (the root of own over solved deviation).
+            patches), if its own error is above 0.5. With batch norm the own start is also tried
+            with statistics of the data. The head is solved either way; behind an own body, a head
+            of numbers (with a bias and the default head_code) is written as its solution times the
+            root of own over solved deviation of its outputs, from 1/3 to 1.
             ``report.candidates`` has the scores. Without a head that is solved from labels, "best"
             for networks of convolutions with batch norm or without any normalization, and nothing
             for others. With a code, include, exclude or rescale of yours it is "best", without a

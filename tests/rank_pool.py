@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing as mp
 import os
+import signal
 import tempfile
 import traceback
 import warnings
@@ -93,6 +94,7 @@ class RankPool:
 
 def _serve(pipe: Any, rank: int, processes: int, folder: str) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background of a shell
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     dist.init_process_group(

@@ -54,7 +54,7 @@ def _in_short(rows: list[Row], models: int | None) -> str:
     tried, done = _of(rows, *_TRIED), _of(rows, "initialized")
     largest = max(done, key=lambda row: row["largest"])
     counts = sum((Counter(row["counts"]) for row in done), Counter[str]())
-    of_all = f" of {models}" if models else ""
+    of_all = f" of {max(models, len(rows))}" if models else ""
     rest = f", and {models - len(rows)} have not been run" if models and models > len(rows) else ""
     reasons: dict[str, list[str]] = defaultdict(list)
     for row in done:
@@ -64,7 +64,8 @@ def _in_short(rows: list[Row], models: int | None) -> str:
     return "\n".join(
         [
             f"- **{len(tried)}{of_all} networks were tried**, of timm, transformers, torchvision; "
-            f"{len(rows) - len(tried)} more could not be built or run by their library here{rest}.",
+            f"{len(rows) - len(tried)} could not be built or run by their library here, or are too "
+            f"large{rest}.",
             f"- **{len(done)} were initialized**, {len(_of(rows, 'refused', 'failed'))} refused, "
             f"{len(_of(rows, 'too slow', 'died'))} ran out of time or memory.",
             f"- **{len(done) - unsolved} heads were solved**, {unsolved} were not"
