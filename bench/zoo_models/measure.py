@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Mapping, ValuesView
+from collections.abc import Callable, Mapping, ValuesView
 from typing import Any
 
 import torch
@@ -19,8 +19,10 @@ from .case import Case, NotBuiltError, TooLargeError, parameter_count
 _LISTS = (list, tuple, ValuesView)
 
 
-def measure(name: str, most_parameters: int) -> dict[str, Any]:
-    """Build the model ``library/name``, run it, initialize it.
+def measure(
+    name: str, most_parameters: int, built: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
+    """Build the model ``library/name``, call ``built``, run it, initialize it.
 
     The row's "status" is "too large", "not built", "forward fails" (without sylvinit), "refused"
     (an error of sylvinit's), "failed" (any other error) or "initialized".
@@ -36,6 +38,7 @@ def measure(name: str, most_parameters: int) -> dict[str, Any]:
         return row | {"status": "not built", "error": str(error)[:400]}
     except Exception as error:  # whatever a library's constructor raises
         return row | {"status": "not built", "error": _text(error)}
+    built()
     row["parameters"] = parameter_count(case.model)
     try:
         row["forward_seconds"] = _forward_seconds(case)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import multiprocessing.connection
 import os
 import sys
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -45,10 +49,29 @@ def test_a_process_that_takes_too_long_or_ends_without_a_row(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     slow = zoo.measure_apart("timm/resnet18", seconds=0.0, memory=8)
-    assert (slow["status"], slow["error"]) == ("too slow", "more than 0 s")
+    assert (slow["status"], slow["error"]) == ("not built", "more than 0 s")
     monkeypatch.setattr(zoo, "_limited", os.abort)  # called with arguments it fails: exit code 1
     ended = zoo.measure_apart("timm/resnet18", seconds=60, memory=8)
     assert (ended["status"], ended["error"]) == ("died", "exit code 1")
+
+
+def test_slow_is_what_was_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Thread(threading.Thread):
+        """In place of a process; it says that the model is there, and no more."""
+
+        def __init__(self, target: Any, args: tuple[str, float, Any], daemon: bool) -> None:
+            super().__init__(target=lambda: args[2].send(None))
+            self.kill = lambda: None
+
+        def start(self) -> None:
+            super().start()
+            self.join()
+
+    processes = SimpleNamespace(Pipe=multiprocessing.Pipe, Process=Thread)
+    monkeypatch.setattr(zoo, "_PROCESSES", processes)
+    monkeypatch.setattr(multiprocessing.connection.Connection, "close", lambda _: None)
+    slow = zoo.measure_apart("timm/resnet18", seconds=0.01, memory=8)
+    assert (slow["status"], slow["error"]) == ("too slow", "more than 0.01 s")
 
 
 def test_a_run_goes_on_where_it_was_stopped(
