@@ -133,12 +133,9 @@ def _before(found: Sequence[Row], arm: str, seconds: Seconds) -> list[str]:
         of_pair = seconds.get(place[0], {}) if place[1] == list(row.cell.pair.updates)[-1] else {}
         timed = [f"{of_pair[name]:.2f}" for name in names if name in of_pair]
         lines.append(_line([*cells, ", ".join(timed) or "-", _choices(row.runs[arm])]))
-    lines += ["", f"Seconds (of one processor, one after the other) are those of {_of(names[1:])}."]
+    shown = " and ".join(names[1:])
+    lines += ["", f"Seconds (of one processor, one after the other) are those of {shown}."]
     return lines
-
-
-def _of(names: Sequence[str]) -> str:
-    return " and ".join(names)
 
 
 def _names(arm: str) -> list[str]:
